@@ -1,0 +1,85 @@
+"""Tasks and examples: what is to be predicted, from which rows, and where each row came from."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, final
+
+TaskKind = Literal["classification", "pair-classification", "regression", "generation"]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One row.
+
+    `label` is the index of the class in `Task.labels`, or the target number for regression, or None
+    where there is none. `source` is "file:line", so that an error can say where.
+    """
+
+    text: str
+    text_pair: str | None = None
+    label: int | float | None = None
+    source: str = "memory"
+
+
+@final
+class TestRows:
+    """Rows kept for the final score.
+
+    Deliberately not a sequence: it cannot be indexed, iterated or batched, so selection and training cannot
+    use it by accident. Only `handful.evaluation.evaluate` opens it.
+    """
+
+    __test__ = False  # pytest would otherwise take the name for a test class
+    __slots__ = ("_examples",)
+
+    def __init__(self, examples: Sequence[Example]):
+        self._examples = tuple(examples)
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def fingerprint(self) -> str:
+        return fingerprint_rows(self._examples)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What is to be predicted, and the labelled rows there are.
+
+    `labels` are the class names in the order of the class indices (empty for regression). `pool` is where
+    few-shot rows are drawn from, `dev` a separate development set where the data brings one. `origin` is a
+    path, a hub name with its revision, or a package with its version.
+    """
+
+    name: str
+    kind: TaskKind
+    labels: tuple[str, ...]
+    metric: str
+    pool: tuple[Example, ...]
+    test: TestRows | None = None
+    dev: tuple[Example, ...] | None = None
+    origin: str = "memory"
+
+    @property
+    def num_outputs(self) -> int:
+        """Width C of the head: one score a class, or one number for regression."""
+        return 1 if self.kind == "regression" else len(self.labels)
+
+    def fingerprint(self) -> str:
+        """Identity of the content (not of the path it came from)."""
+        parts = [self.kind, *self.labels, fingerprint_rows(self.pool)]
+        parts += [self.test.fingerprint() if self.test else "", fingerprint_rows(self.dev or ())]
+        return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()
+
+
+def fingerprint_rows(rows: Sequence[Example]) -> str:
+    """SHA-256 over texts and labels in order."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(repr((row.text, row.text_pair, row.label)).encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()

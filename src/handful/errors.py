@@ -1,0 +1,49 @@
+"""Every error handful raises on purpose.
+
+Each says what was expected, what was found and where, and what to do; `hint` carries the last part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class HandfulError(Exception):
+    """Base of all errors raised on purpose; the command line prints it without a traceback.
+
+    `message` says what was expected and what was found (and where); `hint` says what to do.
+    """
+
+    def __init__(self, message: str, hint: str | None = None):
+        self.message, self.hint = message, hint
+        super().__init__(message if hint is None else f"{message}\n\nhint: {hint}")
+
+
+class ConfigError(HandfulError, ValueError):
+    """A setting, option, recipe or method is wrong."""
+
+
+class DataError(HandfulError, ValueError):
+    """A data file, row or split is wrong."""
+
+
+class ModelError(HandfulError, ValueError):
+    """A backbone cannot be loaded or cannot do what was asked of it."""
+
+
+class RunError(HandfulError, OSError):
+    """A run or export folder cannot be read or written."""
+
+    def __str__(self) -> str:  # OSError would show the two arguments as a tuple
+        return self.message if self.hint is None else f"{self.message}\n\nhint: {self.hint}"
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A hint naming what is known: the nearest name if one is near, else all of them."""
+    names = sorted(known)
+    folded = {candidate.lower(): candidate for candidate in names}
+    close = get_close_matches(name.lower(), folded, n=1, cutoff=0.6)
+    if close:
+        return f"did you mean {folded[close[0]]!r}?"
+    return "known: " + ", ".join(names) if names else "nothing is known here"

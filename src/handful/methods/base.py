@@ -1,0 +1,199 @@
+"""What a method is: a frozen dataclass of hyperparameters that attaches an adapter to a backbone.
+
+`Method.attach(backbone, task, generator=...)` returns an `AbstractAdapter`, an ordinary `nn.Module` whose
+parameters are exactly what is trained, counted and saved.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from functools import cache
+from typing import TYPE_CHECKING, Any, ClassVar, get_type_hints
+
+import torch
+from pydantic import ConfigDict, Field, ValidationError, create_model
+from pydantic.fields import FieldInfo
+from torch import nn
+
+from handful.errors import ConfigError, nearest
+
+if TYPE_CHECKING:
+    from handful.backbone.load import Backbone
+    from handful.data.batching import Batch, EncodedRows
+    from handful.data.task import Task
+
+
+def setting(description: str, *, source: str = "ours", unit: str = "", **bounds: Any) -> FieldInfo:
+    """Annotation of one hyperparameter: what it does, where its default comes from, its unit and bounds.
+
+    `source` names the paper and section, or "ours". `bounds` are pydantic's (`ge`, `gt`, `le`, `lt`).
+    """
+    return Field(description=description, json_schema_extra={"source": source, "unit": unit}, **bounds)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A named choice of settings; data, never code. `reason` says where it comes from."""
+
+    reason: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    training: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class AbstractMethod(ABC):
+    """Base of all methods. Subclasses are final frozen dataclasses whose fields are the hyperparameters."""
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    source: ClassVar[str]
+    presets: ClassVar[Mapping[str, Preset]]
+
+    def __post_init__(self) -> None:
+        check_settings(type(self), {f.name: getattr(self, f.name) for f in fields(self)})
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any]):
+        """The method with these fields set; all wrong names, types and ranges are reported at once."""
+        return cls(**check_settings(cls, settings))
+
+    def settings(self) -> dict[str, Any]:
+        """The fields as plain JSON values."""
+        return asdict(self)
+
+    def check(self, backbone: Backbone, task: Task) -> list[str]:
+        """Reasons why this method cannot work on this backbone and task; empty when it can."""
+        del backbone, task
+        return []
+
+    @abstractmethod
+    def attach(self, backbone: Backbone, task: Task, *, generator: torch.Generator) -> AbstractAdapter:
+        """A freshly initialised adapter on the backbone; every random number comes from `generator`."""
+
+
+@cache
+def _settings_model(cls: type[AbstractMethod]):
+    hints = get_type_hints(cls, include_extras=True)
+    definitions: dict[str, Any] = {f.name: (hints[f.name], f.default) for f in fields(cls)}
+    return create_model(cls.__name__, __config__=ConfigDict(extra="forbid", strict=False), **definitions)
+
+
+def describe_settings(cls: type[AbstractMethod]) -> list[dict[str, Any]]:
+    """One record a hyperparameter: name, type, default, unit, description and source."""
+    records = []
+    for name, info in _settings_model(cls).model_fields.items():
+        extra = info.json_schema_extra if isinstance(info.json_schema_extra, dict) else {}
+        kind = str(get_type_hints(cls)[name]).replace("typing.", "").removeprefix("<class '").removesuffix("'>")
+        records.append(
+            {
+                "name": name,
+                "type": kind,
+                "default": info.default,
+                "unit": extra.get("unit", ""),
+                "description": info.description or "",
+                "source": extra.get("source", "ours"),
+            }
+        )
+    return records
+
+
+def check_settings(cls: type[AbstractMethod], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings with values converted to their types. Raises: ConfigError naming every wrong one."""
+    try:
+        return _settings_model(cls)(**settings).model_dump(include=set(settings))
+    except ValidationError as error:
+        names = [f.name for f in fields(cls)]
+        lines = []
+        for problem in error.errors():
+            where = ".".join(str(part) for part in problem["loc"]) or "settings"
+            if problem["type"] == "extra_forbidden":
+                lines.append(f"{where}: {cls.name} has no such field; {nearest(where, names)}")
+            else:
+                lines.append(f"{where}: {problem['msg'].lower()}, found {problem['input']!r}")
+        raise ConfigError(
+            f"{len(lines)} wrong setting(s) for method {cls.name!r}:\n  " + "\n  ".join(lines),
+            f"`handful methods {cls.name}` lists every field with its type, default and reason",
+        ) from None
+
+
+class AbstractAdapter(nn.Module, ABC):
+    """What a method adds to a backbone. Its parameters are exactly what is trained, counted and saved.
+
+    `forward(batch)` returns the scores (B, C): logits, or for regression the standardised prediction. The
+    hooks do nothing by default. The backbone is held, not registered: it is no part of the state dict.
+    """
+
+    num_vertices: int = 1
+    """Vertices of the adapter's simplex; 1 means that nothing is drawn."""
+
+    lowest_layer: int | None = None
+    """The lowest layer whose computation the adapter changes: below it the trunk may be computed once and
+    kept. `backbone.num_layers` means that only the head is trained; None that nothing may be kept."""
+
+    def __init__(self, backbone: Backbone):
+        super().__init__()
+        object.__setattr__(self, "backbone", backbone)
+
+    backbone: Backbone
+
+    @abstractmethod
+    def forward(self, batch: Batch) -> torch.Tensor: ...
+
+    def warm_start(self, rows: EncodedRows, generator: torch.Generator) -> None:
+        """Initialise from training rows (a probe's weights, activations) before the first step."""
+
+    def begin_batch(
+        self, batch: Batch, generator: torch.Generator | None = None, *, vertex: int | None = None
+    ) -> None:
+        """Choose the point of the simplex (gate noise, routing) for the next forward of `batch`.
+
+        With a generator, draw one; without, take the deterministic predictor (midpoint); with `vertex`, take
+        that vertex.
+        """
+
+    def penalty(self) -> torch.Tensor | None:
+        """A term added to the loss of the current batch, or None."""
+        return None
+
+    def after_step(self, step: int) -> None:
+        """Called after every optimiser step, counted from 1."""
+
+    def parameter_groups(self) -> Iterator[tuple[str, list[nn.Parameter]]]:
+        """Named groups that may have learning rates of their own: "head" and "adapter"."""
+        head = [p for n, p in self.named_parameters() if n.startswith("head.")]
+        rest = [p for n, p in self.named_parameters() if not n.startswith("head.")]
+        yield from ((name, group) for name, group in (("adapter", rest), ("head", head)) if group)
+
+    def diagnostics(self) -> dict[str, float]:
+        """Numbers worth logging at every evaluation, such as the spread of the vertices."""
+        return {}
+
+    @abstractmethod
+    def detach(self) -> None:
+        """Take everything off the backbone again and restore it bit for bit. Idempotent."""
+
+
+class BorrowedParameters(nn.Module):
+    """Parameters of the backbone that an adapter trains in place, restorable bit for bit.
+
+    The tensors are the backbone's own (same objects); dots in their names become "__" because parameter names
+    may not contain them.
+    """
+
+    def __init__(self, model: nn.Module, select: Callable[[str, nn.Parameter], bool]):
+        super().__init__()
+        self._originals: dict[str, torch.Tensor] = {}
+        for name, parameter in model.named_parameters():
+            if select(name, parameter):
+                self._originals[name] = parameter.detach().clone()
+                self.register_parameter(name.replace(".", "__"), parameter.requires_grad_(True))
+
+    def restore(self) -> None:
+        """Put the original values back and freeze them."""
+        with torch.no_grad():
+            for name, original in self._originals.items():
+                parameter = self.get_parameter(name.replace(".", "__"))
+                parameter.requires_grad_(False).copy_(original)
+                parameter.grad = None
