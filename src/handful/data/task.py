@@ -45,6 +45,10 @@ class TestRows:
     def fingerprint(self) -> str:
         return fingerprint_rows(self._examples)
 
+    def text_keys(self) -> frozenset[bytes]:
+        """Digests of the texts, to find training rows that also stand here without opening the rows."""
+        return frozenset(map(text_key, self._examples))
+
 
 @final
 @dataclass(frozen=True, slots=True)
@@ -53,7 +57,8 @@ class Task:
 
     `labels` are the class names in the order of the class indices (empty for regression). `pool` is where
     few-shot rows are drawn from, `dev` a separate development set where the data brings one. `origin` is a
-    path, a hub name with its revision, or a package with its version.
+    path, a hub name with its revision, or a package with its version. `notes` say what was chosen for the user
+    while reading, one sentence each with its reason.
     """
 
     name: str
@@ -64,6 +69,7 @@ class Task:
     test: TestRows | None = None
     dev: tuple[Example, ...] | None = None
     origin: str = "memory"
+    notes: tuple[str, ...] = ()
 
     @property
     def num_outputs(self) -> int:
@@ -83,3 +89,9 @@ def fingerprint_rows(rows: Sequence[Example]) -> str:
     for row in rows:
         digest.update(repr((row.text, row.text_pair, row.label)).encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
+
+
+def text_key(row: Example) -> bytes:
+    """Digest of the text (and pair) in lower case with white space collapsed: equal for exact duplicates."""
+    texts = [" ".join(text.lower().split()) for text in (row.text, row.text_pair or "")]
+    return hashlib.sha256("\x1f".join(texts).encode("utf-8", "surrogatepass")).digest()

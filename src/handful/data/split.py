@@ -1,0 +1,209 @@
+"""The K labelled rows of a run: stratified, nested in K, and apart from the test rows.
+
+Per class the pool is shuffled once, by the seed alone. The classes are then interleaved into one order in which
+every prefix is as close to the pool's proportions as whole rows allow; K rows are the first K of that order, so 50
+rows are contained in 100. Whether a row trains or selects depends only on its place within its class, so the
+training rows are nested, and the development rows too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from math import floor
+from typing import Literal, final
+
+import torch
+
+from handful.data.task import Example, Task, TestRows, fingerprint_rows, text_key
+from handful.errors import ConfigError, DataError, nearest
+from handful.randomness import stream
+
+DevRows = Literal["carved", "separate", "none"]
+
+QUANTILES = 5
+"""Strata of a regression target."""
+
+
+@final
+@dataclass(frozen=True, init=False, slots=True)
+class Split:
+    """`shots` labelled rows of a task, in all, divided into `.train` and `.dev`; `.test` stays closed.
+
+    `dev` says where the development rows come from: "carved" out of the `shots` rows (`dev_fraction` of them),
+    "separate" (the task's own development rows, else pool rows after the first `shots`; at most `dev_rows`), or
+    "none". Rows whose text repeats within the pool or the development rows, or stands in the test rows (for pool rows
+    also in the development rows), are dropped before and counted.
+
+    Raises: DataError where this cannot be had; nothing is silently made smaller.
+    """
+
+    task: Task
+    shots: int
+    seed: int
+    train: tuple[Example, ...]
+    dev: tuple[Example, ...]
+    test: TestRows | None
+    dropped_duplicates: int
+    dropped_overlap: int
+
+    def __init__(
+        self,
+        task: Task,
+        shots: int,
+        seed: int,
+        dev: DevRows = "carved",
+        dev_fraction: float = 0.2,
+        dev_rows: int = 1000,
+    ):
+        _check_arguments(dev, dev_fraction, dev_rows)
+        closed = task.test.text_keys() if task.test else frozenset()
+        own_dev, dev_repeated, dev_overlap = _distinct((task.dev or ()) if dev == "separate" else (), closed)
+        pool, pool_repeated, pool_overlap = _distinct(task.pool, closed | {text_key(row) for row in own_dev})
+
+        generator = stream(seed, "split")
+        strata = _strata(task, pool)
+        minimum = 2 if dev == "carved" else 1
+        _check_enough(task, strata, shots, minimum)
+        order = _interleave([_shuffled(rows, generator) for rows in strata], minimum)
+        chosen = order[:shots]
+        train = [row for row, _, _ in chosen]
+        selection: Sequence[Example] = ()
+        if dev == "carved":
+            roles = [_is_dev(place, (stratum + 0.5) / len(strata), dev_fraction) for _, stratum, place in chosen]
+            selection = [row for (row, _, _), is_dev in zip(chosen, roles, strict=True) if is_dev]
+            train = [row for (row, _, _), is_dev in zip(chosen, roles, strict=True) if not is_dev]
+        elif dev == "separate":
+            rest = [row for row, _, _ in order[shots:]]
+            selection = (_shuffled(own_dev, stream(seed, "split/dev")) if own_dev else rest)[:dev_rows]
+            if not selection:
+                raise DataError(
+                    f"task {task.name!r} has no development rows, and no row is left after {shots} shots",
+                    'give a development file, use fewer shots, or dev="carved"',
+                )
+
+        values = {
+            "task": task,
+            "shots": shots,
+            "seed": seed,
+            "train": tuple(train),
+            "dev": tuple(selection),
+            "test": task.test,
+            "dropped_duplicates": pool_repeated + dev_repeated,
+            "dropped_overlap": pool_overlap + dev_overlap,
+        }
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over the contents of the training, development and test rows in order."""
+        parts = [fingerprint_rows(self.train), fingerprint_rows(self.dev), self.test.fingerprint() if self.test else ""]
+        return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()
+
+
+def _check_arguments(dev: str, dev_fraction: float, dev_rows: int) -> None:
+    known = ("carved", "separate", "none")
+    if dev not in known:
+        raise ConfigError(f"dev: expected one of {', '.join(known)}, found {dev!r}", nearest(dev, known))
+    if not 0 < dev_fraction < 1:
+        raise ConfigError(
+            f"dev_fraction: expected a number between 0 and 1, found {dev_fraction}", 'for no rows, use dev="none"'
+        )
+    if dev_rows < 1:
+        raise ConfigError(f"dev_rows: expected at least 1, found {dev_rows}", 'for no rows, use dev="none"')
+
+
+def _distinct(rows: Sequence[Example], closed: Collection[bytes]) -> tuple[list[Example], int, int]:
+    """Rows whose text is new and not in `closed`; how many repeated another row, and how many stood in `closed`."""
+    kept: dict[bytes, Example] = {}
+    overlap = 0
+    for row in rows:
+        key = text_key(row)
+        if key in closed:
+            overlap += 1
+        else:
+            kept.setdefault(key, row)
+    return list(kept.values()), len(rows) - overlap - len(kept), overlap
+
+
+def _strata(task: Task, pool: Sequence[Example]) -> list[list[Example]]:
+    """The rows of each class, or of each quantile of the target."""
+    unlabelled = next((row for row in pool if row.label is None), None)
+    if unlabelled is not None:
+        raise DataError(f"{unlabelled.source}: expected a label, found none", "label every row of the pool")
+    seen = Counter(row.label for row in pool)
+    if len(seen) == 1 and len(pool) > 1:
+        (label,) = seen
+        what = f"the target {label}" if task.kind == "regression" else f"the class {task.labels[int(label or 0)]!r}"
+        raise DataError(f"task {task.name!r}: all {len(pool)} rows have {what}", "at least two are needed to learn")
+    if task.kind != "regression":
+        return [[row for row in pool if row.label == index] for index in range(len(task.labels))]
+    ranked = sorted(pool, key=lambda row: float(row.label or 0))
+    cuts = [round(len(ranked) * part / QUANTILES) for part in range(QUANTILES + 1)]
+    return [ranked[low:high] for low, high in pairwise(cuts)]
+
+
+def _check_enough(task: Task, strata: Sequence[Sequence[Example]], shots: int, minimum: int) -> None:
+    rows, smallest = sum(map(len, strata)), len(strata) * minimum
+    parts = "training and development" if minimum == 2 else "training"
+    if shots > rows:
+        raise DataError(
+            f"task {task.name!r}: expected at least {shots} distinct labelled rows, found {rows}",
+            f"use at most --shots {rows}, or label more rows",
+        )
+    for index, stratum in enumerate(strata):
+        if len(stratum) < minimum:
+            name = f"class {task.labels[index]!r}" if task.labels else f"fifth {index + 1} of the target"
+            raise DataError(
+                f"task {task.name!r}: {name} has {len(stratum)} row(s), needed {minimum} for {parts}",
+                "label more rows of it, or leave the class out" if task.labels else "label more rows",
+            )
+    if shots < smallest:
+        raise DataError(
+            f"task {task.name!r}: {shots} shots are too few for {len(strata)} "
+            f"{'classes' if task.labels else 'fifths of the target'} with {minimum} row(s) each for {parts}",
+            f"the smallest number that works is --shots {smallest}",
+        )
+
+
+def _shuffled(rows: Sequence[Example], generator: torch.Generator) -> list[Example]:
+    return [rows[index] for index in torch.randperm(len(rows), generator=generator).tolist()]
+
+
+def _interleave(strata: Sequence[Sequence[Example]], minimum: int) -> list[tuple[Example, int, int]]:
+    """All rows as (row, stratum, place within the stratum) in the order in which shots are taken.
+
+    After `minimum` rows of each stratum comes the quota method of Balinski and Young (1975): the next row goes to
+    the largest `size / (taken + 1)` among the strata that have not reached their share of the prefix. It keeps
+    every stratum within one row of its share once the minimum no longer exceeds it.
+    """
+    sizes, total = [len(stratum) for stratum in strata], sum(map(len, strata))
+    taken = [0] * len(strata)
+    order = []
+    for step in range(total):
+        due = [s for s, size in enumerate(sizes) if taken[s] < minimum and taken[s] < size]
+        if due:
+            stratum = min(due, key=lambda s: taken[s])
+        else:
+            due = [s for s, size in enumerate(sizes) if taken[s] * total < size * (step + 1)]
+            stratum = min(due, key=lambda s: (taken[s] + 1) / sizes[s])
+        order.append((strata[stratum][taken[stratum]], stratum, taken[stratum]))
+        taken[stratum] += 1
+    return order
+
+
+def _is_dev(place: int, offset: float, fraction: float) -> bool:
+    """Whether the row at this place of its stratum selects instead of trains.
+
+    The first row trains, the second selects, and from there on `fraction` of the rows select. The strata's offsets
+    are spread over (0, 1), so that rounding evens out over many small classes.
+    """
+
+    def count(rows: int) -> int:
+        return min(max(floor(fraction * rows + offset), 1), rows - 1)
+
+    return place > 0 and count(place + 1) > count(place)
