@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, final
 
@@ -114,21 +114,17 @@ def encode(
 
 def _tokenise(
     examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, max_length: int
-) -> tuple[dict[str, Any], int]:
-    """Columns of token lists, and how many rows were cut. Only rows that are too long are tokenised again."""
-
-    def run(rows: Sequence[Example], **options: Any) -> dict[str, Any]:
-        if not rows:
-            return {"input_ids": []}
-        pairs = [row.text_pair or "" for row in rows] if rows[0].text_pair is not None else None
-        return dict(tokenizer([row.text for row in rows], pairs, return_attention_mask=False, verbose=False, **options))
-
-    encoded = run(examples)
-    long = [index for index, ids in enumerate(encoded["input_ids"]) if len(ids) > max_length]
-    for name, rows in run([examples[i] for i in long], truncation="longest_first", max_length=max_length).items():
-        for index, row in zip(long, rows, strict=True):
-            encoded[name][index] = row
-    return encoded, len(long)
+) -> tuple[Mapping[str, Any], int]:
+    """Columns of token lists, and how many rows were cut."""
+    if not examples:
+        return {"input_ids": []}, 0
+    texts = [row.text for row in examples]
+    pairs = [row.text_pair or "" for row in examples] if examples[0].text_pair is not None else None
+    encoded = tokenizer(texts, pairs, truncation="longest_first", max_length=max_length, return_attention_mask=False)
+    if encoded.encodings is not None:
+        return encoded, sum(bool(encoding.overflowing) for encoding in encoded.encodings)
+    full = tokenizer(texts, pairs, return_attention_mask=False, verbose=False)  # a Python tokenizer does not say
+    return encoded, sum(len(ids) > max_length for ids in full["input_ids"])
 
 
 def _check_pairs(examples: Sequence[Example], kind: TaskKind) -> None:
