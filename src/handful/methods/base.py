@@ -35,11 +35,15 @@ def setting(description: str, *, source: str = "ours", unit: str = "", **bounds:
 
 @dataclass(frozen=True)
 class Preset:
-    """A named choice of settings; data, never code. `reason` says where it comes from."""
+    """A named choice of settings; data, never code. `reason` says where it comes from.
+
+    `settings` are the method's fields, `training` those of `TrainingConfig`, `run` the split's and pooling.
+    """
 
     reason: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
+    run: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -74,13 +78,13 @@ class AbstractMethod(ABC):
 
 
 @cache
-def _settings_model(cls: type[AbstractMethod]):
+def _settings_model(cls: type):
     hints = get_type_hints(cls, include_extras=True)
     definitions: dict[str, Any] = {f.name: (hints[f.name], f.default) for f in fields(cls)}
     return create_model(cls.__name__, __config__=ConfigDict(extra="forbid", strict=False), **definitions)
 
 
-def describe_settings(cls: type[AbstractMethod]) -> list[dict[str, Any]]:
+def describe_settings(cls: type) -> list[dict[str, Any]]:
     """One record a hyperparameter: name, type, default, unit, description and source."""
     records = []
     for name, info in _settings_model(cls).model_fields.items():
@@ -99,8 +103,11 @@ def describe_settings(cls: type[AbstractMethod]) -> list[dict[str, Any]]:
     return records
 
 
-def check_settings(cls: type[AbstractMethod], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings with values converted to their types. Raises: ConfigError naming every wrong one."""
+def check_settings(cls: type, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a dataclass whose fields carry `setting(...)`, with values converted to their types.
+
+    `cls.name` stands in the error. Raises: ConfigError naming every wrong one.
+    """
     try:
         return _settings_model(cls)(**settings).model_dump(include=set(settings))
     except ValidationError as error:
@@ -113,7 +120,7 @@ def check_settings(cls: type[AbstractMethod], settings: Mapping[str, Any]) -> di
             else:
                 lines.append(f"{where}: {problem['msg'].lower()}, found {problem['input']!r}")
         raise ConfigError(
-            f"{len(lines)} wrong setting(s) for method {cls.name!r}:\n  " + "\n  ".join(lines),
+            f"{len(lines)} wrong setting(s) for {cls.name!r}:\n  " + "\n  ".join(lines),
             f"`handful methods {cls.name}` lists every field with its type, default and reason",
         ) from None
 
@@ -140,6 +147,14 @@ class AbstractAdapter(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, batch: Batch) -> torch.Tensor: ...
+
+    def target_scores(self, batch: Batch) -> torch.Tensor:
+        """Scores (B, C) with regression in the targets' own units."""
+        return self(batch)
+
+    def standardise(self, targets: torch.Tensor) -> torch.Tensor:
+        """Regression targets (B,) in the units of `forward`."""
+        return targets
 
     def warm_start(self, rows: EncodedRows, generator: torch.Generator) -> None:
         """Initialise from training rows (a probe's weights, activations) before the first step."""

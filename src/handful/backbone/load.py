@@ -1,0 +1,219 @@
+"""Load a pretrained model as a frozen backbone that ends at pooled features or at language-model logits."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Literal, final
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
+
+from handful.backbone.attention import KeyValueInjection
+from handful.backbone.packaged import PACKAGED_MODELS, packaged_folder
+from handful.errors import ModelError, nearest
+
+Kind = Literal["encoder", "decoder", "encoder-decoder"]
+Pooling = Literal["family", "mean", "last"]
+
+_MARKER_WIDTH = 17
+"""`num_labels` given to the stock classification class, so that its last linear layer can be told by its width."""
+
+
+@final
+class Backbone:
+    """A frozen pretrained model with its tokenizer; `features` turns token ids into pooled features.
+
+    `pooling` is "family" (the stock classification class up to its last linear layer), "mean" (mean of the last
+    hidden states over real tokens) or "last" (state of the last real token). `fresh` names parameters that the
+    checkpoint did not hold (the dense layer of a RoBERTa head, say); they are trained with the head.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        name: str,
+        kind: Kind,
+        pooling: Pooling | None,
+        fresh: tuple[str, ...] = (),
+    ):
+        self.model = model.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.name, self.kind, self.pooling, self.fresh = name, kind, pooling, fresh
+        self.config = model.config
+        self.family: str = model.config.model_type
+        self.num_layers: int = model.config.num_hidden_layers
+        self.hidden_size: int = model.config.hidden_size
+        self._accepted = set(inspect.signature(model.forward).parameters)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    def to(self, device: torch.device | str) -> Backbone:
+        self.model.to(device)  # type: ignore[arg-type]
+        return self
+
+    @property
+    def max_length(self) -> int:
+        """Most tokens a row may have, special tokens included."""
+        positions = getattr(self.config, "max_position_embeddings", None) or 512
+        if self.family in ("roberta", "xlm-roberta"):  # their positions start behind the padding index
+            positions -= (self.config.pad_token_id or 0) + 1
+        return min(int(positions), int(self.tokenizer.model_max_length))
+
+    def features(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Pooled features (B, D) of token ids (B, S), through whatever is injected at the moment."""
+        output = self.model(**self.accepted(inputs))
+        if self.pooling == "family":
+            return output.logits
+        return pool(output.last_hidden_state, inputs["attention_mask"], self.pooling)
+
+    def accepted(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor | bool]:
+        """The inputs that this model's forward takes (a tokenizer may make more), without a cache."""
+        kept: dict[str, torch.Tensor | bool] = {k: v for k, v in inputs.items() if k in self._accepted}
+        if "use_cache" in self._accepted:
+            kept["use_cache"] = False
+        return kept
+
+    @cached_property
+    def injection(self) -> KeyValueInjection:
+        """The key/value injection of this model, made on first use."""
+        pad = self.tokenizer.pad_token_id or 0
+        token = pad + 1  # any real token
+        inputs = {"input_ids": torch.full((1, 5), token), "attention_mask": torch.ones(1, 5, dtype=torch.long)}
+        if "decoder_input_ids" in self._accepted and self.purpose_is_lm:
+            inputs["decoder_input_ids"] = torch.full((1, 3), token)
+        inputs = {name: tensor.to(self.device) for name, tensor in inputs.items()}
+        return KeyValueInjection(self.model, self.accepted(inputs))
+
+    @property
+    def purpose_is_lm(self) -> bool:
+        """Whether the model ends at language-model logits (for generation) and not at features."""
+        return self.pooling is None
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over all weights that were in the checkpoint: what an adapter belongs to."""
+        digest = hashlib.sha256(self.family.encode())
+        for name, tensor in sorted(self.model.state_dict().items()):
+            if name not in self.fresh:
+                digest.update(name.encode())
+                digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+        return digest.hexdigest()
+
+
+def pool(hidden: torch.Tensor, mask: torch.Tensor, pooling: Pooling | None) -> torch.Tensor:
+    """(B, S, D) states and a (B, S) mask of real tokens → (B, D)."""
+    if pooling == "mean":
+        weights = mask.unsqueeze(-1).to(hidden.dtype)
+        return (hidden * weights).sum(1) / weights.sum(1)
+    last = (mask * torch.arange(mask.shape[1], device=mask.device)).argmax(1)
+    return hidden[torch.arange(len(hidden), device=hidden.device), last]
+
+
+def load_backbone(
+    name: str, *, pooling: Literal["auto", "family", "mean", "last"] = "auto", purpose: Literal["features", "lm"] = "features"
+) -> Backbone:
+    """The frozen backbone called `name`: a packaged name, a folder, or a name on the hub.
+
+    `pooling="auto"` takes the mean for encoders and encoder-decoders (whose encoder alone is run) and the last
+    token for decoders. Raises: ModelError when the name is unknown, or the model has no such head.
+    """
+    folder = resolve_model(name)
+    try:
+        config = AutoConfig.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"model {name!r} cannot be loaded: {str(error).splitlines()[0]}",
+            nearest(name, PACKAGED_MODELS) + "; a folder or a hub name works too (`handful models`)",
+        ) from None
+    kind = _kind(config)
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token is None:
+            raise ModelError(f"the tokenizer of {name!r} has neither a padding nor an end token", "set one in its folder")
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "left" if purpose == "lm" and kind == "decoder" else "right"
+    fresh: tuple[str, ...] = ()
+    resolved: Pooling | None
+    if purpose == "lm":
+        resolved = None
+        model = (AutoModelForSeq2SeqLM if kind == "encoder-decoder" else AutoModelForCausalLM).from_pretrained(folder)
+    elif pooling == "family":
+        resolved = "family"
+        model, fresh = _headless_classifier(folder, name, tokenizer.pad_token_id)
+    else:
+        resolved = pooling if pooling != "auto" else ("last" if kind == "decoder" else "mean")
+        model = AutoModel.from_pretrained(folder, dtype=torch.float32)
+        if kind == "encoder-decoder":
+            model = model.get_encoder()
+        if getattr(model, "pooler", None) is not None:
+            model.pooler = None  # not on the path to the features
+    return Backbone(model, tokenizer, name=name, kind=kind, pooling=resolved, fresh=fresh)
+
+
+def resolve_model(name: str) -> str:
+    """The folder (or hub name) that `name` stands for, without loading anything. Raises: ModelError."""
+    if name in PACKAGED_MODELS:
+        return str(packaged_folder(name))
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelError(f"{name}: expected a model folder, found no config.json in it", "give a folder saved by transformers")
+        return str(path)
+    if "/" not in name or name.startswith((".", "/", "~")):
+        raise ModelError(
+            f"no model is called {name!r}: it is no packaged name, no folder and no hub name (owner/name)",
+            nearest(name, PACKAGED_MODELS) + "; `handful models` lists what works offline",
+        )
+    return name
+
+
+def _kind(config) -> Kind:
+    if config.is_encoder_decoder:
+        return "encoder-decoder"
+    is_masked = type(config) in MODEL_FOR_MASKED_LM_MAPPING
+    return "decoder" if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and not is_masked else "encoder"
+
+
+def _headless_classifier(folder: str, name: str, pad_token_id: int | None) -> tuple[PreTrainedModel, tuple[str, ...]]:
+    """The stock classification model with its last linear layer replaced by the identity, and its fresh parameters."""
+    try:
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            folder, num_labels=_MARKER_WIDTH, dtype=torch.float32, output_loading_info=True
+        )
+    except ValueError as error:
+        raise ModelError(
+            f"model {name!r} has no stock classification class: {str(error).splitlines()[0]}", "use pooling 'mean' or 'last'"
+        ) from None
+    model.config.pad_token_id = pad_token_id
+    return model, remove_last_linear(model, info["missing_keys"], name)
+
+
+def remove_last_linear(model: PreTrainedModel, missing: set[str] | list[str], name: str) -> tuple[str, ...]:
+    """Replace the marked linear layer by the identity; returns the other parameters that were not in the checkpoint."""
+    marked = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and m.out_features == _MARKER_WIDTH]
+    if len(marked) != 1:
+        raise ModelError(
+            f"model {name!r}: expected one output layer in its classification class, found {len(marked)}", "use pooling 'mean'"
+        )
+    parent, _, leaf = marked[0].rpartition(".")
+    setattr(model.get_submodule(parent), leaf, nn.Identity())
+    return tuple(sorted(key for key in missing if not key.startswith(marked[0] + ".")))

@@ -1,0 +1,101 @@
+"""Compute the layers below an adapter once, and hand their output to every later forward.
+
+In few-shot work the same hundred rows pass through the same frozen lower layers at every epoch. `TrunkCache` keeps
+the output of layer `stop − 1` for each row; while it is in use those layers cost nothing, forward or backward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, final
+
+import torch
+from torch import nn
+
+from handful.backbone.load import Backbone
+from handful.data.batching import Batch, EncodedRows, plan_batches
+
+
+class _TrunkDone(Exception):
+    """Leaves a forward once the last cached layer has run."""
+
+
+@final
+class TrunkCache:
+    """The hidden states (S, D) of every row behind the layers below `stop`.
+
+    `run(batch)` must be the adapter's own forward, so that shifted positions and the like are part of what is kept.
+    Use: `with cache: cache.choose(batch); adapter(batch)`.
+    """
+
+    def __init__(self, backbone: Backbone, rows: EncodedRows, stop: int, run: Callable[[Batch], Any]):
+        self.layers = layer_list(backbone)[:stop]  # type: ignore[index]
+        self._hidden: list[torch.Tensor] = [torch.empty(0)] * len(rows)
+        self._current = torch.empty(0)
+        self._returns_tuple = False
+        handle = self.layers[-1].register_forward_hook(self._capture)
+        try:
+            with torch.no_grad():
+                for indices in plan_batches(rows.lengths, 64):
+                    try:
+                        run(rows.batch(indices).to(backbone.device))
+                    except _TrunkDone:
+                        pass
+                    for row, hidden in zip(indices, self._current, strict=True):
+                        self._hidden[row] = hidden[: rows.lengths[row]].clone()
+        finally:
+            handle.remove()
+
+    def _capture(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        self._returns_tuple = isinstance(output, tuple)
+        self._current = output[0] if isinstance(output, tuple) else output
+        raise _TrunkDone
+
+    def choose(self, batch: Batch) -> None:
+        """Set the rows of the next forwards."""
+        self._current = nn.utils.rnn.pad_sequence([self._hidden[row] for row in batch.rows.tolist()], batch_first=True)
+
+    def __enter__(self) -> TrunkCache:
+        for layer in self.layers:
+            layer.forward = self._skip
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for layer in self.layers:
+            del layer.forward
+
+    def _skip(self, *arguments: Any, **named: Any) -> Any:
+        return (self._current,) if self._returns_tuple else self._current
+
+
+def layer_list(backbone: Backbone) -> nn.ModuleList | None:
+    """The stack of layers of a model, where it has exactly one of `num_layers` modules of one class."""
+    found = [
+        module
+        for module in backbone.model.modules()
+        if isinstance(module, nn.ModuleList)
+        and len(module) == backbone.num_layers
+        and len({type(layer) for layer in module}) == 1
+    ]
+    return found[0] if len(found) == 1 else None
+
+
+def trunk_cache(backbone: Backbone, rows: EncodedRows, stop: int | None, run: Callable[[Batch], Any]) -> TrunkCache | None:
+    """A cache for these rows, or None where there is nothing to keep or the model's layers pass on more than states.
+
+    The cache is tried on one batch against the plain forward before it is trusted (T5, for one, hands a position
+    bias from its first layer to the others).
+    """
+    if not stop or layer_list(backbone) is None or not len(rows):
+        return None
+    cache = TrunkCache(backbone, rows, stop, run)
+    batch = rows.batch(plan_batches(rows.lengths, 4)[0]).to(backbone.device)
+    with torch.no_grad():
+        expected = run(batch)
+        try:
+            with cache:
+                cache.choose(batch)
+                found = run(batch)
+        except (TypeError, IndexError, ValueError, AttributeError):
+            return None  # a layer of this family returns more than its hidden states
+    return cache if torch.allclose(expected, found, rtol=1e-4, atol=1e-4) else None

@@ -1,0 +1,123 @@
+"""Predictions of an adapter: at the midpoint, over random draws of its simplex, or at a vertex."""
+
+from __future__ import annotations
+
+import re
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+import torch
+from scipy.special import softmax
+
+from handful.backbone.trunk import TrunkCache
+from handful.data.batching import EncodedRows, plan_batches
+from handful.data.task import TaskKind
+from handful.errors import ConfigError
+from handful.methods.base import AbstractAdapter
+
+PREDICTORS = ("midpoint", "ensemble", "draw", "vertex:N")
+
+
+@final
+@dataclass(frozen=True)
+class Predictions:
+    """Scores (S, N, C) of N rows under S points of the simplex: logits, or for regression values in target units."""
+
+    scores: np.ndarray
+    kind: TaskKind
+    temperature: float = 1.0
+
+    @property
+    def probabilities(self) -> np.ndarray:
+        """(N, C): the mean over points of softmax(logits / temperature)."""
+        return self.point_probabilities.mean(0)
+
+    @property
+    def point_probabilities(self) -> np.ndarray:
+        """(S, N, C), one set a point."""
+        return softmax(self.scores / self.temperature, axis=-1)
+
+    @property
+    def values(self) -> np.ndarray:
+        """(N,): the mean predicted number, for regression."""
+        return self.scores[..., 0].mean(0)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """(N,): the most probable class index."""
+        return self.probabilities.argmax(1)
+
+    @property
+    def disagreement(self) -> np.ndarray:
+        """(N,): how far the points of the simplex disagree about a row; 0 for a single point.
+
+        Classification: mean total-variation distance ½ Σ_c |p_s − p̄| between a point's probabilities and their
+        mean, in [0, 1]. Regression: standard deviation of the predicted number. Ours.
+        """
+        if self.kind == "regression":
+            return self.scores[..., 0].std(0)
+        points = self.point_probabilities
+        return 0.5 * np.abs(points - points.mean(0)).sum(-1).mean(0)
+
+    def for_metric(self) -> np.ndarray:
+        """What a metric takes: values (N,) for regression, probabilities (N, C) otherwise."""
+        return self.values if self.kind == "regression" else self.probabilities
+
+
+def check_predictor(predictor: str, num_vertices: int) -> None:
+    """Raises: ConfigError for an unknown predictor or a vertex that there is not."""
+    vertex = re.fullmatch(r"vertex:(\d+)", predictor)
+    if vertex and int(vertex[1]) < num_vertices:
+        return
+    if vertex:
+        raise ConfigError(f"predictor {predictor!r}: expected a vertex from 0 to {num_vertices - 1}")
+    if predictor not in PREDICTORS[:3]:
+        raise ConfigError(f"unknown predictor {predictor!r}", "known: " + ", ".join(PREDICTORS))
+
+
+@torch.no_grad()
+def predict_rows(
+    adapter: AbstractAdapter,
+    rows: EncodedRows,
+    kind: TaskKind,
+    *,
+    predictor: str = "midpoint",
+    draws: int = 10,
+    generator: torch.Generator | None = None,
+    batch_size: int = 64,
+    trunk: TrunkCache | None = None,
+) -> Predictions:
+    """Predict rows with one of the predictors of the sheet (section 2).
+
+    "ensemble" takes `draws` random points for each row, "draw" one; both need a generator. An adapter without a
+    simplex has one point, whatever is asked.
+    """
+    check_predictor(predictor, adapter.num_vertices)
+    if adapter.num_vertices == 1 or predictor == "midpoint" or predictor.startswith("vertex:"):
+        points, generator = 1, None
+    else:
+        points = draws if predictor == "ensemble" else 1
+        if generator is None:
+            raise ConfigError(f"predictor {predictor!r} draws random points and needs a generator")
+    vertex = int(predictor[7:]) if predictor.startswith("vertex:") else None
+    was_training = adapter.training
+    adapter.eval()
+    device = next(adapter.parameters()).device
+    scores: torch.Tensor | None = None
+    with trunk or nullcontext():
+        for indices in plan_batches(rows.lengths, batch_size):
+            batch = rows.batch(indices).to(device)
+            if trunk:
+                trunk.choose(batch)
+            for point in range(points):
+                adapter.begin_batch(batch, generator, vertex=vertex)
+                result = adapter.target_scores(batch).float().cpu()
+                if scores is None:
+                    scores = torch.empty(points, len(rows), result.shape[1])
+                scores[point, indices] = result
+    adapter.begin_batch(None)
+    adapter.train(was_training)
+    assert scores is not None, "no rows to predict"
+    return Predictions(scores.double().numpy(), kind)

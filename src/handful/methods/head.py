@@ -1,0 +1,235 @@
+"""The frozen probe: a linear head on frozen pooled features, and the (subspace) head every other method uses.
+
+Idea: fit a multinomial logistic regression (ridge for regression) on frozen features; the strength of its penalty is
+chosen by cross-validation inside the training rows. Nothing else is nearly as cheap, so it is the baseline to beat.
+Formula: scores = W f(x) + c, with M vertices: scores = Σᵢ uᵢ (Wᵢ f(x) + cᵢ), mixed in logit space (sheet 1.5).
+Trained: M·(C·D + C) numbers. Inference: one D×C product. Source: ours; the subspace: Falissard et al. 2023.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal, final
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from sklearn.linear_model import LogisticRegression, RidgeCV
+from sklearn.model_selection import GridSearchCV, StratifiedKFold
+from torch import nn
+
+from handful.backbone.load import Backbone
+from handful.data.batching import Batch, EncodedRows, plan_batches
+from handful.data.task import Task
+from handful.methods.base import AbstractAdapter, AbstractMethod, BorrowedParameters, Preset, setting
+from handful.methods.simplex import Geometry, draw_weights, midpoint_weights
+
+HeadInit = Literal["probe", "normal"]
+
+PENALTY_GRID = tuple(10.0**power for power in (-2, -1, 0, 1, 2))
+"""Inverse penalty strengths C that cross-validation chooses from."""
+
+
+@final
+class LinearHead(nn.Module):
+    """M linear heads on features (B, D), mixed in logit space; scores (B, C).
+
+    At M = 1 it is `F.linear` to the bit. Regression scores are in units of the training targets' standard
+    deviation around their mean; `offset` and `scale` (saved with the head) turn them back.
+    """
+
+    offset: torch.Tensor
+    scale: torch.Tensor
+
+    def __init__(self, hidden_size: int, num_outputs: int, num_vertices: int = 1, geometry: Geometry = "simplex"):
+        super().__init__()
+        self.geometry: Geometry = geometry
+        self.weight = nn.Parameter(torch.zeros(num_vertices, num_outputs, hidden_size))
+        self.bias = nn.Parameter(torch.zeros(num_vertices, num_outputs))
+        self.register_buffer("offset", torch.zeros(()))
+        self.register_buffer("scale", torch.ones(()))
+
+    def forward(self, features: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
+        """Features (B, D), weights (B or 1, M) → scores (B, C)."""
+        count, outputs, _ = self.weight.shape
+        if count == 1:
+            return F.linear(features, self.weight[0], self.bias[0])
+        if weights is None:
+            weights = midpoint_weights(count, self.geometry)[None]
+        stacked = F.linear(features, self.weight.flatten(0, 1), self.bias.flatten()).view(-1, count, outputs)
+        return (weights.to(stacked).unsqueeze(-1) * stacked).sum(1)
+
+    def initialise(self, generator: torch.Generator) -> None:
+        """N(0, 0.02²) weights, different in each vertex, and zero biases: the stock classes' start."""
+        with torch.no_grad():
+            self.weight.copy_(torch.randn(self.weight.shape, generator=generator) * 0.02)
+            self.bias.zero_()
+
+    def draw(self, batch_size: int, generator: torch.Generator, concentration: float = 1.0) -> torch.Tensor:
+        """One point of the head's simplex for each example, (B, M)."""
+        return draw_weights(
+            (batch_size,), len(self.weight), generator, geometry=self.geometry, concentration=concentration
+        )
+
+    def start_from_probe(
+        self, features: torch.Tensor, labels: torch.Tensor, generator: torch.Generator, regression: bool
+    ) -> None:
+        """Start each vertex from a probe; with M > 1 each under its own Bayesian bootstrap of the rows.
+
+        Dirichlet(1, …, 1) row weights (Rubin 1981) keep every class in every probe and make the vertices differ,
+        so that the head's simplex does not start as a point (sheet 1.4). Ours.
+        """
+        inputs, targets = features.double().numpy(), labels.double().numpy()
+        if regression:
+            targets = (targets - float(self.offset)) / float(self.scale)
+        penalty = choose_penalty(inputs, targets, regression)
+        rows = len(inputs)
+        for vertex in range(len(self.weight)):
+            draws = torch.empty(rows, dtype=torch.float64).exponential_(generator=generator)
+            sample = (draws / draws.mean()).numpy() if len(self.weight) > 1 else np.ones(rows)
+            weight, bias = fit_probe(inputs, targets, regression, penalty, sample)
+            with torch.no_grad():
+                self.weight[vertex].copy_(torch.from_numpy(weight))
+                self.bias[vertex].copy_(torch.from_numpy(bias))
+
+    @torch.no_grad()
+    def folded(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """(C, D) weight and (C,) bias of the deterministic predictor, in the targets' own units."""
+        weights = midpoint_weights(len(self.weight), self.geometry).to(self.weight)
+        weight, bias = torch.tensordot(weights, self.weight, 1), torch.tensordot(weights, self.bias, 1)
+        if len(self.weight) == 1:
+            weight, bias = self.weight[0].clone(), self.bias[0].clone()
+        return weight * self.scale, bias * self.scale + self.offset
+
+
+def choose_penalty(features: np.ndarray, targets: np.ndarray, regression: bool) -> float:
+    """The probe's inverse penalty C (for ridge: α) by cross-validation inside the training rows.
+
+    Classification: the C of `PENALTY_GRID` with the best stratified cross-validated NLL, over as many folds as the
+    rarest class has rows (at most five); 1.0 where it has a single row. Regression: leave-one-out ridge.
+    """
+    if regression:
+        return float(RidgeCV(alphas=np.logspace(-2, 4, 13)).fit(features, targets).alpha_)
+    folds = min(5, int(np.bincount(targets.astype(int)).min()))
+    if folds < 2:
+        return 1.0
+    search = GridSearchCV(
+        LogisticRegression(max_iter=2000), {"C": PENALTY_GRID}, scoring="neg_log_loss", cv=StratifiedKFold(folds)
+    )
+    return float(search.fit(features, targets.astype(int)).best_params_["C"])
+
+
+def fit_probe(
+    features: np.ndarray, targets: np.ndarray, regression: bool, penalty: float, sample_weight: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Weight (C, D) and bias (C,) of a penalised linear model on features (N, D)."""
+    if regression:
+        from sklearn.linear_model import Ridge
+
+        ridge = Ridge(alpha=penalty).fit(features, targets, sample_weight=sample_weight)
+        return ridge.coef_[None], np.asarray([ridge.intercept_])
+    model = LogisticRegression(C=penalty, max_iter=2000).fit(features, targets.astype(int), sample_weight=sample_weight)
+    if len(model.coef_) == 1:  # sklearn keeps one row for two classes; halves give the same probabilities
+        return np.concatenate((-model.coef_, model.coef_)) / 2, np.concatenate((-model.intercept_, model.intercept_)) / 2
+    return model.coef_, model.intercept_
+
+
+@torch.no_grad()
+def frozen_features(backbone: Backbone, rows: EncodedRows, batch_size: int = 64) -> torch.Tensor:
+    """Pooled features (N, D) of the backbone as it is, in the order of the rows, on the CPU."""
+    features = torch.empty(len(rows), backbone.hidden_size)
+    for indices in plan_batches(rows.lengths, batch_size):
+        inputs = {name: tensor.to(backbone.device) for name, tensor in rows.batch(indices).inputs.items()}
+        features[indices] = backbone.features(inputs).float().cpu()
+    return features
+
+
+class AbstractHeadedAdapter(AbstractAdapter):
+    """An adapter that ends in a `LinearHead` on pooled features, and trains the pooler's fresh layers if any."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        task: Task,
+        *,
+        generator: torch.Generator,
+        head_init: HeadInit = "probe",
+        num_vertices: int = 1,
+        geometry: Geometry = "simplex",
+    ):
+        super().__init__(backbone)
+        self.task_kind, self.head_init = task.kind, head_init
+        self.num_vertices = num_vertices
+        self.head = LinearHead(backbone.hidden_size, task.num_outputs, num_vertices, geometry)
+        self.head.initialise(generator)
+        self.pooler = borrow_fresh(backbone, generator)
+
+    def warm_start(self, rows: EncodedRows, generator: torch.Generator) -> None:
+        labels = rows.labels
+        assert labels is not None
+        regression = self.task_kind == "regression"
+        if regression:
+            self.head.offset.fill_(float(labels.mean()))
+            self.head.scale.fill_(float(labels.std(correction=0)) or 1.0)
+        if self.head_init == "probe":
+            self.head.start_from_probe(frozen_features(self.backbone, rows), labels, generator, regression)
+
+    def target_scores(self, batch: Batch) -> torch.Tensor:
+        return self(batch) * self.head.scale + self.head.offset
+
+    def standardise(self, targets: torch.Tensor) -> torch.Tensor:
+        return (targets - self.head.offset) / self.head.scale
+
+    def detach(self) -> None:
+        if self.pooler is not None:
+            self.pooler.restore()
+
+
+def borrow_fresh(backbone: Backbone, generator: torch.Generator) -> BorrowedParameters | None:
+    """The pooler's layers that were not in the checkpoint, drawn anew from `generator`, to be trained; or None."""
+    if not backbone.fresh:
+        return None
+    std = getattr(backbone.config, "initializer_range", None) or 0.02
+    with torch.no_grad():
+        for name in backbone.fresh:
+            parameter = backbone.model.get_parameter(name)
+            if parameter.dim() > 1:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
+            elif name.endswith("bias"):
+                parameter.zero_()
+    return BorrowedParameters(backbone.model, lambda name, _: name in backbone.fresh)
+
+
+@final
+@dataclass(frozen=True)
+class Head(AbstractMethod):
+    """The frozen probe."""
+
+    name: ClassVar[str] = "head"
+    summary: ClassVar[str] = "logistic regression (or ridge) on frozen features: the baseline to beat"
+    source: ClassVar[str] = "ours"
+    presets: ClassVar[Mapping[str, Preset]] = {
+        "default": Preset(
+            "the closed-form probe needs no gradient steps", training={"epochs": 0}, run={"dev": "none"}
+        ),
+    }
+
+    head_init: Annotated[
+        HeadInit, setting("start from the logistic-regression probe, or from N(0, 0.02²) and train by gradient")
+    ] = "probe"
+
+    def attach(self, backbone: Backbone, task: Task, *, generator: torch.Generator) -> HeadAdapter:
+        return HeadAdapter(backbone, task, generator=generator, head_init=self.head_init)
+
+
+@final
+class HeadAdapter(AbstractHeadedAdapter):
+    """Scores from a linear head on frozen features."""
+
+    def __init__(self, backbone: Backbone, task: Task, *, generator: torch.Generator, head_init: HeadInit):
+        super().__init__(backbone, task, generator=generator, head_init=head_init)
+        self.lowest_layer = backbone.num_layers if self.pooler is None else None
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        return self.head(self.backbone.features(batch.inputs))

@@ -1,0 +1,203 @@
+"""Prefix tuning: P trained keys and values in front of every attention layer of a frozen model.
+
+Idea: each layer's queries may also attend to P virtual positions whose keys and values are free parameters; everything
+else stays frozen. Formula, layer l: A = softmax(Q [Kᵖ; K]ᵀ / √d + [0; mask]) [Vᵖ; V]; queries are not extended, so the
+output keeps its length. Trained: 2·L·H·P·d + C·(D + 1) numbers (flat form). Inference: P more keys a layer.
+Source: Li & Liang 2021; flat (P-tuning v2, Liu et al. 2022) by default. Deviations: positions of the real tokens can
+stay where they are (PEFT moves them by P), and any pooling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal, final
+
+import torch
+from torch import nn
+
+from handful.backbone.attention import AttentionSite
+from handful.backbone.load import Backbone
+from handful.data.batching import Batch, EncodedRows
+from handful.data.task import Task
+from handful.methods.base import AbstractMethod, Preset, setting
+from handful.methods.head import AbstractHeadedAdapter, HeadInit
+
+PrefixForm = Literal["flat", "mlp"]
+PrefixInit = Literal["normal", "activations"]
+Positions = Literal["auto", "shifted", "kept"]
+
+STOCK_PREFIX_FAMILIES = frozenset(
+    "bert roberta xlm-roberta electra llama qwen2 qwen3 mistral gemma3_text gpt2 gpt_neox opt".split()
+)
+"""Families whose prefix stock PEFT can load and apply as it was trained (positions shifted)."""
+
+
+@final
+class KeyValuePrefix(nn.Module):
+    """M vertices of a key/value prefix over L attention sites; `forward()` → (M, L, 2, H, P, d).
+
+    flat: that tensor is the parameter. mlp: per vertex, an embedding (P, D) through Linear(D, 512), tanh and
+    Linear(512, 2·L·H·d); points are mixed after the MLP, so that mixing is mixing prefixes (sheet 1.1).
+    """
+
+    def __init__(
+        self,
+        sites: list[AttentionSite],
+        length: int,
+        num_vertices: int,
+        *,
+        form: PrefixForm,
+        init_std: float,
+        generator: torch.Generator,
+        mlp_width: int = 512,
+    ):
+        super().__init__()
+        heads, width = sites[0].heads, sites[0].width
+        self.shape = (num_vertices, len(sites), 2, heads, length, width)
+        if form == "flat":
+            self.keys_values = nn.Parameter(torch.randn(self.shape, generator=generator) * init_std)
+            return
+        hidden, outputs = heads * width, 2 * len(sites) * heads * width
+        self.embedding = nn.Parameter(torch.randn(num_vertices, length, hidden, generator=generator) * init_std)
+        self.inner = nn.Parameter(torch.randn(num_vertices, hidden, mlp_width, generator=generator) * hidden**-0.5)
+        self.inner_bias = nn.Parameter(torch.zeros(num_vertices, 1, mlp_width))
+        self.outer = nn.Parameter(torch.randn(num_vertices, mlp_width, outputs, generator=generator) * mlp_width**-0.5)
+        self.outer_bias = nn.Parameter(torch.zeros(num_vertices, 1, outputs))
+
+    def forward(self) -> torch.Tensor:
+        if hasattr(self, "keys_values"):
+            return self.keys_values
+        vertices, sites, _, heads, length, width = self.shape
+        hidden = torch.tanh(torch.baddbmm(self.inner_bias, self.embedding, self.inner))
+        flat = torch.baddbmm(self.outer_bias, hidden, self.outer)  # (M, P, 2·L·H·d)
+        return flat.view(vertices, length, sites, 2, heads, width).permute(0, 2, 3, 4, 1, 5)
+
+    def start_from_activations(self, keys_values: torch.Tensor) -> None:
+        """Start a flat prefix from recorded keys and values (M, L, 2, H, P, d)."""
+        with torch.no_grad():
+            self.keys_values.copy_(keys_values)
+
+
+def chosen_sites(backbone: Backbone, layers: tuple[int, int] | None) -> list[AttentionSite]:
+    """The attention sites in the half-open range of layers, all of them for None."""
+    sites = backbone.injection.sites
+    return [site for site in sites if layers is None or layers[0] <= site.layer < layers[1]]
+
+
+def check_prefix(backbone: Backbone, layers: tuple[int, int] | None, positions: Positions) -> list[str]:
+    """Reasons why a prefix cannot be put on this backbone."""
+    reasons = []
+    if layers is not None and not 0 <= layers[0] < layers[1] <= backbone.num_layers:
+        reasons.append(f"layers: expected 0 <= first < stop <= {backbone.num_layers}, found {list(layers)}")
+        return reasons
+    shapes = {(site.heads, site.width) for site in chosen_sites(backbone, layers)}
+    if len(shapes) > 1:
+        reasons.append(f"attention layers differ in shape {sorted(shapes)}; choose a range of `layers` where they agree")
+    if positions == "shifted" and not backbone.injection.supports_shift:
+        reasons.append(f"positions: {backbone.family} cannot shift positions; use 'kept'")
+    return reasons
+
+
+def shifts_positions(backbone: Backbone, positions: Positions) -> bool:
+    """Whether real tokens move to positions P…P+S−1; "auto" does where stock PEFT can load the export."""
+    return positions == "shifted" or (positions == "auto" and backbone.family in STOCK_PREFIX_FAMILIES)
+
+
+@torch.no_grad()
+def sample_activations(
+    backbone: Backbone,
+    rows: EncodedRows,
+    sites: list[AttentionSite],
+    num_vertices: int,
+    length: int,
+    generator: torch.Generator,
+) -> torch.Tensor:
+    """Keys and values (M, L, 2, H, P, d) at P random real tokens of random training rows, afresh for each vertex.
+
+    One token's keys and values stay together over all layers.
+    """
+    drawn = []
+    order = torch.randperm(len(rows), generator=generator)[:64].tolist()
+    batch = rows.batch(order)
+    recorded = backbone.injection.record(backbone.accepted(batch.to(backbone.device).inputs))
+    real = batch.inputs["attention_mask"].nonzero()  # (tokens, 2): row and position
+    for _ in range(num_vertices):
+        tokens = real[torch.randint(len(real), (length,), generator=generator)]
+        row, position = tokens[:, 0], tokens[:, 1]
+        layers = [torch.stack([t[row, :, position] for t in recorded[site.index]]) for site in sites]  # (2, P, H, d)
+        drawn.append(torch.stack(layers).transpose(2, 3))
+    return torch.stack(drawn)
+
+
+@final
+@dataclass(frozen=True)
+class Prefix(AbstractMethod):
+    """One trained prefix and one head."""
+
+    name: ClassVar[str] = "prefix"
+    summary: ClassVar[str] = "prefix tuning: trained keys and values in front of every attention layer"
+    source: ClassVar[str] = "Li & Liang 2021; Liu et al. 2022 (flat form)"
+    presets: ClassVar[Mapping[str, Preset]] = {
+        "default": Preset("first trials on training pools (docs/experiments.md)", training={"learning_rate": 3e-2}),
+    }
+
+    prefix_length: Annotated[int, setting("virtual keys and values a layer", unit="positions", ge=1, le=512)] = 10
+    form: Annotated[PrefixForm, setting("free tensors, or an MLP that is dropped after training")] = "flat"
+    init: Annotated[PrefixInit, setting("N(0, init_std²), or the keys and values of random training tokens")] = "normal"
+    init_std: Annotated[float, setting("standard deviation at the start", gt=0)] = 1.0
+    layers: Annotated[
+        tuple[int, int] | None, setting("half-open range of layers from 0, or none for all", unit="layers")
+    ] = None
+    positions: Annotated[
+        Positions, setting("move real tokens' positions by P as PEFT does, keep them, or whichever exports")
+    ] = "auto"
+    head_init: Annotated[HeadInit, setting("start of the head: the frozen probe, or N(0, 0.02²)")] = "probe"
+
+    def check(self, backbone: Backbone, task: Task) -> list[str]:
+        return check_prefix(backbone, self.layers, self.positions)
+
+    def attach(self, backbone: Backbone, task: Task, *, generator: torch.Generator) -> PrefixAdapter:
+        return PrefixAdapter(backbone, task, self, generator=generator)
+
+
+@final
+class PrefixAdapter(AbstractHeadedAdapter):
+    """scores = head(features(x; prefix))."""
+
+    def __init__(self, backbone: Backbone, task: Task, method: Prefix, *, generator: torch.Generator):
+        super().__init__(backbone, task, generator=generator, head_init=method.head_init)
+        self.method = method
+        self.sites = chosen_sites(backbone, method.layers)
+        self.shift = shifts_positions(backbone, method.positions)
+        self.lowest_layer = min(site.layer for site in self.sites)
+        self.prefix = KeyValuePrefix(
+            self.sites, method.prefix_length, 1, form=method.form, init_std=method.init_std, generator=generator
+        )
+
+    def warm_start(self, rows: EncodedRows, generator: torch.Generator) -> None:
+        super().warm_start(rows, generator)
+        if self.method.init == "activations":
+            self.prefix.start_from_activations(
+                sample_activations(self.backbone, rows, self.sites, 1, self.method.prefix_length, generator)
+            )
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        inject(self.backbone, self.sites, self.prefix()[0].unsqueeze(1), self.shift)
+        return self.head(self.backbone.features(batch.inputs))
+
+    def folded_prefix(self) -> torch.Tensor:
+        """The prefix (L, 2, H, P, d) of the deterministic predictor."""
+        return self.prefix()[0].detach()
+
+    def detach(self) -> None:
+        super().detach()
+        self.backbone.injection.clear()
+
+
+def inject(backbone: Backbone, sites: list[AttentionSite], prefix: torch.Tensor, shift: bool) -> None:
+    """Set the prefix (L, B or 1, 2, H, P, d) on these sites for the coming forwards."""
+    keys_values: list = [(None, None)] * len(backbone.injection.sites)
+    for site, layer in zip(sites, prefix, strict=True):
+        keys_values[site.index] = (layer[:, 0], layer[:, 1])
+    backbone.injection.set(keys_values, shift_positions=shift)

@@ -1,0 +1,222 @@
+"""Prefix subspaces: learn a whole simplex of prefixes and heads; draw a point for every example and layer.
+
+Idea: M prefixes θ₁…θ_M and M heads φ₁…φ_M span a simplex. Training draws a random point of it for every example and
+every layer, so that everything between the vertices works; the midpoint then is one ordinary prefix, and random points
+give a validation metric and a disagreement. Formula: θˡ = Σᵢ wˡᵢ θˡᵢ with wˡ ~ Dir(1_M) for each example and layer,
+φ = Σᵢ uᵢ φᵢ with u ~ Dir(1_M) independently; min E_{x,w,u} loss(f(x; θ), φ). Trained: M·(2·L·H·P·d + C·D + C) numbers
+(flat form). Inference at the midpoint: that of prefix tuning.
+Source: Falissard, Guigue & Soulier 2023 (arXiv 2310.15793), whose text and code were not available to us: everything
+that the sheet marks unknown (M, P, learning rates, draws, predictor, …) is our default and not the paper's.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal, final
+
+import torch
+
+from handful.backbone.load import Backbone
+from handful.data.batching import Batch, EncodedRows
+from handful.data.task import Task
+from handful.errors import ConfigError
+from handful.methods.base import AbstractMethod, Preset, setting
+from handful.methods.head import AbstractHeadedAdapter, HeadInit
+from handful.methods.prefix import (
+    KeyValuePrefix,
+    Positions,
+    PrefixForm,
+    PrefixInit,
+    check_prefix,
+    chosen_sites,
+    inject,
+    sample_activations,
+    shifts_positions,
+)
+from handful.methods.simplex import (
+    Geometry,
+    check_geometry,
+    draw_pair,
+    draw_weights,
+    midpoint_weights,
+    mix_layers,
+    spread,
+    squared_cosine,
+)
+
+
+@final
+@dataclass(frozen=True)
+class PrefixSubspace(AbstractMethod):
+    """A simplex of prefixes and heads."""
+
+    name: ClassVar[str] = "prefix-subspace"
+    summary: ClassVar[str] = "a simplex of prefixes and heads, a random point for every example and layer"
+    source: ClassVar[str] = "Falissard et al. 2023, arXiv 2310.15793"
+    presets: ClassVar[Mapping[str, Preset]] = {
+        "default": Preset("first trials on training pools (docs/experiments.md)", training={"learning_rate": 3e-2}),
+        "paper": Preset(
+            "our reading of Falissard et al. 2023 (sheet 1 and 3); values that were not available to us are ours",
+            settings={"head_init": "normal", "positions": "kept", "init": "normal"},
+            training={
+                "learning_rate": 5e-3, "epochs": 50, "patience": 10, "selection": "best", "validation": "pooled",
+            },
+            run={"dev": "carved", "dev_fraction": 0.5, "pooling": "family"},
+        ),
+    }  # fmt: skip
+
+    num_vertices: Annotated[int, setting("vertices M of the simplex", ge=1, le=16)] = 3
+    prefix_length: Annotated[int, setting("virtual keys and values a layer", unit="positions", ge=1, le=512)] = 10
+    geometry: Annotated[Geometry, setting("simplex, line (M = 2) or Bézier curve (M = 3)")] = "simplex"
+    draw_per: Annotated[
+        Literal["observation", "batch"],
+        setting("one draw for every example, or one for a batch", source="paper (second hand)"),
+    ] = "observation"
+    draw_layers: Annotated[
+        Literal["per-layer", "shared"],
+        setting("each layer draws for itself, or all share one", source="paper (second hand)"),
+    ] = "per-layer"
+    concentration: Annotated[float, setting("α of the Dirichlet(α, …, α) draws; 1 is uniform", gt=0)] = 1.0
+    head_subspace: Annotated[bool, setting("the head has M vertices too", source="paper (second hand)")] = True
+    cosine_weight: Annotated[
+        float, setting("β of the diversity term β·cos²(θⱼ, θₖ)", source="Wortsman et al. 2021", ge=0)
+    ] = 0.0
+    form: Annotated[PrefixForm, setting("free tensors, or an MLP a vertex that is dropped after training")] = "flat"
+    init: Annotated[PrefixInit, setting("N(0, init_std²), or the keys and values of random training tokens")] = "normal"
+    init_std: Annotated[float, setting("standard deviation of a vertex at the start", gt=0)] = 1.0
+    match_sampled: Annotated[
+        bool, setting("scale the start by √((M+1)/2), so that drawn prefixes have init_std (sheet 1.4)")
+    ] = False
+    layers: Annotated[
+        tuple[int, int] | None, setting("half-open range of layers from 0, or none for all", unit="layers")
+    ] = None
+    positions: Annotated[
+        Positions, setting("move real tokens' positions by P as PEFT does, keep them, or whichever exports")
+    ] = "auto"
+    head_init: Annotated[HeadInit, setting("start of the heads: frozen probes, or N(0, 0.02²)")] = "probe"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        try:
+            check_geometry(self.geometry, self.num_vertices)
+        except ValueError as error:
+            raise ConfigError(str(error), "set num_vertices to match the geometry") from None
+
+    def check(self, backbone: Backbone, task: Task) -> list[str]:
+        return check_prefix(backbone, self.layers, self.positions)
+
+    def attach(self, backbone: Backbone, task: Task, *, generator: torch.Generator) -> PrefixSubspaceAdapter:
+        return PrefixSubspaceAdapter(backbone, task, self, generator=generator)
+
+
+@final
+class PrefixSubspaceAdapter(AbstractHeadedAdapter):
+    """scores = head(features(x; Σ w θ); Σ u φ)."""
+
+    def __init__(self, backbone: Backbone, task: Task, method: PrefixSubspace, *, generator: torch.Generator):
+        vertices = method.num_vertices
+        super().__init__(
+            backbone,
+            task,
+            generator=generator,
+            head_init=method.head_init,
+            num_vertices=vertices if method.head_subspace else 1,
+            geometry=method.geometry if method.head_subspace else "simplex",
+        )
+        self.num_vertices, self.method = vertices, method
+        self.sites = chosen_sites(backbone, method.layers)
+        self.shift = shifts_positions(backbone, method.positions)
+        self.lowest_layer = min(site.layer for site in self.sites)
+        scale = ((vertices + 1) / 2) ** 0.5 if method.match_sampled else 1.0
+        self.prefix = KeyValuePrefix(
+            self.sites,
+            method.prefix_length,
+            vertices,
+            form=method.form,
+            init_std=method.init_std * scale,
+            generator=generator,
+        )
+        self.begin_batch(None)
+
+    def warm_start(self, rows: EncodedRows, generator: torch.Generator) -> None:
+        super().warm_start(rows, generator)
+        method = self.method
+        if method.init == "activations":
+            self.prefix.start_from_activations(
+                sample_activations(
+                    self.backbone, rows, self.sites, self.num_vertices, method.prefix_length, generator
+                )
+            )
+        warn_if_degenerate(self.prefix())
+
+    def begin_batch(
+        self, batch: Batch | None, generator: torch.Generator | None = None, *, vertex: int | None = None
+    ) -> None:
+        count, layers, head_count = self.num_vertices, len(self.sites), len(self.head.weight)
+        self._pair = None
+        if vertex is not None:
+            self._weights = torch.eye(count)[vertex].expand(1, layers, count)
+            self._head_weights = torch.eye(head_count)[min(vertex, head_count - 1)][None]
+        elif generator is None or batch is None:
+            self._weights = midpoint_weights(count, self.method.geometry).expand(1, layers, count)
+            self._head_weights = midpoint_weights(head_count, self.head.geometry)[None]
+        else:
+            rows = len(batch) if self.method.draw_per == "observation" else 1
+            self._weights = self.draw(rows, generator)
+            self._head_weights = self.head.draw(rows, generator, self.method.concentration)
+            if self.training and self.method.cosine_weight and count > 1:
+                self._pair = draw_pair(count, generator)
+
+    def draw(self, rows: int, generator: torch.Generator) -> torch.Tensor:
+        """Weights (B, L, M) in the chosen granularity; a layer's key and value share them."""
+        layers = len(self.sites)
+        shape = (rows, layers) if self.method.draw_layers == "per-layer" else (rows, 1)
+        weights = draw_weights(
+            shape,
+            self.num_vertices,
+            generator,
+            geometry=self.method.geometry,
+            concentration=self.method.concentration,
+        )
+        return weights.expand(rows, layers, self.num_vertices)
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        inject(self.backbone, self.sites, self.mixed(self._weights), self.shift)
+        return self.head(self.backbone.features(batch.inputs), self._head_weights)
+
+    def mixed(self, weights: torch.Tensor) -> torch.Tensor:
+        """The prefixes (L, B or 1, 2, H, P, d) at the weights (B or 1, L, M)."""
+        vertices = self.prefix()
+        return vertices[0].unsqueeze(1) if self.num_vertices == 1 else mix_layers(weights, vertices)
+
+    def penalty(self) -> torch.Tensor | None:
+        if self._pair is None:
+            return None
+        return self.method.cosine_weight * squared_cosine([self.prefix()], self._pair)
+
+    def folded_prefix(self) -> torch.Tensor:
+        """The prefix (L, 2, H, P, d) of the midpoint (for a curve: of its point t = ½)."""
+        weights = midpoint_weights(self.num_vertices, self.method.geometry)
+        return self.mixed(weights.expand(1, len(self.sites), -1))[:, 0].detach()
+
+    @torch.no_grad()
+    def diagnostics(self) -> dict[str, float]:
+        if self.num_vertices == 1:
+            return {}
+        first, second = torch.triu_indices(self.num_vertices, self.num_vertices, 1).tolist()
+        vertices = [self.prefix()]
+        cosines = [float(squared_cosine(vertices, pair)) for pair in zip(first, second, strict=True)]
+        return {"spread": spread(vertices), "squared_cosine": sum(cosines) / len(cosines)}
+
+    def detach(self) -> None:
+        super().detach()
+        self.backbone.injection.clear()
+
+
+def warn_if_degenerate(vertices: torch.Tensor) -> None:
+    """Warns when two vertices coincide: the simplex then stays nearly a point (sheet 1.4)."""
+    flat = vertices.detach().flatten(1)
+    if len(flat) > 1 and float(torch.pdist(flat).min()) < 1e-6 * float(flat.norm(dim=1).max()):
+        warnings.warn("two vertices of the simplex are identical; they will hardly separate in training", stacklevel=2)

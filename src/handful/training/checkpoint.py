@@ -1,0 +1,61 @@
+"""Checkpoints that a fit continues from bit for bit: one safetensors file, replaced atomically."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+FILE = "checkpoint.safetensors"
+
+
+@final
+class Checkpoint:
+    """The newest checkpoint of one fit in one folder."""
+
+    def __init__(self, folder: Path):
+        self.path = folder / FILE
+
+    def save(self, tensors: dict[str, torch.Tensor], record: dict[str, Any]) -> None:
+        """Write to a temporary name, flush to disk, rename over the old one."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.path.with_suffix(".partial")
+        contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        save_file(contiguous, partial, metadata={"record": json.dumps(record)})
+        with open(partial, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, self.path)
+
+    def load(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
+        """The tensors and the record, or None where there is no readable checkpoint."""
+        if not self.path.is_file():
+            return None
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                return {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["record"])
+        except (SafetensorError, KeyError, json.JSONDecodeError, TypeError):
+            return None  # a damaged checkpoint costs time, not results: the fit starts again
+
+    def remove(self) -> None:
+        self.path.unlink(missing_ok=True)
+
+
+def pack_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """The optimiser's per-parameter tensors under flat names."""
+    state = optimizer.state_dict()["state"]
+    return {f"optimizer/{i}/{name}": tensor for i, values in state.items() for name, tensor in values.items()}
+
+
+def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
+    """Put what `pack_optimizer` returned back; groups and rates stay the optimiser's own."""
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for key, tensor in tensors.items():
+        if key.startswith("optimizer/"):
+            _, index, name = key.split("/")
+            state.setdefault(int(index), {})[name] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -1,0 +1,292 @@
+"""Train an adapter on a handful of rows: one function, the same for every method."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import final
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+
+from handful.backbone.trunk import TrunkCache, trunk_cache
+from handful.data.batching import Batch, EncodedRows, plan_batches
+from handful.data.task import TaskKind, TestRows
+from handful.errors import ConfigError, DataError
+from handful.methods.base import AbstractAdapter
+from handful.training.checkpoint import Checkpoint, pack_optimizer, unpack_optimizer
+from handful.training.config import TrainingConfig
+from handful.training.events import (
+    CheckpointSaved,
+    Evaluated,
+    Event,
+    FitFinished,
+    FitStarted,
+    Listener,
+    StepDone,
+    Stopped,
+)
+from handful.training.optim import LateAverage, make_optimizer, rate_factor
+from handful.training.selection import Selector
+
+
+@final
+@dataclass
+class FitResult:
+    """What a fit did; the trained weights are in the adapter.
+
+    `history` has one record an evaluation; `stopped` says why the run ended early (None: it ran to its end).
+    """
+
+    steps: int
+    chosen_step: int
+    seconds: float
+    parameters: int
+    history: list[dict[str, float]] = field(default_factory=list)
+    stopped: str | None = None
+
+
+def fit(
+    adapter: AbstractAdapter,
+    train: EncodedRows,
+    dev: EncodedRows | None,
+    config: TrainingConfig,
+    *,
+    kind: TaskKind,
+    metric: str,
+    generator: torch.Generator,
+    on_event: Listener | None = None,
+    checkpoint_folder: Path | None = None,
+) -> FitResult:
+    """Train the adapter in place and leave it with the chosen weights.
+
+    All randomness comes from `generator`, split into streams of their own for order, draws, validation and dropout,
+    so that none depends on how much another drew. With `checkpoint_folder`, progress is saved after every epoch
+    and an interrupted fit continues from there bit for bit.
+    Raises: DataError for test rows or unlabelled rows; ConfigError when nothing is trainable, or "best" without dev.
+    """
+    _check(train, dev, config)
+    return _Fit(adapter, train, dev, config, kind, metric, generator, on_event, checkpoint_folder).run()
+
+
+def _check(train: EncodedRows, dev: EncodedRows | None, config: TrainingConfig) -> None:
+    for name, rows in (("train", train), ("dev", dev)):
+        if isinstance(rows, TestRows):
+            raise DataError(f"{name}: expected encoded training rows, found TestRows", "test rows are for evaluate() alone")
+        if rows is not None and rows.labels is None:
+            raise DataError(f"{name}: expected labelled rows, found none with a label")
+    if config.selection == "best" and config.epochs and (dev is None or not len(dev)):
+        raise ConfigError(
+            "training.selection = 'best' needs development rows, found none", "use dev = 'carved', or selection = 'last'"
+        )
+    if config.selection == "best" and config.average_last:
+        raise ConfigError("training.average_last is a way of keeping the last weights, found selection = 'best'", "drop one")
+
+
+@final
+class _Fit:
+    """The state of one fit: everything that a checkpoint has to hold."""
+
+    def __init__(self, adapter, train, dev, config, kind, metric, generator, on_event, checkpoint_folder):
+        self.adapter: AbstractAdapter = adapter
+        self.train: EncodedRows = train
+        self.dev: EncodedRows | None = dev if dev is not None and len(dev) else None
+        self.config: TrainingConfig = config
+        self.kind: TaskKind = kind
+        self.emit: Listener = on_event or (lambda event: None)
+        self.checkpoint = Checkpoint(checkpoint_folder) if checkpoint_folder else None
+        seeds = torch.randint(2**62, (5,), generator=generator).tolist()
+        self.order, self.draws, self.start = (torch.Generator().manual_seed(seed) for seed in seeds[:3])
+        self.selector = Selector(config, kind, metric, seeds[3])
+        self.dropout_seed = seeds[4]
+        self.steps = config.epochs * math.ceil(len(train) / config.batch_size)
+        self.step = self.epoch = self.chosen_step = 0
+        self.seconds = 0.0
+        self.history: list[dict[str, float]] = []
+        self.stopped: str | None = None
+        self.chosen: dict[str, torch.Tensor] = {}
+
+    def run(self) -> FitResult:
+        adapter, config = self.adapter, self.config
+        cpu = adapter.backbone.device.type == "cpu"
+        self.accelerator = Accelerator(cpu=cpu, mixed_precision="bf16" if config.precision == "bf16" else "no")
+        adapter.backbone.to(self.accelerator.device)
+        adapter.to(self.accelerator.device)
+        self.optimizer = make_optimizer(adapter, config)
+        parameters = sum(p.numel() for p in adapter.parameters() if p.requires_grad)
+        late = round(self.steps * (1 - config.average_last))
+        self.average = LateAverage(adapter, late if config.average_last else self.steps)
+        if not self._resume():
+            adapter.warm_start(self.train, self.start)
+            self._keep()
+        self.emit(FitStarted(self.steps, config.epochs, len(self.train), len(self.dev or ()), parameters, self.step))
+        if self.steps:
+            with torch.random.fork_rng(devices=[]):
+                self._train()
+        adapter.load_state_dict(self.chosen)
+        if self.stopped is None:
+            self.average.copy_to(adapter)
+        self.emit(FitFinished(self.step, self.seconds, self.chosen_step))
+        return FitResult(self.step, self.chosen_step, self.seconds, parameters, self.history, self.stopped)
+
+    def _train(self) -> None:
+        adapter, config, model = self.adapter, self.config, self.adapter.backbone.model
+        caching = config.cache_trunk and not config.trunk_dropout
+        trunk = self._cache(self.train) if caching else None
+        dev_trunk = self._cache(self.dev) if caching and self.dev else None
+        module = self.accelerator.prepare(adapter)
+        torch.manual_seed(self.dropout_seed)
+        if self.random_state is not None:
+            torch.set_rng_state(self.random_state)
+        while self.epoch < config.epochs and self.stopped is None:
+            started = time.perf_counter()
+            adapter.train()
+            with training_mode(model, config.trunk_dropout, config.gradient_checkpointing):
+                self._epoch(module, trunk)
+            if self.stopped is None:
+                self.epoch += 1
+                self._evaluate(dev_trunk)
+            self.seconds += time.perf_counter() - started
+            if self.checkpoint and self.stopped is None:
+                self._save()
+        adapter.eval()
+
+    def _cache(self, rows: EncodedRows) -> TrunkCache | None:
+        adapter = self.adapter
+        adapter.eval()
+        adapter.begin_batch(None)
+        return trunk_cache(adapter.backbone, rows, adapter.lowest_layer, adapter)
+
+    def _epoch(self, module: torch.nn.Module, trunk: TrunkCache | None) -> None:
+        device = self.accelerator.device
+        for indices in plan_batches(self.train.lengths, self.config.batch_size, self.order):
+            batch = self.train.batch(indices).to(device)
+            factor = rate_factor(self.step, self.steps, self.config)
+            for group in self.optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * factor
+            loss = self._step(module, batch, trunk)
+            if not math.isfinite(loss):
+                self._stop(f"the loss became {loss} at step {self.step + 1}; kept the weights of step {self.chosen_step}. "
+                           "Try a lower training.learning_rate")  # fmt: skip
+                return
+            self.step += 1
+            self.adapter.after_step(self.step)
+            self.average.update(self.adapter, self.step)
+            tokens = int(batch.inputs["attention_mask"].sum())
+            self.emit(StepDone(self.step, loss, self.optimizer.param_groups[0]["lr"], tokens))
+
+    def _step(self, module: torch.nn.Module, batch: Batch, trunk: TrunkCache | None) -> float:
+        """One forward, backward and update; returns the loss, without an update where it is not finite."""
+        self.adapter.begin_batch(batch, self.draws)
+        with self.accelerator.autocast(), trunk or nullcontext():
+            if trunk:
+                trunk.choose(batch)
+            loss = batch_loss(module(batch), batch, self.adapter, self.kind, self.config.label_smoothing)
+            penalty = self.adapter.penalty()
+            total = loss if penalty is None else loss + penalty
+            value = float(total.detach())
+            if not math.isfinite(value):
+                return value
+            self.optimizer.zero_grad(set_to_none=True)
+            self.accelerator.backward(total)
+        if self.config.gradient_clip:
+            torch.nn.utils.clip_grad_norm_(self.adapter.parameters(), self.config.gradient_clip)
+        self.optimizer.step()
+        return value
+
+    def _evaluate(self, trunk: TrunkCache | None) -> None:
+        """Score dev, and keep the weights if they are the best so far (or simply the last)."""
+        keep_last = self.config.selection == "last"
+        if self.dev is None:
+            self._keep()
+            return
+        result = self.selector.evaluate(self.adapter, self.dev, trunk)
+        improved = self.selector.improves(result.score)
+        if improved or keep_last:
+            self._keep()
+        diagnostics = self.adapter.diagnostics()
+        self.history.append({"step": self.step, "epoch": self.epoch, "score": result.score, "deviation": result.deviation, **diagnostics})
+        self.emit(Evaluated(self.step, self.epoch, self.selector.metric, result.score, result.deviation, improved, diagnostics))
+        if self.selector.exhausted:
+            self._stop(f"no gain on dev in {self.config.patience} evaluations")
+
+    def _keep(self) -> None:
+        self.chosen = {name: tensor.detach().clone() for name, tensor in self.adapter.state_dict().items()}
+        self.chosen_step = self.step
+
+    def _stop(self, reason: str) -> None:
+        self.stopped = reason
+        self.emit(Stopped(self.step, reason))
+
+    def _save(self) -> None:
+        assert self.checkpoint is not None
+        tensors = {f"adapter/{name}": tensor for name, tensor in self.adapter.state_dict().items()}
+        tensors |= {f"chosen/{name}": tensor for name, tensor in self.chosen.items()}
+        tensors |= {f"average/{name}": tensor for name, tensor in self.average.sums.items()}
+        tensors |= pack_optimizer(self.optimizer)
+        tensors |= {"random/order": self.order.get_state(), "random/draws": self.draws.get_state()}
+        tensors["random/global"] = torch.get_rng_state()
+        record = {"selector": self.selector.state(), "averaged": self.average.count}
+        record |= {name: getattr(self, name) for name in _RECORDED}
+        self.checkpoint.save(tensors, record)
+        self.emit(CheckpointSaved(self.step))
+
+    def _resume(self) -> bool:
+        """Continue from the checkpoint, if there is a readable one."""
+        self.random_state: torch.Tensor | None = None
+        loaded = self.checkpoint.load() if self.checkpoint else None
+        if loaded is None:
+            return False
+        tensors, record = loaded
+        part = lambda prefix: {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}  # noqa: E731
+        self.adapter.load_state_dict(part("adapter/"))
+        self.chosen = part("chosen/")
+        self.average.sums = part("average/")
+        self.average.count = record["averaged"]
+        unpack_optimizer(self.optimizer, tensors)
+        self.order.set_state(tensors["random/order"])
+        self.draws.set_state(tensors["random/draws"])
+        self.random_state = tensors["random/global"]
+        self.selector.restore(record["selector"])
+        for name in _RECORDED:
+            setattr(self, name, record[name])
+        return True
+
+
+_RECORDED = ("step", "epoch", "chosen_step", "seconds", "history", "stopped")
+
+
+def batch_loss(
+    scores: torch.Tensor, batch: Batch, adapter: AbstractAdapter, kind: TaskKind, label_smoothing: float = 0.0
+) -> torch.Tensor:
+    """Mean cross-entropy of scores (B, C), or for regression the mean squared error in standardised units."""
+    assert batch.labels is not None
+    if kind == "regression":
+        return F.mse_loss(scores[:, 0].float(), adapter.standardise(batch.labels))
+    return F.cross_entropy(scores.float(), batch.labels, label_smoothing=label_smoothing)
+
+
+@contextmanager
+def training_mode(model: torch.nn.Module, dropout: bool, checkpointing: bool) -> Iterator[None]:
+    """The frozen model as it should be during an epoch: with or without dropout, with or without checkpointing.
+
+    Checkpointing is active only in layers whose own flag says "training"; without dropout the flag is set on those
+    layers alone and not on what is inside them.
+    """
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+    model.train(dropout)
+    if checkpointing and not dropout:
+        for layer in model.modules():
+            layer.training = getattr(layer, "gradient_checkpointing", False) and hasattr(layer, "_gradient_checkpointing_func")
+    try:
+        yield
+    finally:
+        model.eval()
+        if checkpointing:
+            model.gradient_checkpointing_disable()  # type: ignore[operator]
