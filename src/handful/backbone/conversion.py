@@ -15,7 +15,6 @@ from handful.errors import ModelError
 
 if TYPE_CHECKING:
     import numpy as np
-    import onnx
 
 
 def convert_gguf(source: Path, target: Path) -> None:
