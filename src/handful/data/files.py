@@ -1,39 +1,124 @@
-"""Tasks from files."""
+"""Tasks and rows from files of the user, and from task folders."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from handful.data.task import Example, Task, TestRows
-from handful.errors import DataError
+from handful.data.interpret import Columns, Targets, build_task, choose_columns, examples
+from handful.data.tables import read_table
+from handful.data.task import Example, Task, TaskKind, TestRows
+from handful.errors import DataError, nearest
+
+
+def read_task(
+    path: str | Path,
+    *,
+    test: str | Path | None = None,
+    dev: str | Path | None = None,
+    text: str = "text",
+    text_pair: str | None = None,
+    label: str = "label",
+    kind: TaskKind | None = None,
+    metric: str | None = None,
+    encoding: str | None = None,
+    name: str | None = None,
+) -> Task:
+    """A task from CSV, TSV or JSONL files with named columns.
+
+    Where there is no column "text" or "label", one of another customary name is taken if only one qualifies.
+    `text_pair` None finds the second text of a pair under a customary name; "" says that there is none. `kind` and
+    `metric` are inferred from the labels. All that was chosen is told in `Task.notes`.
+
+    Raises: DataError naming the file and line of what is wrong.
+    """
+    tables = [read_table(file, encoding) if file else None for file in (test, dev)]
+    task = build_task(
+        read_table(path, encoding), *tables, wanted=Columns(text, text_pair, label), kind=kind, metric=metric
+    )
+    return replace(task, name=name or Path(path).stem, origin=str(path))
+
+
+def read_rows(
+    path: str | Path,
+    *,
+    text: str = "text",
+    text_pair: str | None = None,
+    label: str | None = None,
+    labels: Sequence[str] = (),
+    encoding: str | None = None,
+) -> list[Example]:
+    """Rows to predict, unlabelled unless a `label` column is named; its classes are `labels`, none for regression."""
+    table = read_table(path, encoding)
+    columns, _ = choose_columns(table, Columns(text, text_pair, label))
+    return list(examples(table, columns, Targets(tuple(labels)) if label else None))
 
 
 def read_folder(path: str | Path) -> Task:
-    """A task from a folder of task.json, pool.jsonl and test.jsonl, its row counts checked."""
+    """A task from a folder of task.json, pool.jsonl and test.jsonl, its row counts checked.
+
+    The rows have "text", "text_pair" for pairs, and "label"; task.json has name, kind, labels (null for
+    regression), metric, and the counts `pool_rows` and `test_rows`.
+    """
     folder = Path(path)
-    record = json.loads((folder / "task.json").read_text(encoding="utf-8"))
+    record = _task_record(folder / "task.json")
     labels = tuple(record["labels"] or ())
+    notes = []
 
     def rows(part: str) -> tuple[Example, ...]:
-        found = []
-        with open(folder / f"{part}.jsonl", encoding="utf-8") as file:
-            for line, text in enumerate(file, 1):
-                row: dict[str, Any] = json.loads(text)
-                label = labels.index(row["label"]) if labels else float(row["label"])
-                found.append(Example(row["text"], row.get("text_pair"), label, f"{part}.jsonl:{line}"))
-        if len(found) != record[f"{part}_rows"]:
-            raise DataError(f"{folder / part}.jsonl: expected {record[f'{part}_rows']} rows, found {len(found)}")
-        return tuple(found)
+        table = read_table(folder / f"{part}.jsonl", "utf-8")
+        expected = record[f"{part}_rows"]
+        if len(table.rows) != expected:
+            raise DataError(
+                f"{table.path}: expected {expected} rows (task.json: {part}_rows), found {len(table.rows)}",
+                "the file is incomplete, or task.json is of another version: copy the folder again",
+            )
+        columns = Columns("text", "text_pair" if "text_pair" in table.columns else None)
+        found = examples(table, columns, Targets(labels), empty=True)
+        blank = [row.source for row in found if not row.text.strip()]
+        if blank:
+            notes.append(f"{len(blank)} row(s) with an empty text are kept as they are: {', '.join(blank[:5])}")
+        return found
 
+    pool, test = rows("pool"), TestRows(rows("test"))
     return Task(
-        record["name"],
-        record["kind"],
-        labels,
-        record["metric"],
-        rows("pool"),
-        TestRows(rows("test")),
-        None,
-        str(folder),
+        name=record["name"],
+        kind=record["kind"],
+        labels=labels,
+        metric=record["metric"],
+        pool=pool,
+        test=test,
+        origin=str(folder),
+        notes=tuple(notes),
     )
+
+
+def _task_record(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise DataError(f"{path}: no such file", "a task folder holds task.json, pool.jsonl and test.jsonl")
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path}: expected a JSON object in UTF-8, found {error}", "correct the file") from None
+    types = {"name": str, "kind": str, "labels": list | None, "metric": str, "pool_rows": int, "test_rows": int}
+    for key, expected in types.items():
+        if not isinstance(record, dict) or key not in record:
+            raise DataError(
+                f"{path}: expected the key {key!r}", nearest(key, record if isinstance(record, dict) else ())
+            )
+        if not isinstance(record[key], expected):
+            raise DataError(
+                f"{path}: {key!r} is {record[key]!r}", f"expected {getattr(expected, '__name__', expected)}"
+            )
+    kinds = [kind for kind in get_args(TaskKind) if kind != "generation"]
+    if record["kind"] not in kinds:
+        raise DataError(f"{path}: expected one of the kinds {', '.join(kinds)}, found {record['kind']!r}")
+    labels = record["labels"] or []
+    if not all(isinstance(label, str) for label in labels) or (len(labels) < 2) != (record["kind"] == "regression"):
+        raise DataError(
+            f"{path}: the labels of {record['kind']} are {labels!r}", "two or more texts, or null for regression"
+        )
+    return record

@@ -1,0 +1,21 @@
+"""Fixtures for all tests."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real tasks beside the repository. Without it the test is skipped, or fails where it is required."""
+    if not SHARED_DATA.is_dir():
+        reason = "needs the real tasks of ../shared/data"
+        if os.environ.get("HANDFUL_REQUIRE_SHARED") == "1":
+            pytest.fail(f"{reason}, and HANDFUL_REQUIRE_SHARED=1 is set")
+        pytest.skip(reason)
+    return SHARED_DATA
