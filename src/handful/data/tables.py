@@ -76,7 +76,8 @@ def _check_path(path: Path) -> None:
     if not path.is_file():
         beside = [p.name for p in path.parent.iterdir() if p.suffix in _SUFFIXES] if path.parent.is_dir() else []
         missing = "no such file" if path.parent.is_dir() else f"no such folder as {path.parent}"
-        raise DataError(f"{path}: {missing}", nearest(path.name, beside) if beside else "check the path")
+        hint = nearest(path.name, beside)
+        raise DataError(f"{path}: {missing}", hint if hint.startswith("did you mean") else "check the path")
     if path.suffix.lower() not in _SUFFIXES:
         raise DataError(
             f"{path}: expected a file ending in {', '.join(_SUFFIXES)}, found {path.suffix or 'no ending'}",
