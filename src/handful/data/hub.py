@@ -46,12 +46,13 @@ def hub_task(
         return Table(f"{origin} {split}", f"{name} {split}", tuple(rows[0]), rows, list(range(1, len(rows) + 1)))
 
     wanted, notes = Columns(text, text_pair, label), []
-    label_column = choose_columns(table(pool), wanted)[0].label
+    label_column = choose_columns(table(pool), wanted)[0].label or label
     validation = next((split for split in splits if split.startswith("validation")), None)
     if test is None:
-        held_out = [split for split in ("test", validation) if split in splits]
+        held_out = [split for split in ("test", validation or "") if split in splits]
         test = next((s for s in held_out if any(row.get(label_column) is not None for row in table(s).rows)), None)
-        notes.append(f"the test is the split {test!r}, the first with labels of {', '.join(held_out) or 'none'}")
+        found = f"the test is the split {test!r}" if test else "there is no test"
+        notes.append(f"{found}: splits that may have labels: {', '.join(held_out) or 'none'}")
     dev = table(validation) if validation and validation != test else None
     task = build_task(table(pool), table(test) if test else None, dev, wanted=wanted, kind=kind, metric=metric)
     return replace(task, name=name.split("/")[-1], origin=origin, notes=(*task.notes, *notes))
@@ -60,7 +61,7 @@ def hub_task(
 def _builder(name: str, config: str | None, revision: str | None) -> Any:
     """The dataset, downloaded; `.hash` is its commit."""
     try:
-        import datasets  # pyright: ignore[reportMissingImports] (an extra)
+        import datasets  # pyright: ignore[reportMissingImports] - an extra
     except ImportError:
         raise DataError(
             f"hub:{name} is read through the package 'datasets', which is not installed", "pip install 'handful[hub]'"

@@ -27,6 +27,8 @@ DevRows = Literal["carved", "separate", "none"]
 QUANTILES = 5
 """Strata of a regression target."""
 
+GOLDEN_RATIO = (1 + 5**0.5) / 2
+
 
 @final
 @dataclass(frozen=True, init=False, slots=True)
@@ -73,7 +75,8 @@ class Split:
         train = [row for row, _, _ in chosen]
         selection: Sequence[Example] = ()
         if dev == "carved":
-            roles = [_is_dev(place, (stratum + 0.5) / len(strata), dev_fraction) for _, stratum, place in chosen]
+            offsets = _rounding_offsets(len(strata))
+            roles = [_is_dev(place, offsets[stratum], dev_fraction) for _, stratum, place in chosen]
             selection = [row for (row, _, _), is_dev in zip(chosen, roles, strict=True) if is_dev]
             train = [row for (row, _, _), is_dev in zip(chosen, roles, strict=True) if not is_dev]
         elif dev == "separate":
@@ -143,7 +146,7 @@ def _strata(task: Task, pool: Sequence[Example]) -> list[list[Example]]:
     if task.kind != "regression":
         return [[row for row in pool if row.label == index] for index in range(len(task.labels))]
     ranked = sorted(pool, key=lambda row: float(row.label or 0))
-    cuts = [round(len(ranked) * part / QUANTILES) for part in range(QUANTILES + 1)]
+    cuts = [len(ranked) * part // QUANTILES for part in range(QUANTILES + 1)]
     return [ranked[low:high] for low, high in pairwise(cuts)]
 
 
@@ -196,11 +199,20 @@ def _interleave(strata: Sequence[Sequence[Example]], minimum: int) -> list[tuple
     return order
 
 
+def _rounding_offsets(strata: int) -> list[float]:
+    """An offset in (0, 1) for each stratum, at which it rounds its number of development rows.
+
+    They are evenly spaced, so that rounding evens out over the strata, and in the order of the multiples of the golden
+    ratio, so that it also does over the first few strata, which are the ones that are a row ahead.
+    """
+    order = sorted(range(strata), key=lambda stratum: stratum * GOLDEN_RATIO % 1)
+    return [(order.index(stratum) + 0.5) / strata for stratum in range(strata)]
+
+
 def _is_dev(place: int, offset: float, fraction: float) -> bool:
     """Whether the row at this place of its stratum selects instead of trains.
 
-    The first row trains, the second selects, and from there on `fraction` of the rows select. The strata's offsets
-    are spread over (0, 1), so that rounding evens out over many small classes.
+    The first row trains, the second selects, and from there on `fraction` of the rows select.
     """
 
     def count(rows: int) -> int:
