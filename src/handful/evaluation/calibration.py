@@ -1,0 +1,103 @@
+"""Temperature scaling (Guo et al. 2017), and the table behind a reliability diagram."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import isfinite, log
+from typing import cast, final
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.special import softmax
+
+from handful.errors import ConfigError
+from handful.evaluation.estimate import Estimate, wilson
+from handful.evaluation.metrics import (
+    METRICS,
+    bin_by_confidence,
+    check_classes,
+    check_numbers,
+    check_rows,
+    check_same_length,
+    top_label,
+)
+
+LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.05, 20.0
+
+
+def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
+    """The temperature T that makes softmax(logits / T) most likely, judged with a prior; 0.05 to 20.
+
+    `logits` (N, C) and `labels` (N,) come from rows the model was not trained on. ln T minimises
+
+        mean NLL + (ln T)^2 / (2 N)
+
+    that is, its prior is a standard normal: T is within a factor e of 1 two times in three, and one row counts
+    as much as that. Without the prior, T of 20 rows is noise and goes to its bound when all of them are right
+    (any sharper is likelier still): in simulation on 20 binary rows it made the held-out NLL worse than T = 1
+    in most settings, by 0.06 to 0.35 when T = 1 was right, against 0.03 with the prior. Prior deviations of 0.5
+    and 2 did about as well, and from 200 rows on none of them mattered. Raises: DataError.
+    """
+    from scipy.optimize import fminbound  # slow to import, and only fitting needs it
+
+    scores = check_numbers("logits", logits, "NC")
+    targets = check_classes("labels", labels, scores.shape[1])
+    check_same_length(scores, targets)
+    behind = scores[np.arange(len(targets)), targets][:, None] - scores  # (N, C) target's logit minus the others
+
+    def loss(log_temperature: float) -> float:
+        likelihoods = np.logaddexp.reduce(-behind / np.exp(log_temperature), axis=1)
+        return float(likelihoods.mean() + log_temperature**2 / (2 * len(targets)))
+
+    # The prior can add a second minimum, so look everywhere before refining.
+    grid = np.linspace(log(LOWEST_TEMPERATURE), log(HIGHEST_TEMPERATURE), 61)
+    best = int(np.argmin([loss(point) for point in grid]))
+    low, high = grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)]
+    between = cast(float, fminbound(loss, low, high, xtol=1e-6))
+    fitted = min(between, grid[best], key=loss)  # the search never reaches the ends of the range itself
+    return float(np.clip(np.exp(fitted), LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE))
+
+
+def apply_temperature(logits: ArrayLike, temperature: float) -> np.ndarray:
+    """Probabilities softmax(logits / temperature), (N, C) as the logits; the predicted classes stay the same."""
+    if not (isfinite(temperature) and temperature > 0):
+        raise ConfigError(f"expected a temperature above 0, found {temperature!r}", "1.0 leaves the logits as they are")
+    return softmax(check_numbers("logits", logits, "NC") / temperature, axis=1)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class ReliabilityBin:
+    """The rows whose predicted class has a probability above `low` and up to `high`.
+
+    `confidence` is the mean of that probability, `accuracy` the share of rows that are right with Wilson's
+    interval; both are None where `count` is 0.
+    """
+
+    low: float
+    high: float
+    count: int
+    confidence: float | None
+    accuracy: Estimate | None
+
+
+def reliability(
+    probabilities: ArrayLike, labels: ArrayLike, bins: int = 15, *, adaptive: bool = False
+) -> tuple[ReliabilityBin, ...]:
+    """Confidence and accuracy by bin of confidence: the bars of a reliability diagram and the terms of the ECE.
+
+    `probabilities` (N, C), `labels` (N,). The bins are those of `metrics.expected_calibration_error`.
+    """
+    if bins < 1:
+        raise ConfigError(f"expected at least 1 bin, found {bins}")
+    predictions, targets = check_rows(METRICS["ece"], probabilities, labels)
+    confidence, correct = top_label(predictions, targets)
+    edges, position = bin_by_confidence(confidence, bins, adaptive)
+    table = []
+    for index in range(bins):
+        inside = position == index
+        count = int(inside.sum())
+        mean = float(confidence[inside].mean()) if count else None
+        accuracy = wilson(int(correct[inside].sum()), count) if count else None
+        table.append(ReliabilityBin(float(edges[index]), float(edges[index + 1]), count, mean, accuracy))
+    return tuple(table)
