@@ -146,7 +146,7 @@ def attention_forward(
                 seen = torch.ones(queries, keys, dtype=torch.bool, device=key.device).tril()
                 attention_mask = F.pad(seen, (length, 0), value=True)[None, None]
             if position_bias is not None:
-                bias = slot.injection.positions.prefix_bias(module, queries, keys)
+                bias = slot.injection.positions.prefix_bias(module, queries, keys, causal=causal)
                 padded = F.pad(position_bias, (length, 0))
                 position_bias = padded if bias is None else torch.cat((bias, position_bias), 3)
             key, value = prefix.before(key, value)  # before key/value heads are repeated for the query heads
@@ -342,15 +342,14 @@ class KeyValueInjection:
 def _checked(site: AttentionSite, key: torch.Tensor | None, value: torch.Tensor | None) -> Prefix | None:
     if key is None and value is None:
         return None
-    if key is not None and value is not None and key.shape == value.shape and key.ndim == 4:
-        if (key.shape[1], key.shape[3]) == (site.heads, site.width):
-            return Prefix(key, value)
-    found = " and ".join("None" if tensor is None else str(tuple(tensor.shape)) for tensor in (key, value))
-    raise ModelError(
-        f"expected key and value of shape (rows, {site.heads}, length, {site.width}) at attention site {site.index}, "
-        f"found {found}",
-        "give both, or (None, None)",
-    )
+    shapes = [None if tensor is None else tuple(tensor.shape) for tensor in (key, value)]
+    if key is None or value is None or shapes != [(*key.shape[:1], site.heads, *key.shape[2:3], site.width)] * 2:
+        raise ModelError(
+            f"expected key and value of shape (rows, {site.heads}, length, {site.width}) at attention site "
+            f"{site.index}, found {shapes[0]} and {shapes[1]}",
+            "give both, or (None, None)",
+        )
+    return Prefix(key, value)
 
 
 def _configs(model: PreTrainedModel) -> Iterable[PreTrainedConfig]:

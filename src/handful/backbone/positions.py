@@ -56,7 +56,7 @@ class PositionShift:
             self._names = tuple(inspect.signature(base.forward).parameters)
             self._hook = base.register_forward_pre_hook(self._shift_inputs, with_kwargs=True)
         elif self._kind == "offset":
-            encoder = set(base.get_encoder().modules()) if self._config.is_encoder_decoder else set()
+            encoder = set(model.get_encoder().modules()) if self._config.is_encoder_decoder else set()
             tables: list[Any] = [m for m in base.modules() if isinstance(m, nn.Embedding) and hasattr(m, "offset")]
             self._tables = {table: table.offset for table in tables if table not in encoder}
         elif self._kind == "bias":
@@ -84,13 +84,14 @@ class PositionShift:
             self._hook.remove()
             self._hook = None
 
-    def prefix_bias(self, module: nn.Module, queries: int, keys: int) -> torch.Tensor | None:
+    def prefix_bias(self, module: nn.Module, queries: int, keys: int, *, causal: bool) -> torch.Tensor | None:
         """T5's position bias (1, H, queries, P) of the prefix columns; None where the prefix gets no bias."""
-        owner = self._biases.get(bool(getattr(module, "is_decoder", False)))
-        if not self.length or owner is None:
+        decoder = bool(getattr(module, "is_decoder", False))
+        if not self.length or decoder not in self._biases or decoder != causal:  # cross-attention knows no distances
             return None
-        past = self.length + keys - queries
-        return owner.compute_bias(queries, self.length + keys, past_seen_tokens=past)[..., : self.length]
+        total = self.length + keys
+        bias = self._biases[decoder].compute_bias(queries, total, past_seen_tokens=total - queries)
+        return bias[..., : self.length]
 
     def _shift_inputs(self, base: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict] | None:
         """Forward pre-hook of the base model: the same inputs with shifted `position_ids`."""

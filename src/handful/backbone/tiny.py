@@ -102,8 +102,10 @@ def tiny_config(family: str, **settings: Any) -> PreTrainedConfig:
     }
     if family == "modernbert":
         values |= {"cls_token_id": VOCABULARY[start], "sep_token_id": VOCABULARY[end]}
-    if family in ("t5", "bart"):
+    if family == "t5":
         values |= {"decoder_start_token_id": VOCABULARY["[PAD]"]}
+    if family == "bart":
+        values |= {"decoder_start_token_id": VOCABULARY[end], "forced_eos_token_id": VOCABULARY[end]}
     return CONFIG_MAPPING[model_type](**(values | dict(_SIZES[family]) | settings))
 
 
