@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import numpy as np
@@ -15,6 +15,7 @@ from handful.backbone.trunk import TrunkCache
 from handful.data.batching import EncodedRows, plan_batches
 from handful.data.task import TaskKind
 from handful.errors import ConfigError
+from handful.evaluation.metrics import Metric, get_metric
 from handful.methods.base import AbstractAdapter
 
 PREDICTORS = ("midpoint", "ensemble", "draw", "vertex:N")
@@ -61,9 +62,13 @@ class Predictions:
         points = self.point_probabilities
         return 0.5 * np.abs(points - points.mean(0)).sum(-1).mean(0)
 
-    def for_metric(self) -> np.ndarray:
-        """What a metric takes: values (N,) for regression, probabilities (N, C) otherwise."""
-        return self.values if self.kind == "regression" else self.probabilities
+    def with_temperature(self, temperature: float) -> Predictions:
+        """The same scores under another temperature."""
+        return replace(self, temperature=temperature)
+
+    def needed_by(self, metric: str | Metric) -> np.ndarray:
+        """What a metric scores: classes (N,), probabilities (N, C) or values (N,)."""
+        return getattr(self, get_metric(metric).needs)
 
 
 def check_predictor(predictor: str, num_vertices: int) -> None:

@@ -15,7 +15,7 @@ from typing import Annotated, ClassVar, Literal, final
 import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.linear_model import LogisticRegression, RidgeCV
+from sklearn.linear_model import LogisticRegression, Ridge, RidgeCV
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from torch import nn
 
@@ -73,7 +73,12 @@ class LinearHead(nn.Module):
         )
 
     def start_from_probe(
-        self, features: torch.Tensor, labels: torch.Tensor, generator: torch.Generator, regression: bool
+        self,
+        features: torch.Tensor,
+        labels: torch.Tensor,
+        generator: torch.Generator,
+        regression: bool,
+        penalty: float | None = None,
     ) -> None:
         """Start each vertex from a probe; with M > 1 each under its own Bayesian bootstrap of the rows.
 
@@ -83,7 +88,7 @@ class LinearHead(nn.Module):
         inputs, targets = features.double().numpy(), labels.double().numpy()
         if regression:
             targets = (targets - float(self.offset)) / float(self.scale)
-        penalty = choose_penalty(inputs, targets, regression)
+        penalty = penalty or choose_penalty(inputs, targets, regression)
         rows = len(inputs)
         for vertex in range(len(self.weight)):
             draws = torch.empty(rows, dtype=torch.float64).exponential_(generator=generator)
@@ -104,13 +109,13 @@ class LinearHead(nn.Module):
 
 
 def choose_penalty(features: np.ndarray, targets: np.ndarray, regression: bool) -> float:
-    """The probe's inverse penalty C (for ridge: α) by cross-validation inside the training rows.
+    """The probe's inverse penalty C (ridge: α = 1/C) by cross-validation inside the training rows.
 
     Classification: the C of `PENALTY_GRID` with the best stratified cross-validated NLL, over as many folds as the
     rarest class has rows (at most five); 1.0 where it has a single row. Regression: leave-one-out ridge.
     """
     if regression:
-        return float(RidgeCV(alphas=np.logspace(-2, 4, 13)).fit(features, targets).alpha_)
+        return 1 / float(RidgeCV(alphas=np.logspace(-2, 4, 13)).fit(features, targets).alpha_)
     folds = min(5, int(np.bincount(targets.astype(int)).min()))
     if folds < 2:
         return 1.0
@@ -125,9 +130,7 @@ def fit_probe(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Weight (C, D) and bias (C,) of a penalised linear model on features (N, D)."""
     if regression:
-        from sklearn.linear_model import Ridge
-
-        ridge = Ridge(alpha=penalty).fit(features, targets, sample_weight=sample_weight)
+        ridge = Ridge(alpha=1 / penalty).fit(features, targets, sample_weight=sample_weight)
         return ridge.coef_[None], np.asarray([ridge.intercept_])
     model = LogisticRegression(C=penalty, max_iter=2000).fit(features, targets.astype(int), sample_weight=sample_weight)
     if len(model.coef_) == 1:  # sklearn keeps one row for two classes; halves give the same probabilities
@@ -155,11 +158,12 @@ class AbstractHeadedAdapter(AbstractAdapter):
         *,
         generator: torch.Generator,
         head_init: HeadInit = "probe",
+        probe_penalty: float | None = None,
         num_vertices: int = 1,
         geometry: Geometry = "simplex",
     ):
         super().__init__(backbone)
-        self.task_kind, self.head_init = task.kind, head_init
+        self.task_kind, self.head_init, self.probe_penalty = task.kind, head_init, probe_penalty
         self.num_vertices = num_vertices
         self.head = LinearHead(backbone.hidden_size, task.num_outputs, num_vertices, geometry)
         self.head.initialise(generator)
@@ -173,7 +177,8 @@ class AbstractHeadedAdapter(AbstractAdapter):
             self.head.offset.fill_(float(labels.mean()))
             self.head.scale.fill_(float(labels.std(correction=0)) or 1.0)
         if self.head_init == "probe":
-            self.head.start_from_probe(frozen_features(self.backbone, rows), labels, generator, regression)
+            features = frozen_features(self.backbone, rows)
+            self.head.start_from_probe(features, labels, generator, regression, self.probe_penalty)
 
     def target_scores(self, batch: Batch) -> torch.Tensor:
         return self(batch) * self.head.scale + self.head.offset

@@ -154,6 +154,10 @@ class Prefix(AbstractMethod):
     ] = "auto"
     head_init: Annotated[HeadInit, setting("start of the head: the frozen probe, or N(0, 0.02²)")] = "probe"
 
+    probe_penalty: Annotated[
+        float | None, setting("inverse penalty C (ridge: 1/α) of the starting probe; none: cross-validated", gt=0)
+    ] = None
+
     def check(self, backbone: Backbone, task: Task) -> list[str]:
         return check_prefix(backbone, self.layers, self.positions)
 
@@ -166,7 +170,7 @@ class PrefixAdapter(AbstractHeadedAdapter):
     """scores = head(features(x; prefix))."""
 
     def __init__(self, backbone: Backbone, task: Task, method: Prefix, *, generator: torch.Generator):
-        super().__init__(backbone, task, generator=generator, head_init=method.head_init)
+        super().__init__(backbone, task, generator=generator, head_init=method.head_init, probe_penalty=method.probe_penalty)
         self.method = method
         self.sites = chosen_sites(backbone, method.layers)
         self.shift = shifts_positions(backbone, method.positions)

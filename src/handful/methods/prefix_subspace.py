@@ -104,6 +104,10 @@ class PrefixSubspace(AbstractMethod):
         except ValueError as error:
             raise ConfigError(str(error), "set num_vertices to match the geometry") from None
 
+    probe_penalty: Annotated[
+        float | None, setting("inverse penalty C (ridge: 1/α) of the starting probe; none: cross-validated", gt=0)
+    ] = None
+
     def check(self, backbone: Backbone, task: Task) -> list[str]:
         return check_prefix(backbone, self.layers, self.positions)
 
@@ -122,6 +126,7 @@ class PrefixSubspaceAdapter(AbstractHeadedAdapter):
             task,
             generator=generator,
             head_init=method.head_init,
+            probe_penalty=method.probe_penalty,
             num_vertices=vertices if method.head_subspace else 1,
             geometry=method.geometry if method.head_subspace else "simplex",
         )

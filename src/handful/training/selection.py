@@ -32,7 +32,7 @@ def combine(predictions: Predictions, targets: np.ndarray, metric: str, validati
     pooled: the metric once over the S·N predictions; averaged: the mean over S of the metric of one pass (sheet 3).
     The two agree for accuracy and MSE but not for F1, Matthews or correlations. With one point both are the metric.
     """
-    singles = [Predictions(points[None], predictions.kind).for_metric() for points in predictions.scores]
+    singles = [Predictions(points[None], predictions.kind).needed_by(metric) for points in predictions.scores]
     each = [score(metric, single, targets) for single in singles]
     if validation == "pooled" and len(singles) > 1:
         pooled = score(metric, np.concatenate(singles), np.tile(targets, len(singles)))

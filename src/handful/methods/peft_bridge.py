@@ -1,0 +1,410 @@
+"""Methods that PEFT already has, under our loop, heads and pooling: LoRA, IA3, prompt tuning, any other PEFT config.
+
+Idea: PEFT puts its layers into the frozen model in place (or trained vectors in front of its word embeddings), so the
+backbone's own features run through them; the head is ours. Nothing of PEFT's numbers is computed here.
+LoRA: h = W x + (α/r)·B A x with B = 0 at the start; trained: Σ r·(in + out) over the target layers.
+IA3: keys, values and feed-forward activations times a vector that starts at 1; trained: one number a channel.
+Prompt tuning: P trained vectors in front of the embeddings; trained: P·E. Each plus C·(D + 1) for the head.
+Inference: LoRA and IA3 can be folded into the weights (export "dense"); prompt tuning lengthens every sequence by P.
+Source: Hu et al. 2022; Liu et al. 2022 (IA3); Lester et al. 2021; Mangrulkar et al., the PEFT library. Deviations: the
+layers' random start comes from our generator and not from the global one; mean and last pooling skip the prompt, while
+the family's own pooler sees it (as under stock PEFT), so that first-token poolers read the first prompt vector.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal, final
+
+import torch
+from torch import nn
+
+from handful.backbone.load import Backbone, pool
+from handful.data.batching import Batch
+from handful.data.task import Task
+from handful.errors import ConfigError, nearest
+from handful.methods.base import AbstractMethod, BorrowedParameters, Preset, setting
+from handful.methods.head import AbstractHeadedAdapter, HeadInit
+from handful.methods.targets import (
+    Targets,
+    check_targets,
+    choose_ia3_targets,
+    choose_lora_targets,
+    has_transposed_layers,
+    linear_layers,
+    listed,
+    lowest_layer,
+    no_targets,
+)
+
+PROMPT_TYPES = frozenset(("PROMPT_TUNING", "P_TUNING"))
+"""PEFT types that put vectors in front of the word embeddings and leave the model's layers alone."""
+
+UNSUPPORTED_TYPES = {
+    "PREFIX_TUNING": "handful has it as the method 'prefix', which exports to PEFT",
+    "CARTRIDGE": "it fills the model's cache, which many families lack; method 'prefix' does the same in every family",
+    "CPT": "it is for language modelling only",
+    "MULTITASK_PROMPT_TUNING": "it needs a task id with every row",
+    "POLY": "it needs a task id with every row",
+    "ADALORA": "it moves its ranks about from inside the training loop of PEFT's examples",
+    "ADAPTION_PROMPT": "it replaces the attention of some decoders and cannot be taken off bit for bit",
+    "XLORA": "it mixes adapters that were trained before",
+    "SHADOW": "it is no set of layers inside the model but a second model beside it",
+}
+_START_FROM_WEIGHTS = ("layer_replication", "loftq_config", "corda_config", "eva_config", "lora_ga_config")
+_OWN_KEYS = frozenset(
+    ("peft_type", "task_type", "base_model_name_or_path", "inference_mode", "auto_mapping", "peft_version", "revision")
+)
+
+
+def import_peft() -> Any:
+    """The peft package. Raises: ConfigError where it is not installed."""
+    try:
+        import peft
+    except ImportError as error:
+        raise ConfigError(
+            f"this method needs PEFT, which cannot be imported: {error}", "pip install 'handful[peft]'"
+        ) from None
+    return peft
+
+
+def build_config(config: Mapping[str, Any]) -> Any:
+    """PEFT's configuration object. Raises: ConfigError for an unknown type or key (nearest name) or a refused value."""
+    classes = {str(kind.value): cls for kind, cls in import_peft().mapping.PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+    kind = str(config.get("peft_type", "")).upper()
+    if kind not in classes:
+        raise ConfigError(
+            f"config.peft_type: expected a PEFT method, found {config.get('peft_type')!r}", nearest(kind, classes)
+        )
+    if kind in UNSUPPORTED_TYPES:
+        raise ConfigError(f"config.peft_type: {kind} cannot be used here: {UNSUPPORTED_TYPES[kind]}")
+    known = set(inspect.signature(classes[kind]).parameters) - _OWN_KEYS
+    settings = {name: value for name, value in config.items() if name not in _OWN_KEYS}
+    wrong = [f"config.{name}: {kind} has no such key; {nearest(name, known)}" for name in settings if name not in known]
+    if settings.get("init_lora_weights", True) not in (True, False, "gaussian", "orthogonal"):
+        wrong.append(f"config.init_lora_weights: {settings['init_lora_weights']!r} would change the frozen weights")
+    wrong += [f"config.{name}: it would change the frozen model" for name in _START_FROM_WEIGHTS if settings.get(name)]
+    if wrong:
+        raise ConfigError(f"{len(wrong)} wrong key(s) of the PEFT config:\n  " + "\n  ".join(wrong))
+    try:
+        return classes[kind](task_type="FEATURE_EXTRACTION", **settings)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"config: PEFT refuses it: {error}", f"see PEFT's documentation of {kind}") from None
+
+
+def check_prompt(backbone: Backbone) -> list[str]:
+    """Reasons why vectors cannot be put in front of this backbone's word embeddings."""
+    if backbone.pooling == "family" and backbone.kind != "encoder":
+        return [
+            f"the pooler of {backbone.family} finds the last token by its id, and a prompt has none; use pooling 'last'"
+            + (" or 'mean'" if backbone.kind == "encoder-decoder" else "")
+        ]
+    return []
+
+
+@final
+class PeftAdapter(AbstractHeadedAdapter):
+    """scores = head(features(x)) with PEFT's layers inside the backbone, or its prompt in front of the embeddings.
+
+    The parameters are PEFT's trainable ones (the very objects) and the head's. Frozen tensors that PEFT adds (random
+    projections, masks) are buffers. `notes` says what was chosen for the user.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        task: Task,
+        config: Mapping[str, Any],
+        *,
+        generator: torch.Generator,
+        head_init: HeadInit,
+        notes: Iterable[str] = (),
+    ):
+        _ = backbone.fingerprint  # taken before PEFT renames the weights
+        super().__init__(backbone, task, generator=generator, head_init=head_init)
+        self.notes = tuple(notes)
+        settings = build_config(config)
+        self.prompt_length = getattr(settings, "num_virtual_tokens", 0) or 0
+        known = {id(t) for t in (*backbone.model.parameters(), *backbone.model.buffers())}
+        own = set(backbone.model.modules())
+        self._restore: Callable[[], None] | None = _remember(backbone.model)
+        try:
+            peft_model = _inject(backbone, settings, generator)
+            _refuse_fresh_targets(peft_model, backbone)
+        except ConfigError:
+            self.detach()
+            raise
+        object.__setattr__(self, "peft_model", peft_model)  # held, not registered: it contains the whole backbone
+        object.__setattr__(self, "_added", [module for module in peft_model.modules() if module not in own])
+        pooler = [] if self.pooler is None else list(self.pooler.parameters())
+        for parameter in pooler:
+            parameter.requires_grad_(True)  # PEFT freezes whatever is not its own
+        pooled = {id(parameter) for parameter in pooler}
+        self.trained = BorrowedParameters(peft_model, lambda _, p: p.requires_grad and id(p) not in pooled)
+        self.constants = nn.Module()
+        frozen = ((n, p) for n, p in peft_model.named_parameters() if not p.requires_grad)
+        for name, tensor in (*frozen, *peft_model.named_buffers()):
+            if id(tensor) not in known:
+                self.constants.register_buffer(name.replace(".", "__"), tensor.detach())
+        self.lowest_layer = lowest_layer(backbone, self.trained.parameters())
+
+    peft_model: Any
+    _added: list[nn.Module]
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        for module in self._added:  # fit() sets dropout of the frozen model apart from the adapter's own
+            module.training = self.training
+        if self.prompt_length:
+            return self.head(self._prompted(batch.inputs))
+        return self.head(self.backbone.features(batch.inputs))
+
+    def _prompted(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Features (B, D) with the prompt in front of the word embeddings."""
+        backbone, length = self.backbone, self.prompt_length
+        words = backbone.model.get_input_embeddings()(inputs["input_ids"])
+        prompt = self.peft_model.get_prompt(batch_size=len(words)).to(words)
+        longer = {"inputs_embeds": torch.cat((prompt, words), 1)}
+        for name, first in (("attention_mask", 1), ("token_type_ids", 0)):
+            if name in inputs:
+                longer[name] = nn.functional.pad(inputs[name], (length, 0), value=first)
+        output = backbone.model(**backbone.accepted(longer))
+        if backbone.pooling == "family":
+            return output.logits
+        return pool(output.last_hidden_state[:, length:], inputs["attention_mask"], backbone.pooling)
+
+    def peft_state(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+        """PEFT's configuration as JSON values and its tensors under the names of `save_pretrained`."""
+        config = self.peft_model.peft_config["default"].to_dict()
+        config = {name: sorted(value) if isinstance(value, set) else value for name, value in config.items()}
+        tensors = import_peft().get_peft_model_state_dict(self.peft_model, save_embedding_layers=False)
+        return config, {name: tensor.detach() for name, tensor in tensors.items()}
+
+    def merged_model(self) -> nn.Module:
+        """A copy of the model with PEFT's layers folded into its weights. Raises: ConfigError where PEFT cannot."""
+        if self.prompt_length:
+            raise ConfigError("a prompt cannot be folded into weights", "export it as a PEFT adapter")
+        try:
+            return copy.deepcopy(self.peft_model).merge_and_unload()
+        except (NotImplementedError, AttributeError, ValueError) as error:
+            raise ConfigError(
+                f"PEFT cannot fold this adapter into weights: {error}", "export it as a PEFT adapter"
+            ) from None
+
+    def detach(self) -> None:
+        super().detach()
+        if self._restore is None:
+            return
+        if hasattr(self, "trained"):
+            self.trained.restore()
+        self._restore()
+        self._restore = None
+
+
+def _remember(model: nn.Module) -> Callable[[], None]:
+    """A function that puts the modules, parameters and buffers of now back into every module of the model."""
+    attributes = set(vars(model))
+    saved = [(m, dict(m._modules), dict(m._parameters), dict(m._buffers)) for m in model.modules()]
+
+    def restore() -> None:
+        for module, *contents in saved:
+            for held, content in zip((module._modules, module._parameters, module._buffers), contents, strict=True):
+                held.clear()
+                held.update(content)  # pyright: ignore[reportArgumentType, reportCallIssue]
+        for name in ("peft_config", "_hf_peft_config_loaded"):
+            if name not in attributes:
+                vars(model).pop(name, None)
+        model.requires_grad_(False)
+
+    return restore
+
+
+def _inject(backbone: Backbone, config: Any, generator: torch.Generator) -> Any:
+    """The PEFT model around the backbone's; PEFT draws from the global stream, so that is lent a seed of ours."""
+    if config.is_prompt_learning:
+        config.token_dim = backbone.model.get_input_embeddings().embedding_dim
+    seed = int(torch.randint(2**62, (), generator=generator))
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        try:
+            return import_peft().get_peft_model(backbone.model, config)
+        except (ValueError, TypeError, KeyError, AttributeError, NotImplementedError) as error:
+            raise ConfigError(
+                f"PEFT cannot put {config.peft_type.value} on {backbone.family}: {error}",
+                "linear layers here: " + ", ".join(sorted({n.rpartition(".")[2] for n in linear_layers(backbone)})),
+            ) from None
+
+
+def _refuse_fresh_targets(peft_model: Any, backbone: Backbone) -> None:
+    """Layers that are trained with the head must not be targets too: stock PEFT would not load them."""
+    fresh = {name.rpartition(".")[0] for name in backbone.fresh}
+    both = fresh.intersection(getattr(peft_model.base_model, "targeted_module_names", ()))
+    if both:
+        raise ConfigError(
+            f"target_modules reaches {', '.join(sorted(both))}, which is trained with the head anyway",
+            "name the targets more exactly, for instance 'output.dense' instead of 'dense'",
+        )
+
+
+@final
+@dataclass(frozen=True)
+class LoRA(AbstractMethod):
+    """Low-rank updates of linear layers."""
+
+    name: ClassVar[str] = "lora"
+    summary: ClassVar[str] = "LoRA: low-rank updates of the query and value layers (through PEFT)"
+    source: ClassVar[str] = "Hu et al. 2022"
+    presets: ClassVar[Mapping[str, Preset]] = {
+        "default": Preset(
+            "ours, not searched: the rate of the first trials (docs/experiments.md)", training={"learning_rate": 2e-3}
+        ),
+    }
+
+    rank: Annotated[int, setting("rank r of every update", ge=1, le=1024)] = 8
+    alpha: Annotated[float, setting("the update is scaled by alpha / rank", gt=0)] = 16.0
+    dropout: Annotated[float, setting("dropout on the input of the updates, in training", ge=0, lt=1)] = 0.0
+    target_modules: Annotated[
+        Targets, setting("ends of layer names, PEFT's 'all-linear' or a pattern; auto: query and value layers")
+    ] = "auto"
+    head_init: Annotated[HeadInit, setting("start of the head: the frozen probe, or N(0, 0.02²)")] = "probe"
+
+    def check(self, backbone: Backbone, task: Task) -> list[str]:
+        targets, _ = self._targets(backbone)
+        return check_targets(backbone, targets) if targets else [no_targets(backbone)]
+
+    def _targets(self, backbone: Backbone) -> tuple[Targets, str]:
+        if self.target_modules != "auto":
+            return self.target_modules, "as given"
+        return choose_lora_targets(
+            backbone, import_peft().utils.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(backbone.family)
+        )
+
+    def attach(self, backbone: Backbone, task: Task, *, generator: torch.Generator) -> PeftAdapter:
+        targets, reason = self._targets(backbone)
+        config = {
+            "peft_type": "LORA",
+            "r": self.rank,
+            "lora_alpha": self.alpha,
+            "lora_dropout": self.dropout,
+            "target_modules": targets if isinstance(targets, str) else list(targets),
+            "fan_in_fan_out": has_transposed_layers(backbone),
+        }
+        notes = (f"target_modules = {listed(targets)}: {reason}",)
+        return PeftAdapter(backbone, task, config, generator=generator, head_init=self.head_init, notes=notes)
+
+
+@final
+@dataclass(frozen=True)
+class IA3(AbstractMethod):
+    """Rescaled keys, values and feed-forward activations."""
+
+    name: ClassVar[str] = "ia3"
+    summary: ClassVar[str] = "IA3: rescaled keys, values and feed-forward activations (through PEFT)"
+    source: ClassVar[str] = "Liu et al. 2022 (T-Few)"
+    presets: ClassVar[Mapping[str, Preset]] = {
+        "default": Preset(
+            "ours, not searched: a little above the paper's 3e-3, for few steps", training={"learning_rate": 1e-2}
+        ),
+    }
+
+    target_modules: Annotated[
+        Targets, setting("ends of the names of all rescaled layers; auto: keys, values and feed-forward")
+    ] = "auto"
+    feedforward_modules: Annotated[
+        tuple[str, ...], setting("those of target_modules whose input is rescaled instead; only read if that is given")
+    ] = ()
+    head_init: Annotated[HeadInit, setting("start of the head: the frozen probe, or N(0, 0.02²)")] = "probe"
+
+    def check(self, backbone: Backbone, task: Task) -> list[str]:
+        targets, feedforward, _ = self._targets(backbone)
+        if not targets:
+            return [no_targets(backbone)]
+        return check_targets(backbone, targets) + check_targets(backbone, feedforward, "feedforward_modules")
+
+    def _targets(self, backbone: Backbone) -> tuple[Targets, tuple[str, ...], str]:
+        if self.target_modules != "auto":
+            return self.target_modules, self.feedforward_modules, "as given"
+        utils = import_peft().utils
+        return choose_ia3_targets(
+            backbone,
+            utils.TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING.get(backbone.family),
+            utils.TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING.get(backbone.family, ()),
+        )
+
+    def attach(self, backbone: Backbone, task: Task, *, generator: torch.Generator) -> PeftAdapter:
+        targets, feedforward, reason = self._targets(backbone)
+        config = {
+            "peft_type": "IA3",
+            "target_modules": targets if isinstance(targets, str) else list(targets),
+            "feedforward_modules": list(feedforward),
+            "fan_in_fan_out": has_transposed_layers(backbone),
+        }
+        notes = (f"target_modules = {listed(targets)}, feed-forward {listed(feedforward)}: {reason}",)
+        return PeftAdapter(backbone, task, config, generator=generator, head_init=self.head_init, notes=notes)
+
+
+@final
+@dataclass(frozen=True)
+class PromptTuning(AbstractMethod):
+    """Trained vectors in front of the word embeddings."""
+
+    name: ClassVar[str] = "prompt-tuning"
+    summary: ClassVar[str] = "prompt tuning: trained vectors in front of the word embeddings (through PEFT)"
+    source: ClassVar[str] = "Lester et al. 2021"
+    presets: ClassVar[Mapping[str, Preset]] = {
+        "default": Preset("ours, not searched: as for prefixes", training={"learning_rate": 3e-2}),
+    }
+
+    prompt_length: Annotated[int, setting("trained vectors P", unit="positions", ge=1, le=512)] = 10
+    init: Annotated[
+        Literal["vocabulary", "normal"], setting("embeddings of random words, or N(0, 1)", source="Lester et al. 2021")
+    ] = "vocabulary"
+    head_init: Annotated[HeadInit, setting("start of the head: the frozen probe, or N(0, 0.02²)")] = "probe"
+
+    def check(self, backbone: Backbone, task: Task) -> list[str]:
+        import_peft()
+        return check_prompt(backbone)
+
+    def attach(self, backbone: Backbone, task: Task, *, generator: torch.Generator) -> PeftAdapter:
+        config = {
+            "peft_type": "PROMPT_TUNING",
+            "num_virtual_tokens": self.prompt_length,
+            "prompt_tuning_init": "SAMPLE_VOCAB" if self.init == "vocabulary" else "RANDOM",
+        }
+        return PeftAdapter(backbone, task, config, generator=generator, head_init=self.head_init)
+
+
+@final
+@dataclass(frozen=True)
+class Peft(AbstractMethod):
+    """Any other method of the PEFT library."""
+
+    name: ClassVar[str] = "peft"
+    summary: ClassVar[str] = "any PEFT config: peft_type and its keys, as in adapter_config.json"
+    source: ClassVar[str] = "the PEFT library"
+    presets: ClassVar[Mapping[str, Preset]] = {
+        "default": Preset("ours, not searched: LoRA's rate", training={"learning_rate": 2e-3}),
+    }
+
+    config: Annotated[
+        dict[str, Any] | None, setting("peft_type and its keys, as in adapter_config.json; none: PEFT's plain LoRA")
+    ] = None
+    head_init: Annotated[HeadInit, setting("start of the head: the frozen probe, or N(0, 0.02²)")] = "probe"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        build_config(self._config())
+
+    def _config(self) -> dict[str, Any]:
+        return self.config or {"peft_type": "LORA"}
+
+    def check(self, backbone: Backbone, task: Task) -> list[str]:
+        config = self._config()
+        targets = config.get("target_modules") or ()
+        is_prompt = str(config["peft_type"]).upper() in PROMPT_TYPES
+        return check_prompt(backbone) if is_prompt else check_targets(backbone, targets)
+
+    def attach(self, backbone: Backbone, task: Task, *, generator: torch.Generator) -> PeftAdapter:
+        return PeftAdapter(backbone, task, self._config(), generator=generator, head_init=self.head_init)

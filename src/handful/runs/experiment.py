@@ -1,0 +1,291 @@
+"""One run from rows to numbers: split, attach, train, calibrate, score, save, check what was saved."""
+
+from __future__ import annotations
+
+import platform
+import resource
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import torch
+
+from handful.backbone.load import Backbone, load_backbone
+from handful.data.split import Split
+from handful.data.task import Task
+from handful.errors import ConfigError, ModelError, RunError
+from handful.evaluation.calibration import fit_temperature
+from handful.evaluation.evaluate import Scores, encode_for, evaluate
+from handful.evaluation.metrics import check_metric
+from handful.evaluation.predict import Predictions, predict_rows
+from handful.methods import method_class
+from handful.methods.base import AbstractAdapter
+from handful.randomness import stream
+from handful.runs.card import run_card
+from handful.runs.spec import RunSpec
+from handful.runs.store import Run, check_writable, read_run, write_run
+from handful.training.events import Event, Listener, to_record
+from handful.training.fit import FitResult, fit
+
+WARM_ROWS = 8
+"""Rows on which a saved adapter is compared with the one in memory."""
+
+
+@final
+@dataclass
+class Trained:
+    """A trained adapter on its backbone with everything needed to predict."""
+
+    spec: RunSpec
+    task: Task
+    backbone: Backbone
+    adapter: AbstractAdapter
+    temperature: float = 1.0
+
+
+@final
+@dataclass
+class Training:
+    """What training one spec gave, before it is scored and saved."""
+
+    trained: Trained
+    split: Split
+    result: FitResult
+    truncated: dict[str, int] = field(default_factory=dict)
+
+
+def make_split(task: Task, spec: RunSpec) -> Split:
+    """The rows of a run. Without `shots`: every distinct row."""
+    options = spec.options
+    shots = options.shots
+    if shots is None:
+        shots = distinct_rows(task)
+    return Split(task, shots, options.seed, dev=options.dev, dev_fraction=options.dev_fraction, dev_rows=options.dev_rows)
+
+
+def distinct_rows(task: Task) -> int:
+    """Rows of the pool that remain once repeats, and rows that stand in test, are dropped."""
+    from handful.data.task import text_key
+
+    return len({text_key(row) for row in task.pool} - (task.test.text_keys() if task.test else frozenset()))
+
+
+def attach(task: Task, spec: RunSpec, backbone: Backbone) -> AbstractAdapter:
+    """A fresh adapter. Raises: ConfigError when the method cannot work on this backbone and task."""
+    reasons = spec.method.check(backbone, task)
+    if reasons:
+        raise ConfigError(
+            f"method {spec.method.name!r} cannot be used with model {spec.model!r}:\n  " + "\n  ".join(reasons),
+            "`handful check` says this before a model is loaded for training",
+        )
+    return spec.method.attach(backbone, task, generator=stream(spec.options.seed, "init"))
+
+
+def train(
+    task: Task,
+    spec: RunSpec,
+    *,
+    split: Split | None = None,
+    backbone: Backbone | None = None,
+    on_event: Listener | None = None,
+    checkpoint_folder: Path | None = None,
+) -> Training:
+    """Train one spec on one task; test rows are not touched."""
+    split = split or make_split(task, spec)
+    backbone = backbone or load_backbone(spec.model, pooling=spec.options.pooling)
+    adapter = attach(task, spec, backbone)
+    length = spec.options.max_length
+    rows = encode_for(adapter, split.train, task, length)
+    dev = encode_for(adapter, split.dev, task, length) if split.dev else None
+    try:
+        result = fit(
+            adapter, rows, dev, spec.training, kind=task.kind, metric=task.metric,
+            generator=stream(spec.options.seed, "fit"), on_event=on_event, checkpoint_folder=checkpoint_folder,
+        )  # fmt: skip
+    except BaseException:
+        adapter.detach()
+        raise
+    temperature = 1.0
+    if dev is not None and task.kind != "regression":
+        assert dev.labels is not None
+        scores = predict_rows(adapter, dev, task.kind).scores[0]
+        temperature = fit_temperature(scores, dev.labels.numpy())
+    truncated = {"train": rows.truncated, "dev": dev.truncated if dev else 0}
+    return Training(Trained(spec, task, backbone, adapter, temperature), split, result, truncated)
+
+
+def score(trained: Trained, *, limit: int | None = None) -> Scores | None:
+    """The score on the task's test rows, or None where there are none."""
+    if trained.task.test is None or not len(trained.task.test):
+        return None
+    options = trained.spec.options
+    return evaluate(
+        trained.adapter, trained.task.test, trained.task, max_length=options.max_length, predictor=options.predictor,
+        draws=options.draws, temperature=trained.temperature, generator=stream(options.seed, "evaluate"), limit=limit,
+    )  # fmt: skip
+
+
+def run(
+    task: Task,
+    spec: RunSpec,
+    root: Path,
+    *,
+    backbone: Backbone | None = None,
+    on_event: Listener | None = None,
+    again: bool = False,
+    on_message: Callable[[str], None] = lambda message: None,
+) -> tuple[Run, Trained]:
+    """Train, score and save one run below `root`; a run with the same key is opened and not trained again.
+
+    An interrupted run keeps its checkpoint in a hidden folder and continues from there when started again.
+    """
+    check_metric(task.metric, task.kind, len(task.labels))
+    split = make_split(task, spec)
+    check_writable(root)
+    backbone = backbone or load_backbone(spec.model, pooling=spec.options.pooling)
+    key = spec.key(split.fingerprint, backbone.fingerprint)
+    folder = root / run_name(task, spec, key)
+    if folder.exists() and not again:
+        existing = read_run(folder)
+        on_message(f"already trained: {folder} (train once more with --again)")
+        return existing, open_trained(existing, backbone=backbone)
+    progress = root / f".{folder.name}.progress"
+    if again:
+        shutil.rmtree(progress, ignore_errors=True)
+    events: list[dict[str, Any]] = []
+
+    def listen(event: Event) -> None:
+        events.append(to_record(event))
+        if on_event:
+            on_event(event)
+
+    training = train(task, spec, split=split, backbone=backbone, on_event=listen, checkpoint_folder=progress)
+    trained = training.trained
+    started = time.perf_counter()
+    scores = score(trained)
+    record = describe(training, scores, key, time.perf_counter() - started)
+    weights = trained.adapter.state_dict()
+    predictions = prediction_records(scores, task) if scores else []
+    saved = write_run(folder, record, weights, metrics=events, predictions=predictions, card=run_card(record))
+    reopened = verify(saved, training)
+    shutil.rmtree(progress, ignore_errors=True)
+    return saved, reopened
+
+
+def run_name(task: Task, spec: RunSpec, key: str) -> str:
+    """The folder's name: readable, and unique through the key."""
+    safe = "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in task.name)
+    shots = "all" if spec.options.shots is None else spec.options.shots
+    return f"{safe}-{spec.method.name}-k{shots}-s{spec.options.seed}-{key[:8]}"
+
+
+def describe(training: Training, scores: Scores | None, key: str, scoring_seconds: float) -> dict[str, Any]:
+    """The content of `run.json`."""
+    trained, split, result = training.trained, training.split, training.result
+    task, backbone = trained.task, trained.backbone
+    return {
+        "key": key,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": {name: version(name) for name in ("handful", "torch", "transformers", "accelerate")}
+        | {"python": platform.python_version()},
+        "spec": trained.spec.resolved(),
+        "preset": trained.spec.preset,
+        "choices": [{"name": c.name, "value": c.value, "reason": c.reason} for c in trained.spec.choices],
+        "task": {
+            "name": task.name, "kind": task.kind, "labels": list(task.labels), "metric": task.metric,
+            "origin": task.origin, "notes": list(task.notes),
+        },
+        "rows": {
+            "train": len(split.train), "dev": len(split.dev), "test": len(split.test or ()),
+            "dropped_duplicates": split.dropped_duplicates, "dropped_overlap": split.dropped_overlap,
+            "truncated": training.truncated | ({"test": scores.truncated} if scores else {}),
+            "max_length": min(trained.spec.options.max_length, backbone.max_length),
+            "fingerprint": split.fingerprint,
+        },
+        "backbone": {
+            "name": backbone.name, "family": backbone.family, "kind": backbone.kind, "pooling": backbone.pooling,
+            "fingerprint": backbone.fingerprint, "parameters": sum(p.numel() for p in backbone.model.parameters()),
+        },
+        "fit": {
+            "parameters": result.parameters, "steps": result.steps, "chosen_step": result.chosen_step,
+            "seconds": round(result.seconds, 3), "stopped": result.stopped, "history": result.history,
+            "scoring_seconds": round(scoring_seconds, 3),
+            "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
+        },
+        "temperature": trained.temperature,
+        "scores": {name: estimate.to_dict() for name, estimate in scores.estimates.items()} if scores else {},
+    }  # fmt: skip
+
+
+def prediction_records(scores: Scores, task: Task) -> list[dict[str, Any]]:
+    """One record a test row: where it came from, its target, the prediction and the disagreement."""
+    predictions = scores.predictions
+    records = []
+    disagreement = predictions.disagreement
+    for index, (source, target) in enumerate(zip(scores.sources, scores.targets.tolist(), strict=True)):
+        record: dict[str, Any] = {"source": source, "disagreement": round(float(disagreement[index]), 6)}
+        if task.kind == "regression":
+            record |= {"target": target, "prediction": float(predictions.values[index])}
+        else:
+            record |= {"target": task.labels[target], "prediction": task.labels[predictions.labels[index]]}
+            record["probabilities"] = [round(float(p), 6) for p in predictions.probabilities[index]]
+        records.append(record)
+    return records
+
+
+def verify(saved: Run, training: Training) -> Trained:
+    """Open the saved run on the same backbone and compare its predictions with those in memory.
+
+    Raises: RunError unless they are equal.
+    """
+    trained = training.trained
+    rows = encode_for(trained.adapter, training.split.train[:WARM_ROWS], trained.task, trained.spec.options.max_length)
+    expected = predict_rows(trained.adapter, rows, trained.task.kind)
+    trained.adapter.detach()
+    reopened = open_trained(saved, backbone=trained.backbone)
+    found: Predictions = predict_rows(reopened.adapter, rows, trained.task.kind)
+    if not np.array_equal(expected.scores, found.scores):
+        worst = float(np.abs(expected.scores - found.scores).max())
+        raise RunError(f"{saved.folder}: read back, it predicts otherwise than before saving (by up to {worst:.2g})")
+    return reopened
+
+
+def open_trained(saved: Run, *, backbone: Backbone | None = None) -> Trained:
+    """The trained adapter of a saved run. Raises: RunError or ModelError when run and backbone do not belong together."""
+    from handful.runs.spec import RunOptions
+    from handful.training.config import TrainingConfig
+
+    record = saved.record
+    spec_record, task_record = record["spec"], record["task"]
+    weights = saved.weights()
+    method_settings = dict(spec_record["method"])
+    method = method_class(method_settings.pop("name")).from_settings(method_settings)
+    spec = RunSpec(
+        spec_record["model"], method, TrainingConfig.from_settings(spec_record["training"]),
+        RunOptions(**spec_record["run"]), record["preset"],
+    )  # fmt: skip
+    backbone = backbone or load_backbone(spec.model, pooling=spec.options.pooling)
+    if backbone.fingerprint != record["backbone"]["fingerprint"]:
+        raise ModelError(
+            f"{saved.folder}: trained on other weights of {spec.model!r} "
+            f"(expected fingerprint {record['backbone']['fingerprint'][:12]}, found {backbone.fingerprint[:12]})",
+            "give the model it was trained on",
+        )
+    task = Task(task_record["name"], task_record["kind"], tuple(task_record["labels"]), task_record["metric"], pool=())
+    adapter = method.attach(backbone, task, generator=stream(spec.options.seed, "init"))
+    expected = {name: tuple(tensor.shape) for name, tensor in adapter.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    if expected != found:
+        adapter.detach()
+        raise RunError(
+            f"{saved.folder}: the saved tensors are not those of its method: expected {expected}, found {found}"
+        )
+    adapter.load_state_dict(weights)
+    adapter.eval()
+    return Trained(spec, task, backbone, adapter, record["temperature"])
