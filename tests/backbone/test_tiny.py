@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from handful.backbone.tiny import TINY_FAMILIES, VOCABULARY, tiny_model, tiny_tokenizer
+from handful.backbone.tiny import TINY_FAMILIES, VOCABULARY, tiny_backbone, tiny_model, tiny_tokenizer
 from handful.errors import ModelError
 
 TEXTS, PAIRS = ["Hello, world!", "a café that is a bit longer"], ["b", "cc"]
@@ -58,3 +58,27 @@ def test_unknown_family_or_head_is_refused_with_the_nearest_name():
         tiny_tokenizer("robrta")
     with pytest.raises(ModelError, match="did you mean 'classifier'"):
         tiny_model("bert", head="classifer")  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("pooling", ["mean", "family"])
+@pytest.mark.parametrize("family", TINY_FAMILIES)
+def test_a_tiny_backbone_is_loaded_like_any_other_and_is_the_tiny_model(family, pooling):
+    before = torch.get_rng_state()
+    backbone, again = (tiny_backbone(family, pooling=pooling) for _ in range(2))
+    assert torch.equal(before, torch.get_rng_state())
+    assert backbone.name == f"tiny-{family}" and backbone.max_length == 256
+    inputs = dict(backbone.tokenizer(TEXTS, padding=True, return_tensors="pt"))
+    with torch.no_grad():
+        features = backbone.features(inputs)
+        assert torch.equal(features, again.features(inputs))
+    assert features.shape == (2, 64)
+    weights = tiny_model(family).get_input_embeddings().weight
+    assert torch.equal(backbone.model.get_input_embeddings().weight, weights)
+
+
+@pytest.mark.parametrize("family", ["llama", "t5"])
+def test_a_tiny_language_model_pads_where_generation_needs_it(family):
+    backbone = tiny_backbone(family, purpose="lm")
+    assert backbone.tokenizer.padding_side == ("left" if family == "llama" else "right")
+    inputs = backbone.tokenizer(TEXTS, padding=True, return_tensors="pt")
+    assert backbone.model.generate(**inputs, max_new_tokens=3, do_sample=False).shape[0] == 2

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import string
 from collections.abc import Mapping
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -16,6 +17,8 @@ from handful.errors import ModelError, nearest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+
+    from handful.backbone.load import Backbone
 
 SPECIAL_TOKENS = ("[UNK]", "[PAD]", "[CLS]", "[SEP]", "[MASK]", "<s>", "</s>")
 VOCABULARY = {token: index for index, token in enumerate((*SPECIAL_TOKENS, *string.printable[:95]))}
@@ -182,3 +185,28 @@ def tiny_tokenizer(family: str = "bert") -> PreTrainedTokenizerFast:
         eos_token="</s>" if decoder else "[SEP]",
         model_input_names=[*names, "token_type_ids"] if family in _WITH_TOKEN_TYPES else names,
     )
+
+
+def tiny_backbone(
+    family: str,
+    *,
+    seed: int = 0,
+    pooling: Literal["auto", "family", "mean", "last"] = "auto",
+    purpose: Literal["features", "lm"] = "features",
+) -> Backbone:
+    """The tiny model and its tokenizer as a backbone called `tiny-<family>`, loaded from a folder as any other.
+
+    The global random state is left as it was. Raises: ModelError for an unknown family, and as `load_backbone` does.
+    """
+    from handful.backbone.load import load_backbone
+
+    tokenizer = tiny_tokenizer(family)
+    with TemporaryDirectory(ignore_cleanup_errors=True) as folder, torch.random.fork_rng(devices=[]):
+        tiny_model(family, seed=seed, head="lm" if purpose == "lm" else "none").save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        torch.default_generator.manual_seed(seed)  # of layers that a bare model does not have
+        backbone = load_backbone(folder, pooling=pooling, purpose=purpose)
+    tokenizer.padding_side = backbone.tokenizer.padding_side
+    backbone.tokenizer = tokenizer  # AutoTokenizer replaces Qwen2's by a byte-level one
+    backbone.name = f"tiny-{family}"
+    return backbone
