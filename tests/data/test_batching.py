@@ -12,7 +12,7 @@ from handful.backbone.tiny import tiny_tokenizer
 from handful.data.batching import CHUNK_BATCHES, EncodedRows, encode, plan_batches
 from handful.data.files import read_folder
 from handful.data.task import Example, TestRows
-from handful.errors import DataError, ModelError
+from handful.errors import ConfigError, DataError, ModelError
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +135,14 @@ def test_python_tokenizer_counts_cut_rows_too():
     rows = [Example("long" * 9, label=1), Example("long enough", label=0)]
     encoded = encode(rows, CanineTokenizer(), 13, kind="classification")
     assert (encoded.truncated, encoded.lengths) == (1, [13, 13])
+
+
+def test_length_without_room_for_text_is_refused(tokenizer):
+    assert encode([Example("word")], tokenizer, 3, kind="classification").lengths == [3]
+    with pytest.raises(ConfigError, match="max_length: 2 leaves no room for text beside 2 special tokens"):
+        encode([Example("word")], tokenizer, 2, kind="classification")
+    with pytest.raises(ConfigError, match="beside 3 special tokens"):
+        encode([Example("word", "word")], tokenizer, 3, kind="pair-classification")
 
 
 def test_no_rows(tokenizer):

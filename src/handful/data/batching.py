@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, final
 import torch
 
 from handful.data.task import Example, TaskKind, TestRows
-from handful.errors import DataError, ModelError
+from handful.errors import ConfigError, DataError, ModelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -84,8 +84,8 @@ def encode(
 ) -> EncodedRows:
     """Tokenise rows, with or without labels, cut to `max_length` tokens; of a pair the longer text is cut first.
 
-    Raises: DataError for test rows, rows of mixed shape, or a text that gives no token; ModelError for a
-    tokenizer that cannot pad.
+    Raises: DataError for test rows, rows of mixed shape, or a text that gives no token; ConfigError if no token of
+    the text would fit; ModelError for a tokenizer that cannot pad.
     """
     if isinstance(examples, TestRows):
         raise DataError(
@@ -98,6 +98,12 @@ def encode(
             "set tokenizer.pad_token, for instance to tokenizer.eos_token",
         )
     _check_pairs(examples, kind)
+    pair = any(row.text_pair is not None for row in examples)
+    if max_length <= (marks := tokenizer.num_special_tokens_to_add(pair)):
+        raise ConfigError(
+            f"max_length: {max_length} leaves no room for text beside {marks} special tokens",
+            f"use at least {marks + 1}, better as many as most texts have",
+        )
     encoded, truncated = _tokenise(examples, tokenizer, max_length)
     for row, ids in zip(examples, encoded["input_ids"], strict=True):
         if not ids:

@@ -184,7 +184,8 @@ def _check_texts(table: Table, name: str, empty: bool) -> None:
 
 
 def _missing(cell: Any) -> bool:
-    return cell is None or (isinstance(cell, str) and not cell.strip())
+    """Whether a label cell is empty; JSON written by data frames has NaN there."""
+    return cell is None or (isinstance(cell, str) and not cell.strip()) or cell != cell
 
 
 def _complain(table: Table, rows: Sequence[int], what: str) -> None:
@@ -203,6 +204,9 @@ def infer_targets(table: Table, label: str, kind: TaskKind | None) -> tuple[Targ
     """
     cells = [row.get(label) for row in table.rows]
     known = [(index, cell) for index, cell in enumerate(cells) if not _missing(cell)]
+    for index, cell in known:
+        if not isinstance(cell, str | int | float):
+            raise DataError(f"{table.where(index)}: expected one label, found {cell!r}", "write a text or a number")
     numbers = [number for _, cell in known if (number := _number(cell)) is not None and math.isfinite(number)]
     regression, notes = kind == "regression", []
     if kind is None and len(numbers) * 2 > len(known):

@@ -70,7 +70,8 @@ class Split:
         strata = _strata(task, pool)
         minimum = 2 if dev == "carved" else 1
         _check_enough(task, strata, shots, minimum)
-        order = _interleave([_shuffled(rows, generator) for rows in strata], minimum)
+        taken = min(len(pool), shots + (dev_rows if dev == "separate" else 0))
+        order = _interleave([_shuffled(rows, generator) for rows in strata], minimum, taken)
         chosen = order[:shots]
         train = [row for row, _, _ in chosen]
         selection: Sequence[Example] = ()
@@ -177,8 +178,8 @@ def _shuffled(rows: Sequence[Example], generator: torch.Generator) -> list[Examp
     return [rows[index] for index in torch.randperm(len(rows), generator=generator).tolist()]
 
 
-def _interleave(strata: Sequence[Sequence[Example]], minimum: int) -> list[tuple[Example, int, int]]:
-    """All rows as (row, stratum, place within the stratum) in the order in which shots are taken.
+def _interleave(strata: Sequence[Sequence[Example]], minimum: int, rows: int) -> list[tuple[Example, int, int]]:
+    """The first `rows` as (row, stratum, place within the stratum) in the order in which shots are taken.
 
     After `minimum` rows of each stratum comes the quota method of Balinski and Young (1975): the next row goes to
     the largest `size / (taken + 1)` among the strata that have not reached their share of the prefix. It keeps
@@ -187,7 +188,7 @@ def _interleave(strata: Sequence[Sequence[Example]], minimum: int) -> list[tuple
     sizes, total = [len(stratum) for stratum in strata], sum(map(len, strata))
     taken = [0] * len(strata)
     order = []
-    for step in range(total):
+    for step in range(rows):
         due = [s for s, size in enumerate(sizes) if taken[s] < minimum and taken[s] < size]
         if due:
             stratum = min(due, key=lambda s: taken[s])
