@@ -1,0 +1,205 @@
+"""Everything the command line does, callable: `fit`, `load` and a scikit-learn classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils.validation import check_is_fitted
+
+from handful.backbone.load import Backbone
+from handful.data.holdout import with_held_out_test
+from handful.data.open import open_task
+from handful.data.task import Example, Task
+from handful.errors import ConfigError, DataError
+from handful.evaluation.estimate import Estimate
+from handful.evaluation.evaluate import encode_for
+from handful.evaluation.predict import Predictions, check_predictor, predict_rows
+from handful.export.formats import ExportReport, export
+from handful.randomness import stream
+from handful.runs.experiment import Trained, open_trained, run, score, train
+from handful.runs.spec import RunSpec, resolve
+from handful.runs.store import Run, read_run
+from handful.training.events import Listener
+
+Text = str | tuple[str, str]
+
+
+@final
+class FittedModel:
+    """A trained model: predicts labels, probabilities and disagreement, and exports itself.
+
+    `run` is its folder on disk, or None where it was trained in memory. `scores` are the test scores with their
+    intervals, empty without test rows.
+    """
+
+    def __init__(self, trained: Trained, saved: Run | None, scores: Mapping[str, Estimate]):
+        self._trained, self.run, self.scores = trained, saved, dict(scores)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The classes in the order of the columns of `predict_proba`; empty for regression."""
+        return self._trained.task.labels
+
+    @property
+    def spec(self) -> RunSpec:
+        return self._trained.spec
+
+    def predictions(self, texts: Sequence[Text] | Sequence[Example], predictor: str | None = None) -> Predictions:
+        """Scores of texts, or of (text, second text) pairs, under one of the predictors (default: the run's)."""
+        trained, options = self._trained, self._trained.spec.options
+        predictor = predictor or options.predictor
+        check_predictor(predictor, trained.adapter.num_vertices)
+        rows = encode_for(trained.adapter, as_examples(texts), trained.task, options.max_length)
+        return predict_rows(
+            trained.adapter, rows, trained.task.kind,
+            predictor=predictor, draws=options.draws, generator=stream(options.seed, "predict"),
+        ).with_temperature(trained.temperature)  # fmt: skip
+
+    def predict(self, texts: Sequence[Text], predictor: str | None = None) -> list[str] | list[float]:
+        """The label of each text (for regression: its number)."""
+        predictions = self.predictions(texts, predictor)
+        if not self.labels:
+            return predictions.values.tolist()
+        return [self.labels[index] for index in predictions.labels]
+
+    def predict_proba(self, texts: Sequence[Text], predictor: str | None = None) -> np.ndarray:
+        """Calibrated probabilities (N, C). Raises: ConfigError for regression."""
+        if not self.labels:
+            raise ConfigError("a regression model has no probabilities", "use predict()")
+        return self.predictions(texts, predictor).probabilities
+
+    def disagreement(self, texts: Sequence[Text]) -> np.ndarray:
+        """How far random points of the simplex disagree about each text (N,); see `Predictions.disagreement`."""
+        return self.predictions(texts, "ensemble").disagreement
+
+    def export(self, folder: str | Path, format: str = "peft", *, overwrite: bool = False) -> ExportReport:
+        """Write a folder that stock PEFT ("peft") or stock transformers ("dense") loads, and check it there."""
+        trained = self._trained
+        return export(trained.adapter, trained.backbone, trained.task, Path(folder), format, overwrite=overwrite)
+
+    def detach(self) -> None:
+        """Take the adapter off its backbone again."""
+        self._trained.adapter.detach()
+
+
+def fit(
+    data: str | Path | Task,
+    *,
+    method: str = "prefix-subspace",
+    model: str = "minilm",
+    preset: str = "default",
+    test: str | Path | None = None,
+    test_fraction: float | None = 0.2,
+    output: str | Path | None = None,
+    again: bool = False,
+    columns: Mapping[str, Any] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    backbone: Backbone | None = None,
+    on_event: Listener | None = None,
+    **overrides: Any,
+) -> FittedModel:
+    """Train on labelled texts and score on rows that training never saw.
+
+    `data` is a file, a task folder, a packaged or hub name, or a `Task`. Without test rows in it, `test_fraction` of
+    its rows are set apart first (None: no test score). `output` is the folder for run folders; without it nothing
+    is written. `columns` maps a file's columns (text, text_pair, label, kind, metric, encoding). Settings go by
+    dotted name in `settings`, or by bare name as keyword: `shots=100, learning_rate=0.01, num_vertices=3`.
+
+    Raises: ConfigError, DataError, ModelError or RunError, all before training where it can be known then.
+    """
+    spec = resolve(method, model=model, preset=preset, overrides={**(settings or {}), **overrides})
+    task = data if isinstance(data, Task) else open_task(data, test=test, **(columns or {}))
+    if task.test is None and test_fraction:
+        task = with_held_out_test(task, test_fraction)
+    if output is not None:
+        saved, trained = run(task, spec, Path(output), backbone=backbone, on_event=on_event, again=again)
+        return FittedModel(trained, saved, _estimates(saved))
+    trained = train(task, spec, backbone=backbone, on_event=on_event).trained
+    scores = score(trained)
+    return FittedModel(trained, None, scores.estimates if scores else {})
+
+
+def load(folder: str | Path, *, backbone: Backbone | None = None) -> FittedModel:
+    """The model of a run folder. Raises: RunError for a missing or damaged folder, ModelError for another backbone."""
+    saved = read_run(folder)
+    return FittedModel(open_trained(saved, backbone=backbone), saved, _estimates(saved))
+
+
+def as_examples(texts: Sequence[Text] | Sequence[Example]) -> list[Example]:
+    """Unlabelled rows from texts or pairs. Raises: DataError for anything else, with its position."""
+    if isinstance(texts, str):
+        raise DataError("expected a sequence of texts, found one string", "put it into a list")
+    rows = []
+    for position, item in enumerate(texts):
+        if isinstance(item, Example):
+            rows.append(replace(item, label=None))
+        elif isinstance(item, str):
+            rows.append(Example(item, source=f"row {position}"))
+        elif len(item) == 2 and all(isinstance(part, str) for part in item):
+            rows.append(Example(item[0], item[1], source=f"row {position}"))
+        else:
+            raise DataError(f"row {position}: expected a text or a pair of texts, found {item!r}")
+    return rows
+
+
+def _estimates(saved: Run) -> dict[str, Estimate]:
+    return {name: Estimate.from_dict(value) for name, value in saved.record["scores"].items()}
+
+
+class FewShotClassifier(ClassifierMixin, BaseEstimator):
+    """A scikit-learn classifier of texts, usable in `cross_val_score` and in a `Pipeline`.
+
+    X is a sequence of texts, or an (N, 2) array of pairs; y any labels. `settings` has dotted or bare names, as in
+    `fit`; `random_state` is the run's seed. Every row given to `fit` is used. After fitting: `classes_`, `model_`.
+    """
+
+    def __init__(
+        self,
+        method: str = "prefix-subspace",
+        model: str = "minilm",
+        preset: str = "default",
+        settings: Mapping[str, Any] | None = None,
+        random_state: int = 0,
+    ):
+        self.method, self.model, self.preset = method, model, preset
+        self.settings, self.random_state = settings, random_state
+
+    def fit(self, X: Sequence[Any], y: Sequence[Any]) -> FewShotClassifier:
+        """Train on texts and labels of the same length."""
+        texts = [_text(item) for item in X]
+        labels = np.asarray(y)
+        if len(texts) != len(labels):
+            raise DataError(f"expected as many labels as texts, found {len(labels)} and {len(texts)}")
+        self.classes_, indices = np.unique(labels, return_inverse=True)
+        rows = tuple(
+            replace(row, label=int(index)) for row, index in zip(as_examples(texts), indices.tolist(), strict=True)
+        )
+        kind = "pair-classification" if rows and rows[0].text_pair is not None else "classification"
+        task = Task("texts", kind, tuple(map(str, self.classes_)), "accuracy", pool=rows)
+        settings = {"run.seed": self.random_state, **(self.settings or {})}
+        self.model_ = fit(
+            task, method=self.method, model=self.model, preset=self.preset, test_fraction=None, settings=settings
+        )
+        return self
+
+    def predict_proba(self, X: Sequence[Any]) -> np.ndarray:
+        """Probabilities (N, C) in the order of `classes_`."""
+        check_is_fitted(self)
+        return self.model_.predict_proba([_text(item) for item in X])
+
+    def predict(self, X: Sequence[Any]) -> np.ndarray:
+        """Labels (N,) of the kind given to `fit`."""
+        return self.classes_[self.predict_proba(X).argmax(1)]
+
+
+def _text(item: Any) -> Text:
+    """One row of X as a text or a pair."""
+    if isinstance(item, str):
+        return str(item)
+    parts = tuple(map(str, item)) if not np.isscalar(item) else ()
+    return parts[0] if len(parts) == 1 else parts  # type: ignore[return-value]
