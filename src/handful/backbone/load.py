@@ -97,7 +97,10 @@ class Backbone:
         """The key/value injection of this model, made on first use."""
         pad = self.tokenizer.pad_token_id or 0
         token = pad + 1  # any real token
-        inputs = {"input_ids": torch.full((1, 5), token), "attention_mask": torch.ones(1, 5, dtype=torch.long)}
+        ids = torch.full((1, 5), token)
+        if self.config.eos_token_id is not None:  # T5's and BART's classification classes look for it
+            ids[0, -1] = self.config.eos_token_id
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         if "decoder_input_ids" in self._accepted and self.purpose_is_lm:
             inputs["decoder_input_ids"] = torch.full((1, 3), token)
         inputs = {name: tensor.to(self.device) for name, tensor in inputs.items()}
