@@ -65,7 +65,9 @@ def main() -> None:
                 if (name, seed, candidate) in done:
                     continue
                 method, overrides = parse(candidate)
-                spec = resolve(method, model=arguments.model, overrides={"shots": arguments.shots, "seed": seed, **overrides})
+                spec = resolve(
+                    method, model=arguments.model, overrides={"shots": arguments.shots, "seed": seed, **overrides}
+                )
                 pooling = spec.options.pooling
                 if pooling not in backbones:
                     backbones[pooling] = load_backbone(spec.model, pooling=pooling)
@@ -78,7 +80,9 @@ def main() -> None:
                 record = {"task": name, "seed": seed, "candidate": candidate, "cpu_seconds": round(seconds, 2)}
                 assert rows.labels is not None
                 targets = rows.labels.numpy()
-                predictors = ["midpoint", "ensemble"] if arguments.ensemble and adapter.num_vertices > 1 else ["midpoint"]
+                predictors = (
+                    ["midpoint", "ensemble"] if arguments.ensemble and adapter.num_vertices > 1 else ["midpoint"]
+                )
                 for predictor in predictors:
                     predictions = predict_rows(
                         adapter, rows, task.kind, predictor=predictor, generator=stream(seed, "judge")

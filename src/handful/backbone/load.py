@@ -95,8 +95,8 @@ class Backbone:
     @cached_property
     def injection(self) -> KeyValueInjection:
         """The key/value injection of this model, made on first use."""
-        pad = self.tokenizer.pad_token_id or 0
-        token = pad + 1  # any real token
+        pad = self.tokenizer.pad_token_id
+        token = pad + 1 if isinstance(pad, int) else 1  # any real token
         ids = torch.full((1, 5), token)
         if self.config.eos_token_id is not None:  # T5's and BART's classification classes look for it
             ids[0, -1] = self.config.eos_token_id
@@ -132,7 +132,10 @@ def pool(hidden: torch.Tensor, mask: torch.Tensor, pooling: Pooling | None) -> t
 
 
 def load_backbone(
-    name: str, *, pooling: Literal["auto", "family", "mean", "last"] = "auto", purpose: Literal["features", "lm"] = "features"
+    name: str,
+    *,
+    pooling: Literal["auto", "family", "mean", "last"] = "auto",
+    purpose: Literal["features", "lm"] = "features",
 ) -> Backbone:
     """The frozen backbone called `name`: a packaged name, a folder, or a name on the hub.
 
@@ -151,7 +154,9 @@ def load_backbone(
     kind = _kind(config)
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token is None:
-            raise ModelError(f"the tokenizer of {name!r} has neither a padding nor an end token", "set one in its folder")
+            raise ModelError(
+                f"the tokenizer of {name!r} has neither a padding nor an end token", "set one in its folder"
+            )
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "left" if purpose == "lm" and kind == "decoder" else "right"
     fresh: tuple[str, ...] = ()
@@ -179,7 +184,9 @@ def resolve_model(name: str) -> str:
     path = Path(name).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
-            raise ModelError(f"{name}: expected a model folder, found no config.json in it", "give a folder saved by transformers")
+            raise ModelError(
+                f"{name}: expected a model folder, found no config.json in it", "give a folder saved by transformers"
+            )
         return str(path)
     if "/" not in name or name.startswith((".", "/", "~")):
         raise ModelError(
@@ -204,7 +211,8 @@ def _headless_classifier(folder: str, name: str, pad_token_id: int | None) -> tu
         )
     except ValueError as error:
         raise ModelError(
-            f"model {name!r} has no stock classification class: {str(error).splitlines()[0]}", "use pooling 'mean' or 'last'"
+            f"model {name!r} has no stock classification class: {str(error).splitlines()[0]}",
+            "use pooling 'mean' or 'last'",
         ) from None
     model.config.pad_token_id = pad_token_id
     return model, remove_last_linear(model, info["missing_keys"], name)
@@ -215,7 +223,8 @@ def remove_last_linear(model: PreTrainedModel, missing: set[str] | list[str], na
     marked = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and m.out_features == _MARKER_WIDTH]
     if len(marked) != 1:
         raise ModelError(
-            f"model {name!r}: expected one output layer in its classification class, found {len(marked)}", "use pooling 'mean'"
+            f"model {name!r}: expected one output layer in its classification class, found {len(marked)}",
+            "use pooling 'mean'",
         )
     parent, _, leaf = marked[0].rpartition(".")
     setattr(model.get_submodule(parent), leaf, nn.Identity())

@@ -7,6 +7,7 @@ the output of layer `stop − 1` for each row; while it is in use those layers c
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, final
 
 import torch
@@ -37,10 +38,8 @@ class TrunkCache:
         try:
             with torch.no_grad():
                 for indices in plan_batches(rows.lengths, 64):
-                    try:
+                    with suppress(_TrunkDone):
                         run(rows.batch(indices).to(backbone.device))
-                    except _TrunkDone:
-                        pass
                     for row, hidden in zip(indices, self._current, strict=True):
                         self._hidden[row] = hidden[: rows.lengths[row]].clone()
         finally:
@@ -80,7 +79,9 @@ def layer_list(backbone: Backbone) -> nn.ModuleList | None:
     return found[0] if len(found) == 1 else None
 
 
-def trunk_cache(backbone: Backbone, rows: EncodedRows, stop: int | None, run: Callable[[Batch], Any]) -> TrunkCache | None:
+def trunk_cache(
+    backbone: Backbone, rows: EncodedRows, stop: int | None, run: Callable[[Batch], Any]
+) -> TrunkCache | None:
     """A cache for these rows, or None where there is nothing to keep or the model's layers pass on more than states.
 
     The cache is tried on one batch against the plain forward before it is trusted (T5, for one, hands a position

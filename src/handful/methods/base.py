@@ -160,12 +160,12 @@ class AbstractAdapter(nn.Module, ABC):
         """Initialise from training rows (a probe's weights, activations) before the first step."""
 
     def begin_batch(
-        self, batch: Batch, generator: torch.Generator | None = None, *, vertex: int | None = None
+        self, batch: Batch | None, generator: torch.Generator | None = None, *, vertex: int | None = None
     ) -> None:
         """Choose the point of the simplex (gate noise, routing) for the next forward of `batch`.
 
-        With a generator, draw one; without, take the deterministic predictor (midpoint); with `vertex`, take
-        that vertex.
+        With a generator, draw one for that batch; with `vertex`, take that vertex; with neither, the deterministic
+        predictor (midpoint), for batches of any size.
         """
 
     def penalty(self) -> torch.Tensor | None:
@@ -203,7 +203,7 @@ class BorrowedParameters(nn.Module):
         for name, parameter in model.named_parameters():
             if select(name, parameter):
                 self._originals[name] = parameter.detach().clone()
-                self.register_parameter(name.replace(".", "__"), parameter.requires_grad_(True))
+                self.register_parameter(name.replace(".", "__"), parameter.requires_grad_(True))  # type: ignore[arg-type]
 
     def restore(self) -> None:
         """Put the original values back and freeze them."""

@@ -115,7 +115,8 @@ def choose_penalty(features: np.ndarray, targets: np.ndarray, regression: bool) 
     rarest class has rows (at most five); 1.0 where it has a single row. Regression: leave-one-out ridge.
     """
     if regression:
-        return 1 / float(RidgeCV(alphas=np.logspace(-2, 4, 13)).fit(features, targets).alpha_)
+        ridge = RidgeCV(alphas=np.logspace(-2, 4, 13)).fit(features, targets)
+        return 1 / float(ridge.alpha_)  # pyright: ignore[reportArgumentType]: one target has one penalty
     folds = min(5, int(np.bincount(targets.astype(int)).min()))
     if folds < 2:
         return 1.0
@@ -134,7 +135,9 @@ def fit_probe(
         return ridge.coef_[None], np.asarray([ridge.intercept_])
     model = LogisticRegression(C=penalty, max_iter=2000).fit(features, targets.astype(int), sample_weight=sample_weight)
     if len(model.coef_) == 1:  # sklearn keeps one row for two classes; halves give the same probabilities
-        return np.concatenate((-model.coef_, model.coef_)) / 2, np.concatenate((-model.intercept_, model.intercept_)) / 2
+        return np.concatenate((-model.coef_, model.coef_)) / 2, np.concatenate(
+            (-model.intercept_, model.intercept_)
+        ) / 2
     return model.coef_, model.intercept_
 
 
@@ -215,9 +218,7 @@ class Head(AbstractMethod):
     summary: ClassVar[str] = "logistic regression (or ridge) on frozen features: the baseline to beat"
     source: ClassVar[str] = "ours"
     presets: ClassVar[Mapping[str, Preset]] = {
-        "default": Preset(
-            "the closed-form probe needs no gradient steps", training={"epochs": 0}, run={"dev": "none"}
-        ),
+        "default": Preset("the closed-form probe needs no gradient steps", training={"epochs": 0}, run={"dev": "none"}),
     }
 
     head_init: Annotated[

@@ -28,7 +28,20 @@ PrefixInit = Literal["normal", "activations"]
 Positions = Literal["auto", "shifted", "kept"]
 
 STOCK_PREFIX_FAMILIES = frozenset(
-    "bert roberta xlm-roberta electra llama qwen2 qwen3 mistral gemma3_text gpt2 gpt_neox opt".split()
+    [
+        "bert",
+        "roberta",
+        "xlm-roberta",
+        "electra",
+        "llama",
+        "qwen2",
+        "qwen3",
+        "mistral",
+        "gemma3_text",
+        "gpt2",
+        "gpt_neox",
+        "opt",
+    ]
 )
 """Families whose prefix stock PEFT can load and apply as it was trained (positions shifted)."""
 
@@ -93,7 +106,9 @@ def check_prefix(backbone: Backbone, layers: tuple[int, int] | None, positions: 
         return reasons
     shapes = {(site.heads, site.width) for site in chosen_sites(backbone, layers)}
     if len(shapes) > 1:
-        reasons.append(f"attention layers differ in shape {sorted(shapes)}; choose a range of `layers` where they agree")
+        reasons.append(
+            f"attention layers differ in shape {sorted(shapes)}; choose a range of `layers` where they agree"
+        )
     if positions == "shifted" and not backbone.injection.supports_shift:
         reasons.append(f"positions: {backbone.family} cannot shift positions; use 'kept'")
     return reasons
@@ -170,7 +185,9 @@ class PrefixAdapter(AbstractHeadedAdapter):
     """scores = head(features(x; prefix))."""
 
     def __init__(self, backbone: Backbone, task: Task, method: Prefix, *, generator: torch.Generator):
-        super().__init__(backbone, task, generator=generator, head_init=method.head_init, probe_penalty=method.probe_penalty)
+        super().__init__(
+            backbone, task, generator=generator, head_init=method.head_init, probe_penalty=method.probe_penalty
+        )
         self.method = method
         self.sites = chosen_sites(backbone, method.layers)
         self.shift = shifts_positions(backbone, method.positions)

@@ -150,9 +150,7 @@ class PrefixSubspaceAdapter(AbstractHeadedAdapter):
         method = self.method
         if method.init == "activations":
             self.prefix.start_from_activations(
-                sample_activations(
-                    self.backbone, rows, self.sites, self.num_vertices, method.prefix_length, generator
-                )
+                sample_activations(self.backbone, rows, self.sites, self.num_vertices, method.prefix_length, generator)
             )
         warn_if_degenerate(self.prefix())
 

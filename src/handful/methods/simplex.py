@@ -1,7 +1,8 @@
 """A simplex of any set of tensors: M vertices, points between them, and the law points are drawn from.
 
 Idea: instead of one set of parameters θ, learn M of them and use any point Σᵢ wᵢ θᵢ with w ≥ 0, Σᵢ wᵢ = 1 (Wortsman
-et al. 2021; Falissard et al. 2023). Trained: M times the numbers of one θ. Inference at the midpoint costs nothing extra.
+et al. 2021; Falissard et al. 2023). Trained: M times the numbers of one θ. Inference at the midpoint costs nothing
+extra.
 """
 
 from __future__ import annotations
@@ -36,9 +37,10 @@ def draw_weights(
         if concentration == 1.0:
             gammas = torch.empty(*shape, num_vertices, dtype=torch.float64).exponential_(generator=generator)
         else:
-            gammas = torch._standard_gamma(
-                torch.full((*shape, num_vertices), concentration, dtype=torch.float64), generator=generator
-            ).clamp_min(torch.finfo(torch.float64).tiny)
+            shapes = torch.full((*shape, num_vertices), concentration, dtype=torch.float64)
+            # torch.distributions takes no generator; this is what its Gamma calls
+            gammas = torch._standard_gamma(shapes, generator)  # pyright: ignore[reportPrivateImportUsage]
+            gammas.clamp_min_(torch.finfo(torch.float64).tiny)
         return (gammas / gammas.sum(-1, keepdim=True)).float()
     return curve_weights(torch.rand(shape, generator=generator), geometry)
 
@@ -70,7 +72,7 @@ def mix(weights: torch.Tensor, vertices: torch.Tensor) -> torch.Tensor:
     if vertices.shape[0] == 1 and bool((weights == 1).all()):
         return vertices[0].expand(*weights.shape[:-1], *vertices.shape[1:])
     weights = weights.to(device=vertices.device, dtype=torch.float32)
-    return torch.tensordot(weights, vertices.float(), dims=([-1], [0])).to(vertices.dtype)
+    return torch.tensordot(weights, vertices.float(), dims=1).to(vertices.dtype)
 
 
 def mix_layers(weights: torch.Tensor, vertices: torch.Tensor) -> torch.Tensor:
@@ -100,9 +102,7 @@ class Simplex(nn.Module):
 
     def draw(self, shape: tuple[int, ...], generator: torch.Generator, concentration: float = 1.0) -> torch.Tensor:
         """Weights (*shape, M) of random points."""
-        return draw_weights(
-            shape, self.num_vertices, generator, geometry=self.geometry, concentration=concentration
-        )
+        return draw_weights(shape, self.num_vertices, generator, geometry=self.geometry, concentration=concentration)
 
     def mix(self, weights: torch.Tensor) -> dict[str, torch.Tensor]:
         """The points with these weights (*, M), each tensor (*, *tensor)."""
@@ -118,7 +118,7 @@ class Simplex(nn.Module):
 
     def spread(self) -> float:
         """Mean distance between two vertices over all tensors, as a share of the vertices' mean norm; 0 is a point."""
-        return spread([vertices for vertices in self.vertices.values()])
+        return spread(list(self.vertices.values()))
 
 
 @torch.no_grad()

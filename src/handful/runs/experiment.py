@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any, final
 
 import numpy as np
-import torch
 
 from handful.backbone.load import Backbone, load_backbone
 from handful.data.split import Split
-from handful.data.task import Task
+from handful.data.task import Task, text_key
 from handful.errors import ConfigError, ModelError, RunError
 from handful.evaluation.calibration import fit_temperature
 from handful.evaluation.evaluate import Scores, encode_for, evaluate
@@ -28,8 +27,9 @@ from handful.methods import method_class
 from handful.methods.base import AbstractAdapter
 from handful.randomness import stream
 from handful.runs.card import run_card
-from handful.runs.spec import RunSpec
+from handful.runs.spec import RunOptions, RunSpec
 from handful.runs.store import Run, check_writable, read_run, write_run
+from handful.training.config import TrainingConfig
 from handful.training.events import Event, Listener, to_record
 from handful.training.fit import FitResult, fit
 
@@ -66,13 +66,13 @@ def make_split(task: Task, spec: RunSpec) -> Split:
     shots = options.shots
     if shots is None:
         shots = distinct_rows(task)
-    return Split(task, shots, options.seed, dev=options.dev, dev_fraction=options.dev_fraction, dev_rows=options.dev_rows)
+    return Split(
+        task, shots, options.seed, dev=options.dev, dev_fraction=options.dev_fraction, dev_rows=options.dev_rows
+    )
 
 
 def distinct_rows(task: Task) -> int:
     """Rows of the pool that remain once repeats, and rows that stand in test, are dropped."""
-    from handful.data.task import text_key
-
     return len({text_key(row) for row in task.pool} - (task.test.text_keys() if task.test else frozenset()))
 
 
@@ -257,10 +257,10 @@ def verify(saved: Run, training: Training) -> Trained:
 
 
 def open_trained(saved: Run, *, backbone: Backbone | None = None) -> Trained:
-    """The trained adapter of a saved run. Raises: RunError or ModelError when run and backbone do not belong together."""
-    from handful.runs.spec import RunOptions
-    from handful.training.config import TrainingConfig
+    """The trained adapter of a saved run.
 
+    Raises: RunError for damaged weights, ModelError when run and backbone do not belong together.
+    """
     record = saved.record
     spec_record, task_record = record["spec"], record["task"]
     weights = saved.weights()

@@ -98,7 +98,11 @@ def resolve(
     chosen = cls.presets[preset]
     parts, problems = _sort_overrides(cls, overrides or {})
     built: dict[str, Any] = {}
-    sections = (("method", cls, chosen.settings), ("training", TrainingConfig, chosen.training), ("run", RunOptions, chosen.run))
+    sections = (
+        ("method", cls, chosen.settings),
+        ("training", TrainingConfig, chosen.training),
+        ("run", RunOptions, chosen.run),
+    )
     for section, kind, defaults in sections:
         try:
             built[section] = kind(**check_settings(kind, {**defaults, **parts[section]}))

@@ -50,10 +50,13 @@ class Run:
         """The adapter's tensors. Raises: RunError when the file is damaged or not the one that was saved."""
         path = self.folder / WEIGHTS
         if not path.is_file():
-            raise RunError(f"{self.folder}: expected {WEIGHTS}, found none", "the run folder is incomplete; train again")
+            raise RunError(
+                f"{self.folder}: expected {WEIGHTS}, found none", "the run folder is incomplete; train again"
+            )
         if _sha256(path) != self.record["weights_sha256"]:
             raise RunError(
-                f"{path}: the content is not what was saved (SHA-256 differs)", "restore the file, or train again with --again"
+                f"{path}: the content is not what was saved (SHA-256 differs)",
+                "restore the file, or train again with --again",
             )
         try:
             return load_file(path)
@@ -140,12 +143,16 @@ def read_run(folder: Path | str) -> Run:
     """The run in this folder. Raises: RunError when it is missing, incomplete, damaged or of a newer version."""
     folder = Path(folder)
     if not folder.is_dir():
-        known = [run.name for run in folder.parent.glob("*") if (run / RECORD).is_file()] if folder.parent.is_dir() else []
+        known = (
+            [run.name for run in folder.parent.glob("*") if (run / RECORD).is_file()] if folder.parent.is_dir() else []
+        )
         hint = "runs here: " + ", ".join(sorted(known)[:10]) if known else "`handful fit` makes a run folder"
         raise RunError(f"{folder}: no such run folder", hint)
     path = folder / RECORD
     if not path.is_file():
-        raise RunError(f"{folder}: expected {RECORD}, found none", "this is no finished run; give the folder that `fit` printed")
+        raise RunError(
+            f"{folder}: expected {RECORD}, found none", "this is no finished run; give the folder that `fit` printed"
+        )
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         version, _, _ = record["format_version"], record["key"], record["weights_sha256"]

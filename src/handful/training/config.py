@@ -35,10 +35,14 @@ class TrainingConfig:
     selection_metric: Annotated[Literal["task", "nll"], setting("what 'best' is judged by")] = "task"
     validation: Annotated[
         Validation,
-        setting("dev score at the midpoint, pooled over random draws, or averaged over them", source="paper (second hand)"),
+        setting(
+            "dev score at the midpoint, pooled over random draws, or averaged over them", source="paper (second hand)"
+        ),
     ] = "deterministic"
     validation_draws: Annotated[int, setting("random draws S a dev row", ge=1, le=1000)] = 10
-    fresh_draws: Annotated[bool, setting("new draws at each evaluation, not the same ones (common random numbers)")] = False
+    fresh_draws: Annotated[bool, setting("new draws at each evaluation, not the same ones (common random numbers)")] = (
+        False
+    )
     tie: Annotated[Literal["earliest", "latest"], setting("which of equally good evaluations is kept")] = "earliest"
     patience: Annotated[int, setting("evaluations without a gain before stopping; 0: never", ge=0)] = 0
     trunk_dropout: Annotated[bool, setting("dropout inside the frozen model")] = False

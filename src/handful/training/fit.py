@@ -24,7 +24,6 @@ from handful.training.config import TrainingConfig
 from handful.training.events import (
     CheckpointSaved,
     Evaluated,
-    Event,
     FitFinished,
     FitStarted,
     Listener,
@@ -77,15 +76,20 @@ def fit(
 def _check(train: EncodedRows, dev: EncodedRows | None, config: TrainingConfig) -> None:
     for name, rows in (("train", train), ("dev", dev)):
         if isinstance(rows, TestRows):
-            raise DataError(f"{name}: expected encoded training rows, found TestRows", "test rows are for evaluate() alone")
+            raise DataError(
+                f"{name}: expected encoded training rows, found TestRows", "test rows are for evaluate() alone"
+            )
         if rows is not None and rows.labels is None:
             raise DataError(f"{name}: expected labelled rows, found none with a label")
     if config.selection == "best" and config.epochs and (dev is None or not len(dev)):
         raise ConfigError(
-            "training.selection = 'best' needs development rows, found none", "use dev = 'carved', or selection = 'last'"
+            "training.selection = 'best' needs development rows, found none",
+            "use dev = 'carved', or selection = 'last'",
         )
     if config.selection == "best" and config.average_last:
-        raise ConfigError("training.average_last is a way of keeping the last weights, found selection = 'best'", "drop one")
+        raise ConfigError(
+            "training.average_last is a way of keeping the last weights, found selection = 'best'", "drop one"
+        )
 
 
 @final
@@ -140,7 +144,7 @@ class _Fit:
         trunk = self._cache(self.train) if caching else None
         dev_trunk = self._cache(self.dev) if caching and self.dev else None
         module = self.accelerator.prepare(adapter)
-        torch.manual_seed(self.dropout_seed)
+        torch.manual_seed(self.dropout_seed)  # noqa: TID251 - inside fork_rng; dropout takes no generator
         if self.random_state is not None:
             torch.set_rng_state(self.random_state)
         while self.epoch < config.epochs and self.stopped is None:
@@ -171,8 +175,8 @@ class _Fit:
                 group["lr"] = group["initial_lr"] * factor
             loss = self._step(module, batch, trunk)
             if not math.isfinite(loss):
-                self._stop(f"the loss became {loss} at step {self.step + 1}; kept the weights of step {self.chosen_step}. "
-                           "Try a lower training.learning_rate")  # fmt: skip
+                kept = f"kept the weights of step {self.chosen_step}; try a lower training.learning_rate"
+                self._stop(f"the loss became {loss} at step {self.step + 1}: {kept}")
                 return
             self.step += 1
             self.adapter.after_step(self.step)
@@ -210,8 +214,18 @@ class _Fit:
         if improved or keep_last:
             self._keep()
         diagnostics = self.adapter.diagnostics()
-        self.history.append({"step": self.step, "epoch": self.epoch, "score": result.score, "deviation": result.deviation, **diagnostics})
-        self.emit(Evaluated(self.step, self.epoch, self.selector.metric, result.score, result.deviation, improved, diagnostics))
+        where = {"step": self.step, "epoch": self.epoch}
+        self.history.append({**where, "score": result.score, "deviation": result.deviation, **diagnostics})
+        self.emit(
+            Evaluated(
+                **where,
+                metric=self.selector.metric,
+                score=result.score,
+                deviation=result.deviation,
+                improved=improved,
+                diagnostics=diagnostics,
+            )
+        )
         if self.selector.exhausted:
             self._stop(f"no gain on dev in {self.config.patience} evaluations")
 
@@ -283,7 +297,7 @@ def training_mode(model: torch.nn.Module, dropout: bool, checkpointing: bool) ->
     model.train(dropout)
     if checkpointing and not dropout:
         for layer in model.modules():
-            layer.training = getattr(layer, "gradient_checkpointing", False) and hasattr(layer, "_gradient_checkpointing_func")
+            layer.training = hasattr(layer, "_gradient_checkpointing_func")
     try:
         yield
     finally:

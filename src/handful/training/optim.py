@@ -21,7 +21,10 @@ def make_optimizer(adapter: AbstractAdapter, config: TrainingConfig) -> torch.op
         rate = rates.get(name, config.learning_rate)
         groups.append({"params": parameters, "lr": rate, "initial_lr": rate})
     if not any(p.requires_grad for group in groups for p in group["params"]):
-        raise ConfigError("this adapter has no trainable parameters: training would change nothing", "choose other layers or another method")
+        raise ConfigError(
+            "this adapter has no trainable parameters: training would change nothing",
+            "choose other layers or another method",
+        )
     return torch.optim.AdamW(groups, weight_decay=config.weight_decay)
 
 

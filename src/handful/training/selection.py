@@ -50,7 +50,8 @@ class Selector:
     """
 
     def __init__(self, config: TrainingConfig, kind: TaskKind, metric: str, draws_seed: int):
-        self.config, self.kind = config, kind
+        self.config = config
+        self.kind: TaskKind = kind
         self.metric = ("mse" if kind == "regression" else "nll") if config.selection_metric == "nll" else metric
         self._seed, self._evaluations = draws_seed, 0
         self.best: float | None = None
