@@ -37,7 +37,7 @@ class Checkpoint:
             return None
         try:
             with safe_open(self.path, framework="pt") as file:
-                names = file.keys()  # noqa: SIM118 - no dict, but a file
+                names = file.keys() 
                 return {name: file.get_tensor(name) for name in names}, json.loads(file.metadata()["record"])
         except (SafetensorError, KeyError, json.JSONDecodeError, TypeError):
             return None  # a damaged checkpoint costs time, not results: the fit starts again
