@@ -27,8 +27,8 @@ from handful.methods.simplex import Geometry, draw_weights, midpoint_weights
 
 HeadInit = Literal["probe", "normal"]
 
-PENALTY_GRID = tuple(10.0**power for power in (-2, -1, 0, 1, 2))
-"""Inverse penalty strengths C that cross-validation chooses from."""
+PENALTY_GRID = tuple(10.0**power for power in (-1, 0, 1, 2, 3, 4))
+"""Inverse penalty strengths C that cross-validation chooses from, for features of unit mean square norm."""
 
 
 @final
@@ -95,7 +95,7 @@ class LinearHead(nn.Module):
             sample = (draws / draws.mean()).numpy() if len(self.weight) > 1 else np.ones(rows)
             weight, bias = fit_probe(inputs, targets, regression, penalty, sample)
             with torch.no_grad():
-                self.weight[vertex].copy_(torch.from_numpy(weight))
+                self.weight[vertex].copy_(torch.from_numpy(weight / norm))
                 self.bias[vertex].copy_(torch.from_numpy(bias))
 
     @torch.no_grad()

@@ -170,7 +170,10 @@ class Prefix(AbstractMethod):
     head_init: Annotated[HeadInit, setting("start of the head: the frozen probe, or N(0, 0.02²)")] = "probe"
 
     probe_penalty: Annotated[
-        float | None, setting("inverse penalty C (ridge: 1/α) of the starting probe; none: cross-validated", gt=0)
+        float | None,
+        setting(
+            "inverse penalty C (ridge: 1/α, unit-norm features) of the starting probe; none: cross-validated", gt=0
+        ),
     ] = None
 
     def check(self, backbone: Backbone, task: Task) -> list[str]:

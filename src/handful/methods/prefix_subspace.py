@@ -105,7 +105,10 @@ class PrefixSubspace(AbstractMethod):
             raise ConfigError(str(error), "set num_vertices to match the geometry") from None
 
     probe_penalty: Annotated[
-        float | None, setting("inverse penalty C (ridge: 1/α) of the starting probe; none: cross-validated", gt=0)
+        float | None,
+        setting(
+            "inverse penalty C (ridge: 1/α, unit-norm features) of the starting probe; none: cross-validated", gt=0
+        ),
     ] = None
 
     def check(self, backbone: Backbone, task: Task) -> list[str]:
