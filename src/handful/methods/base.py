@@ -81,19 +81,24 @@ class AbstractMethod(ABC):
 def _settings_model(cls: type):
     hints = get_type_hints(cls, include_extras=True)
     definitions: dict[str, Any] = {f.name: (hints[f.name], f.default) for f in fields(cls)}
-    return create_model(cls.__name__, __config__=ConfigDict(extra="forbid", strict=False), **definitions)
+    return create_model(cls.__name__, __config__=ConfigDict(extra="forbid", allow_inf_nan=False), **definitions)
 
 
 def describe_settings(cls: type) -> list[dict[str, Any]]:
-    """One record a hyperparameter: name, type, default, unit, description and source."""
+    """One record a hyperparameter: name, type, bounds, default, unit, description and source."""
+    signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
     records = []
     for name, info in _settings_model(cls).model_fields.items():
         extra = info.json_schema_extra if isinstance(info.json_schema_extra, dict) else {}
         kind = str(get_type_hints(cls)[name]).replace("typing.", "").removeprefix("<class '").removesuffix("'>")
+        limits = [
+            (sign, getattr(bound, key)) for bound in info.metadata for key, sign in signs.items() if hasattr(bound, key)
+        ]
         records.append(
             {
                 "name": name,
                 "type": kind,
+                "bounds": ", ".join(f"{sign} {value:g}" for sign, value in limits),
                 "default": info.default,
                 "unit": extra.get("unit", ""),
                 "description": info.description or "",
@@ -103,26 +108,38 @@ def describe_settings(cls: type) -> list[dict[str, Any]]:
     return records
 
 
+def wrong_settings(cls: type, settings: Mapping[str, Any]) -> dict[str, str]:
+    """What is wrong with each setting of a dataclass whose fields carry `setting(...)`; empty when all are right."""
+    try:
+        _settings_model(cls)(**settings)
+    except ValidationError as error:
+        names = [f.name for f in fields(cls)]
+        problems: dict[str, str] = {}
+        for problem in error.errors():
+            name, *inner = (str(part) for part in problem["loc"])
+            if problem["type"] == "extra_forbidden":
+                problems[name] = f"{cls.name} has no such field; {nearest(name, names)}"
+            elif name not in problems:  # a union complains once for each of its types
+                where = f"item {inner[-1]}: " if inner and inner[-1].isdigit() else ""
+                expected = problem["msg"].lower().partition(", unable")[0].replace("input should be", "expected")
+                problems[name] = f"{where}{expected}, found {problem['input']!r}"
+        return problems
+    return {}
+
+
 def check_settings(cls: type, settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a dataclass whose fields carry `setting(...)`, with values converted to their types.
 
     `cls.name` stands in the error. Raises: ConfigError naming every wrong one.
     """
-    try:
-        return _settings_model(cls)(**settings).model_dump(include=set(settings))
-    except ValidationError as error:
-        names = [f.name for f in fields(cls)]
-        lines = []
-        for problem in error.errors():
-            where = ".".join(str(part) for part in problem["loc"]) or "settings"
-            if problem["type"] == "extra_forbidden":
-                lines.append(f"{where}: {cls.name} has no such field; {nearest(where, names)}")
-            else:
-                lines.append(f"{where}: {problem['msg'].lower()}, found {problem['input']!r}")
+    problems = wrong_settings(cls, settings)
+    if problems:
         raise ConfigError(
-            f"{len(lines)} wrong setting(s) for {cls.name!r}:\n  " + "\n  ".join(lines),
+            f"{len(problems)} wrong setting(s) for {cls.name!r}:\n  "
+            + "\n  ".join(f"{name}: {problem}" for name, problem in problems.items()),
             f"`handful methods {cls.name}` lists every field with its type, default and reason",
-        ) from None
+        )
+    return _settings_model(cls)(**settings).model_dump(include=set(settings))
 
 
 class AbstractAdapter(nn.Module, ABC):

@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Annotated, Any, ClassVar, Literal, final
 
 from handful.data.split import DevRows
-from handful.errors import ConfigError, HandfulError, nearest
+from handful.errors import ConfigError, nearest
 from handful.evaluation.predict import check_predictor
 from handful.methods import method_class
-from handful.methods.base import AbstractMethod, Preset, check_settings, setting
+from handful.methods.base import AbstractMethod, Preset, check_settings, setting, wrong_settings
 from handful.training.config import TrainingConfig
 
 
@@ -77,63 +77,97 @@ class RunSpec:
         return hashlib.sha256(content.encode()).hexdigest()
 
 
-SECTIONS = ("method", "training", "run")
-
-
 def resolve(
     method: str,
     *,
     model: str = "minilm",
     preset: str = "default",
     overrides: Mapping[str, Any] | None = None,
+    origins: Mapping[str, str] | None = None,
 ) -> RunSpec:
     """The run that a method's preset and the overrides make.
 
     `overrides` has dotted names, such as "method.prefix_length", "training.epochs" or "run.shots"; a bare name is
-    looked up in all three. Raises: ConfigError with everything that is wrong at once.
+    looked up in all three. `origins` says where "method", "preset" or an override was given, such as a file, for
+    errors. Raises: ConfigError with everything that is wrong at once.
     """
-    cls = method_class(method)
-    if preset not in cls.presets:
-        raise ConfigError(f"method {method!r} has no preset {preset!r}", nearest(preset, cls.presets))
-    chosen = cls.presets[preset]
-    parts, problems = _sort_overrides(cls, overrides or {})
+    problems: dict[str, str] = {}
+    cls, chosen = None, Preset("none")
+    try:
+        cls = method_class(method)
+        if preset not in cls.presets:
+            problems["preset"] = f"method {method!r} has no preset {preset!r}; {nearest(preset, cls.presets)}"
+        chosen = cls.presets.get(preset, chosen)
+    except ConfigError as error:
+        problems["method"] = f"{error.message}; {error.hint}"
+    names = _names(cls)
+    parts = _sort_overrides(
+        {_full_name(name, names): value for name, value in (overrides or {}).items()}, names, problems
+    )
     built: dict[str, Any] = {}
-    sections = (
+    for section, kind, defaults in (
         ("method", cls, chosen.settings),
         ("training", TrainingConfig, chosen.training),
         ("run", RunOptions, chosen.run),
-    )
-    for section, kind, defaults in sections:
-        try:
-            built[section] = kind(**check_settings(kind, {**defaults, **parts[section]}))
-        except HandfulError as error:
-            problems.append(error.message)
-    if "run" in built and built["run"].predictor != "midpoint":
-        try:
-            check_predictor(built["run"].predictor, getattr(built.get("method"), "num_vertices", 1))
-        except ConfigError as error:
-            problems.append(error.message)
-    if problems:
-        raise ConfigError("\n".join(problems), f"`handful methods {method}` lists every field")
+    ):
+        if kind is not None:
+            built[section] = _build(section, kind, {**defaults, **parts[section]}, problems)
+    _check_run_predictor(built, problems)
+    if problems or cls is None:
+        where = {_full_name(name, names): f"{origin}: " for name, origin in (origins or {}).items()}
+        lines = [f"{where.get(name, '')}{name}: {problem}" for name, problem in problems.items()]
+        raise ConfigError(
+            f"{len(lines)} wrong setting{'s' * (len(lines) > 1)}:\n  " + "\n  ".join(lines),
+            f"`handful methods {method}` lists every field" if cls else "`handful methods` lists every method",
+        )
     return RunSpec(model, built["method"], built["training"], built["run"], preset, _choices(chosen, parts, preset))
 
 
-def _sort_overrides(cls: type[AbstractMethod], overrides: Mapping[str, Any]) -> tuple[dict[str, dict], list[str]]:
-    """Overrides by section, and complaints about names that no section knows."""
-    known = {"method": cls, "training": TrainingConfig, "run": RunOptions}
-    names = {section: {f.name for f in fields(kind)} for section, kind in known.items()}
-    parts: dict[str, dict] = {section: {} for section in SECTIONS}
-    problems = []
-    for dotted, value in overrides.items():
-        section, _, name = dotted.rpartition(".")
-        matches = [s for s in SECTIONS if name in names[s]] if not section else [section] if section in SECTIONS else []
-        if len(matches) == 1:
-            parts[matches[0]][name] = value
-        elif section and section not in SECTIONS:
-            problems.append(f"{dotted}: expected a name in {', '.join(SECTIONS)}; {nearest(section, SECTIONS)}")
+def _build(section: str, kind: type, settings: dict[str, Any], problems: dict[str, str]) -> Any:
+    """The section's dataclass, or None with what is wrong put into `problems`."""
+    wrong = wrong_settings(kind, settings)
+    problems |= {f"{section}.{name}": text for name, text in wrong.items()}
+    try:
+        return None if wrong else kind(**check_settings(kind, settings))
+    except ConfigError as error:  # settings that are right each, but not together
+        problems[section] = f"{error.message}; {error.hint}"
+        return None
+
+
+def _check_run_predictor(built: Mapping[str, Any], problems: dict[str, str]) -> None:
+    if built.get("run") and built.get("method"):
+        try:
+            check_predictor(built["run"].predictor, getattr(built["method"], "num_vertices", 1))
+        except ConfigError as error:
+            problems["run.predictor"] = error.message
+
+
+def _names(cls: type[AbstractMethod] | None) -> dict[str, set[str]]:
+    """The names of the settings in each section."""
+    kinds = {"method": cls, "training": TrainingConfig, "run": RunOptions}
+    return {section: {f.name for f in fields(kind)} if kind else set() for section, kind in kinds.items()}
+
+
+def _full_name(name: str, names: Mapping[str, set[str]]) -> str:
+    """A bare name with the one section that knows it; any other name as it is."""
+    sections = [section for section in names if name in names[section]]
+    return f"{sections[0]}.{name}" if len(sections) == 1 else name
+
+
+def _sort_overrides(
+    overrides: Mapping[str, Any], names: Mapping[str, set[str]], problems: dict[str, str]
+) -> dict[str, dict[str, Any]]:
+    """Overrides by section; names without a section are put into `problems`."""
+    parts: dict[str, dict[str, Any]] = {section: {} for section in names}
+    for full_name, value in overrides.items():
+        section, _, name = full_name.rpartition(".")
+        if section in parts:
+            parts[section][name] = value
+        elif section:
+            problems[full_name] = f"expected a name in {', '.join(names)}; {nearest(section, names)}"
         else:
-            problems.append(f"{dotted}: no such setting; {nearest(name, set().union(*names.values()))}")
-    return parts, problems
+            problems[full_name] = f"no such setting; {nearest(name, set().union(*names.values()))}"
+    return parts
 
 
 def _choices(preset: Preset, parts: Mapping[str, Mapping[str, Any]], name: str) -> tuple[Choice, ...]:
