@@ -58,7 +58,7 @@ class LinearHead(nn.Module):
         if weights is None:
             weights = midpoint_weights(count, self.geometry)[None]
         stacked = F.linear(features, self.weight.flatten(0, 1), self.bias.flatten()).view(-1, count, outputs)
-        return (weights.to(stacked).unsqueeze(-1) * stacked).sum(1)
+        return (weights.to(stacked.device).unsqueeze(-1) * stacked).sum(1)  # in float32 also under autocast
 
     def initialise(self, generator: torch.Generator) -> None:
         """N(0, 0.02²) weights, different in each vertex, and zero biases: the stock classes' start."""
@@ -83,9 +83,14 @@ class LinearHead(nn.Module):
         """Start each vertex from a probe; with M > 1 each under its own Bayesian bootstrap of the rows.
 
         Dirichlet(1, …, 1) row weights (Rubin 1981) keep every class in every probe and make the vertices differ,
-        so that the head's simplex does not start as a point (sheet 1.4). Ours.
+        so that the head's simplex does not start as a point (sheet 1.4). Ours. `penalty` is the inverse strength C for
+        features scaled to unit mean square norm, so that it means the same for every backbone; None chooses it.
         """
         inputs, targets = features.double().numpy(), labels.double().numpy()
+        norm = float(np.sqrt((inputs**2).sum(1).mean()))
+        inputs = inputs / norm
+        norm = float(np.sqrt((inputs**2).sum(1).mean())) or 1.0
+        inputs = inputs / norm
         if regression:
             targets = (targets - float(self.offset)) / float(self.scale)
         penalty = penalty or choose_penalty(inputs, targets, regression)
@@ -115,7 +120,7 @@ def choose_penalty(features: np.ndarray, targets: np.ndarray, regression: bool) 
     rarest class has rows (at most five); 1.0 where it has a single row. Regression: leave-one-out ridge.
     """
     if regression:
-        ridge = RidgeCV(alphas=np.logspace(-2, 4, 13)).fit(features, targets)
+        ridge = RidgeCV(alphas=np.logspace(-4, 2, 13)).fit(features, targets)
         return 1 / float(ridge.alpha_)  # pyright: ignore[reportArgumentType]: one target has one penalty
     folds = min(5, int(np.bincount(targets.astype(int)).min()))
     if folds < 2:
@@ -135,9 +140,8 @@ def fit_probe(
         return ridge.coef_[None], np.asarray([ridge.intercept_])
     model = LogisticRegression(C=penalty, max_iter=2000).fit(features, targets.astype(int), sample_weight=sample_weight)
     if len(model.coef_) == 1:  # sklearn keeps one row for two classes; halves give the same probabilities
-        return np.concatenate((-model.coef_, model.coef_)) / 2, np.concatenate(
-            (-model.intercept_, model.intercept_)
-        ) / 2
+        signs = np.array([[-0.5], [0.5]])
+        return signs * model.coef_, signs[:, 0] * model.intercept_
     return model.coef_, model.intercept_
 
 
@@ -198,15 +202,15 @@ def borrow_fresh(backbone: Backbone, generator: torch.Generator) -> BorrowedPara
     """The pooler's layers that were not in the checkpoint, drawn anew from `generator`, to be trained; or None."""
     if not backbone.fresh:
         return None
+    pooler = BorrowedParameters(backbone.model, lambda name, _: name in backbone.fresh)
     std = getattr(backbone.config, "initializer_range", None) or 0.02
     with torch.no_grad():
-        for name in backbone.fresh:
-            parameter = backbone.model.get_parameter(name)
+        for name, parameter in pooler.named_parameters():
             if parameter.dim() > 1:
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
             elif name.endswith("bias"):
                 parameter.zero_()
-    return BorrowedParameters(backbone.model, lambda name, _: name in backbone.fresh)
+    return pooler
 
 
 @final
