@@ -87,8 +87,6 @@ class LinearHead(nn.Module):
         features scaled to unit mean square norm, so that it means the same for every backbone; None chooses it.
         """
         inputs, targets = features.double().numpy(), labels.double().numpy()
-        norm = float(np.sqrt((inputs**2).sum(1).mean()))
-        inputs = inputs / norm
         norm = float(np.sqrt((inputs**2).sum(1).mean())) or 1.0
         inputs = inputs / norm
         if regression:
