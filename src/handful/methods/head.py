@@ -237,7 +237,7 @@ class HeadAdapter(AbstractHeadedAdapter):
 
     def __init__(self, backbone: Backbone, task: Task, *, generator: torch.Generator, head_init: HeadInit):
         super().__init__(backbone, task, generator=generator, head_init=head_init)
-        self.lowest_layer = backbone.num_layers if self.pooler is None else None
+        self.lowest_layer = backbone.num_layers  # the pooler, where it is trained, stands above all layers
 
     def forward(self, batch: Batch) -> torch.Tensor:
         return self.head(self.backbone.features(batch.inputs))

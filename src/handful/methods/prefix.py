@@ -200,6 +200,7 @@ class PrefixAdapter(AbstractHeadedAdapter):
         )
 
     def warm_start(self, rows: EncodedRows, generator: torch.Generator) -> None:
+        self.backbone.injection.clear()  # the probe reads the plain model, whatever was predicted before
         super().warm_start(rows, generator)
         if self.method.init == "activations":
             self.prefix.start_from_activations(

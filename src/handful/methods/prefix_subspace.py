@@ -149,6 +149,7 @@ class PrefixSubspaceAdapter(AbstractHeadedAdapter):
         self.begin_batch(None)
 
     def warm_start(self, rows: EncodedRows, generator: torch.Generator) -> None:
+        self.backbone.injection.clear()  # the probe reads the plain model, whatever was predicted before
         super().warm_start(rows, generator)
         method = self.method
         if method.init == "activations":

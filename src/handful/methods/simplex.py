@@ -33,15 +33,16 @@ def draw_weights(
     check_geometry(geometry, num_vertices)
     if num_vertices == 1:
         return torch.ones(*shape, 1)
+    if geometry == "simplex" and concentration == 1.0:
+        exponentials = torch.empty(*shape, num_vertices, dtype=torch.float64).exponential_(generator=generator)
+        return (exponentials / exponentials.sum(-1, keepdim=True)).float()
     if geometry == "simplex":
-        if concentration == 1.0:
-            gammas = torch.empty(*shape, num_vertices, dtype=torch.float64).exponential_(generator=generator)
-        else:
-            shapes = torch.full((*shape, num_vertices), concentration, dtype=torch.float64)
-            # torch.distributions takes no generator; this is what its Gamma calls
-            gammas = torch._standard_gamma(shapes, generator)  # pyright: ignore[reportPrivateImportUsage]
-            gammas.clamp_min_(torch.finfo(torch.float64).tiny)
-        return (gammas / gammas.sum(-1, keepdim=True)).float()
+        # Γ(α) = Γ(α + 1)·U^(1/α) in law; its logarithm does not underflow however small α is. torch.distributions takes
+        # no generator; _standard_gamma is what its Gamma calls.
+        shapes = torch.full((*shape, num_vertices), concentration + 1, dtype=torch.float64)
+        logs = torch._standard_gamma(shapes, generator).log()  # pyright: ignore[reportPrivateImportUsage]
+        logs += torch.rand(shapes.shape, dtype=torch.float64, generator=generator).neg_().log1p_() / concentration
+        return logs.softmax(-1).float()
     return curve_weights(torch.rand(shape, generator=generator), geometry)
 
 
@@ -71,8 +72,9 @@ def mix(weights: torch.Tensor, vertices: torch.Tensor) -> torch.Tensor:
     """Σᵢ wᵢ θᵢ: weights (*, M), vertices (M, *tensor) → (*, *tensor). Exact for M = 1 and w = 1."""
     if vertices.shape[0] == 1 and bool((weights == 1).all()):
         return vertices[0].expand(*weights.shape[:-1], *vertices.shape[1:])
-    weights = weights.to(device=vertices.device, dtype=torch.float32)
-    return torch.tensordot(weights, vertices.float(), dims=1).to(vertices.dtype)
+    weights, numbers = _full_precision(weights, vertices)
+    with torch.autocast(vertices.device.type, enabled=False):
+        return torch.tensordot(weights, numbers, dims=1).to(vertices.dtype)
 
 
 def mix_layers(weights: torch.Tensor, vertices: torch.Tensor) -> torch.Tensor:
@@ -81,14 +83,24 @@ def mix_layers(weights: torch.Tensor, vertices: torch.Tensor) -> torch.Tensor:
     One batched matrix product for all layers; layers come first so that each layer's slice is contiguous.
     """
     layers, shape = vertices.shape[1], vertices.shape[2:]
-    per_layer = vertices.transpose(0, 1).reshape(layers, vertices.shape[0], -1)
-    weights = weights.to(device=vertices.device, dtype=vertices.dtype).transpose(0, 1)
-    return torch.bmm(weights, per_layer).view(layers, -1, *shape)
+    weights, numbers = _full_precision(weights, vertices)
+    per_layer = numbers.transpose(0, 1).reshape(layers, len(vertices), -1)
+    with torch.autocast(vertices.device.type, enabled=False):
+        return torch.bmm(weights.transpose(0, 1), per_layer).view(layers, -1, *shape).to(vertices.dtype)
+
+
+def _full_precision(weights: torch.Tensor, vertices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weights and vertices on the vertices' device, in float32 or more."""
+    dtype = torch.promote_types(vertices.dtype, torch.float32)
+    return weights.to(vertices.device, dtype), vertices.to(dtype)
 
 
 @final
 class Simplex(nn.Module):
-    """M vertices of a set of named tensors; every parameter is (M, *tensor)."""
+    """M vertices of a set of named tensors; every parameter is (M, *tensor).
+
+    Names may have dots, as in a state dict; in the parameters' own names they become "__".
+    """
 
     def __init__(self, vertices: Mapping[str, torch.Tensor], geometry: Geometry = "simplex"):
         super().__init__()
@@ -98,7 +110,9 @@ class Simplex(nn.Module):
         self.num_vertices = next(iter(counts.values()))
         self.geometry: Geometry = geometry
         check_geometry(geometry, self.num_vertices)
-        self.vertices = nn.ParameterDict({name: nn.Parameter(tensor.clone()) for name, tensor in vertices.items()})
+        self.names = {name: name.replace(".", "__") for name in vertices}
+        parameters = {self.names[name]: nn.Parameter(tensor.clone()) for name, tensor in vertices.items()}
+        self.vertices = nn.ParameterDict(parameters)
 
     def draw(self, shape: tuple[int, ...], generator: torch.Generator, concentration: float = 1.0) -> torch.Tensor:
         """Weights (*shape, M) of random points."""
@@ -106,7 +120,7 @@ class Simplex(nn.Module):
 
     def mix(self, weights: torch.Tensor) -> dict[str, torch.Tensor]:
         """The points with these weights (*, M), each tensor (*, *tensor)."""
-        return {name: mix(weights, vertices) for name, vertices in self.vertices.items()}
+        return {name: mix(weights, self.vertices[key]) for name, key in self.names.items()}
 
     def midpoint(self) -> dict[str, torch.Tensor]:
         """The tensors of the deterministic predictor."""
@@ -114,7 +128,7 @@ class Simplex(nn.Module):
 
     def vertex(self, index: int) -> dict[str, torch.Tensor]:
         """The tensors of one vertex."""
-        return {name: vertices[index] for name, vertices in self.vertices.items()}
+        return {name: self.vertices[key][index] for name, key in self.names.items()}
 
     def spread(self) -> float:
         """Mean distance between two vertices over all tensors, as a share of the vertices' mean norm; 0 is a point."""
