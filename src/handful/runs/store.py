@@ -88,23 +88,32 @@ def new_folder(final: Path) -> Iterator[Path]:
             if path.is_file():
                 _flush(path)
         os.chmod(partial, 0o755)
-        if final.exists():
-            previous = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".old", dir=final.parent))
-            os.replace(final, previous / "run")
-            os.replace(partial, final)
-            shutil.rmtree(previous)
-        else:
-            os.replace(partial, final)
+        _move_into_place(partial, final)
         _flush(final.parent)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # a full disk is either, depending on who writes
         if isinstance(error, RunError):
             raise
         raise RunError(
-            f"{final}: could not be written ({error.strerror or error})",
+            f"{final}: could not be written ({getattr(error, 'strerror', None) or error})",
             "free some space or give another --output; nothing that was saved before is lost",
         ) from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _move_into_place(partial: Path, final: Path) -> None:
+    """Rename; an older folder is moved aside first, and put back should the rename not happen."""
+    if not final.exists():
+        os.replace(partial, final)
+        return
+    aside = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".old", dir=final.parent))
+    try:
+        os.replace(final, aside / "run")
+        os.replace(partial, final)
+    finally:
+        if not final.exists():
+            os.replace(aside / "run", final)
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def check_writable(folder: Path) -> None:

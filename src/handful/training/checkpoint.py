@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, final
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+
+from handful.errors import RunError
 
 FILE = "checkpoint.safetensors"
 
@@ -22,14 +25,22 @@ class Checkpoint:
         self.path = folder / FILE
 
     def save(self, tensors: dict[str, torch.Tensor], record: dict[str, Any]) -> None:
-        """Write to a temporary name, flush to disk, rename over the old one."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        """Write to a temporary name, flush to disk, rename over the old one. Raises: RunError where that fails."""
         partial = self.path.with_suffix(".partial")
         contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        save_file(contiguous, partial, metadata={"record": json.dumps(record)})
-        with open(partial, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(partial, self.path)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            save_file(contiguous, partial, metadata={"record": json.dumps(record)})
+            with open(partial, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(partial, self.path)
+        except (OSError, SafetensorError) as error:
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
+            raise RunError(
+                f"{self.path}: the checkpoint could not be written ({error})",
+                "free some space; the same command then continues from the checkpoint before",
+            ) from None
 
     def load(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
         """The tensors and the record, or None where there is no readable checkpoint."""
@@ -37,7 +48,7 @@ class Checkpoint:
             return None
         try:
             with safe_open(self.path, framework="pt") as file:
-                names = file.keys() 
+                names = file.keys()
                 return {name: file.get_tensor(name) for name in names}, json.loads(file.metadata()["record"])
         except (SafetensorError, KeyError, json.JSONDecodeError, TypeError):
             return None  # a damaged checkpoint costs time, not results: the fit starts again

@@ -117,6 +117,7 @@ class _Fit:
 
     def run(self) -> FitResult:
         adapter, config = self.adapter, self.config
+        self.clock = time.perf_counter()
         cpu = adapter.backbone.device.type == "cpu"
         self.accelerator = Accelerator(cpu=cpu, mixed_precision="bf16" if config.precision == "bf16" else "no")
         adapter.backbone.to(self.accelerator.device)
@@ -128,6 +129,7 @@ class _Fit:
         if not self._resume():
             adapter.warm_start(self.train, self.start)
             self._keep()
+        self._count_seconds()
         self.emit(FitStarted(self.steps, config.epochs, len(self.train), len(self.dev or ()), parameters, self.step))
         if self.steps:
             with torch.random.fork_rng(devices=[]):
@@ -148,17 +150,21 @@ class _Fit:
         if self.random_state is not None:
             torch.set_rng_state(self.random_state)
         while self.epoch < config.epochs and self.stopped is None:
-            started = time.perf_counter()
             adapter.train()
             with training_mode(model, config.trunk_dropout, config.gradient_checkpointing):
                 self._epoch(module, trunk)
             if self.stopped is None:
                 self.epoch += 1
                 self._evaluate(dev_trunk)
-            self.seconds += time.perf_counter() - started
+            self._count_seconds()
             if self.checkpoint and self.stopped is None:
                 self._save()
         adapter.eval()
+
+    def _count_seconds(self) -> None:
+        """Add the time since the last call to what was spent, before an interruption too."""
+        now = time.perf_counter()
+        self.seconds, self.clock = self.seconds + now - self.clock, now
 
     def _cache(self, rows: EncodedRows) -> TrunkCache | None:
         adapter = self.adapter
