@@ -196,6 +196,13 @@ def resolve_model(name: str) -> str:
     return name
 
 
+def hub_name(name: str) -> str | None:
+    """The hub's name of a model, of a packaged one that of what it is a copy of; None where that is not known."""
+    if name in PACKAGED_MODELS:
+        return PACKAGED_MODELS[name].upstream
+    return None if Path(name).expanduser().is_dir() else name
+
+
 def _kind(config) -> Kind:
     if config.is_encoder_decoder:
         return "encoder-decoder"

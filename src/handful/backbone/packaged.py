@@ -36,7 +36,7 @@ class PackagedModel:
 
     `files` maps every file that is read, relative to `folder` inside the top-level package `module`, to its SHA-256.
     `conversion` names the converter in `conversion.CONVERSIONS`, or is None where transformers reads the files as
-    they are.
+    they are. `upstream` is the hub's name of the model it is a copy of, where that is known.
     """
 
     name: str
@@ -49,6 +49,7 @@ class PackagedModel:
     note: str
     files: Mapping[str, str]
     conversion: Literal["gguf", "onnx-t5"] | None = None
+    upstream: str | None = None
 
     @property
     def install(self) -> str:
@@ -82,6 +83,7 @@ PACKAGED_MODELS: dict[str, PackagedModel] = {
             folder="model",
             kind="encoder",
             licence="package MIT, model Apache-2.0",
+            upstream="sentence-transformers/all-MiniLM-L6-v2",
             note="all-MiniLM-L6-v2, a sentence encoder, 22.7 M parameters; the model to start with",
             files={
                 "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
@@ -114,6 +116,7 @@ PACKAGED_MODELS: dict[str, PackagedModel] = {
             folder="",
             kind="decoder",
             licence="Apache-2.0",
+            upstream="HuggingFaceTB/SmolLM2-135M-Instruct",
             note="SmolLM2-135M-Instruct, 134.5 M parameters, dequantised from 4-bit GGUF (a lossy copy)",
             files={
                 "SmolLM2-135M-Instruct.Q4_1.gguf": "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
@@ -128,6 +131,7 @@ PACKAGED_MODELS: dict[str, PackagedModel] = {
             folder="data/span",
             kind="encoder-decoder",
             licence="package MIT, model Apache-2.0",
+            upstream="google/flan-t5-small",
             note="flan-t5-small, fine-tuned to write titles, 77.0 M parameters, dequantised from 8-bit ONNX",
             files={
                 "decoder.onnx": "76b40328b8a6bd8b8fc029d80006284c6d644d6e0938c18339bc05fb31a927bc",

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import os
 import platform
 import resource
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -15,7 +18,7 @@ from typing import Any, final
 
 import numpy as np
 
-from handful.backbone.load import Backbone, load_backbone
+from handful.backbone.load import Backbone, hub_name, load_backbone
 from handful.data.split import Split
 from handful.data.task import Task, text_key
 from handful.errors import ConfigError, ModelError, RunError
@@ -28,9 +31,9 @@ from handful.methods.base import AbstractAdapter
 from handful.randomness import stream
 from handful.runs.card import run_card
 from handful.runs.spec import RunOptions, RunSpec
-from handful.runs.store import Run, check_writable, read_run, write_run
+from handful.runs.store import METRICS, Run, check_writable, read_run, write_run
 from handful.training.config import TrainingConfig
-from handful.training.events import Event, Listener, to_record
+from handful.training.events import CheckpointSaved, Event, FitStarted, Listener, to_record
 from handful.training.fit import FitResult, fit
 
 WARM_ROWS = 8
@@ -101,9 +104,9 @@ def train(
     backbone = backbone or load_backbone(spec.model, pooling=spec.options.pooling)
     adapter = attach(task, spec, backbone)
     length = spec.options.max_length
-    rows = encode_for(adapter, split.train, task, length)
-    dev = encode_for(adapter, split.dev, task, length) if split.dev else None
     try:
+        rows = encode_for(adapter, split.train, task, length)
+        dev = encode_for(adapter, split.dev, task, length) if split.dev else None
         result = fit(
             adapter, rows, dev, spec.training, kind=task.kind, metric=task.metric,
             generator=stream(spec.options.seed, "fit"), on_event=on_event, checkpoint_folder=checkpoint_folder,
@@ -158,29 +161,45 @@ def run(
     progress = root / f".{folder.name}.progress"
     if again:
         shutil.rmtree(progress, ignore_errors=True)
-    events: list[dict[str, Any]] = []
-
-    def listen(event: Event) -> None:
-        events.append(to_record(event))
-        if on_event:
-            on_event(event)
-
-    training = train(task, spec, split=split, backbone=backbone, on_event=listen, checkpoint_folder=progress)
+    log = EventLog(progress, on_event)
+    training = train(task, spec, split=split, backbone=backbone, on_event=log, checkpoint_folder=progress)
     trained = training.trained
     started = time.perf_counter()
     scores = score(trained)
     record = describe(training, scores, key, time.perf_counter() - started)
     weights = trained.adapter.state_dict()
     predictions = prediction_records(scores, task) if scores else []
-    saved = write_run(folder, record, weights, metrics=events, predictions=predictions, card=run_card(record))
+    saved = write_run(folder, record, weights, metrics=log.records, predictions=predictions, card=run_card(record))
     reopened = verify(saved, training)
     shutil.rmtree(progress, ignore_errors=True)
     return saved, reopened
 
 
+@final
+class EventLog:
+    """A listener that keeps every event, those before an interruption too, and passes each on."""
+
+    def __init__(self, folder: Path, on_event: Listener | None):
+        self.path, self.on_event = folder / METRICS, on_event
+        self.records: list[dict[str, Any]] = []
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, FitStarted) and event.resumed_at and self.path.is_file():
+            lines = self.path.read_text(encoding="utf-8").splitlines()
+            self.records = [record for record in map(json.loads, lines) if record.get("step", 0) <= event.resumed_at]
+        self.records.append(to_record(event))
+        if isinstance(event, CheckpointSaved):
+            partial = self.path.with_suffix(".partial")
+            with suppress(OSError):  # a full disk is for the checkpoint to complain about
+                partial.write_text("".join(json.dumps(record) + "\n" for record in self.records), encoding="utf-8")
+                os.replace(partial, self.path)
+        if self.on_event:
+            self.on_event(event)
+
+
 def run_name(task: Task, spec: RunSpec, key: str) -> str:
     """The folder's name: readable, and unique through the key."""
-    safe = "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in task.name)
+    safe = "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in task.name[:40])
     shots = "all" if spec.options.shots is None else spec.options.shots
     return f"{safe}-{spec.method.name}-k{shots}-s{spec.options.seed}-{key[:8]}"
 
@@ -197,6 +216,7 @@ def describe(training: Training, scores: Scores | None, key: str, scoring_second
         "spec": trained.spec.resolved(),
         "preset": trained.spec.preset,
         "choices": [{"name": c.name, "value": c.value, "reason": c.reason} for c in trained.spec.choices],
+        "notes": list(getattr(trained.adapter, "notes", ())),
         "task": {
             "name": task.name, "kind": task.kind, "labels": list(task.labels), "metric": task.metric,
             "origin": task.origin, "notes": list(task.notes),
@@ -209,7 +229,8 @@ def describe(training: Training, scores: Scores | None, key: str, scoring_second
             "fingerprint": split.fingerprint,
         },
         "backbone": {
-            "name": backbone.name, "family": backbone.family, "kind": backbone.kind, "pooling": backbone.pooling,
+            "name": backbone.name, "hub_name": hub_name(trained.spec.model), "family": backbone.family,
+            "kind": backbone.kind, "pooling": backbone.pooling,
             "fingerprint": backbone.fingerprint, "parameters": sum(p.numel() for p in backbone.model.parameters()),
         },
         "fit": {

@@ -112,7 +112,7 @@ def resolve(
     ):
         if kind is not None:
             built[section] = _build(section, kind, {**defaults, **parts[section]}, problems)
-    _check_run_predictor(built, problems)
+    _check_together(built, problems)
     if problems or cls is None:
         where = {_full_name(name, names): f"{origin}: " for name, origin in (origins or {}).items()}
         lines = [f"{where.get(name, '')}{name}: {problem}" for name, problem in problems.items()]
@@ -134,12 +134,18 @@ def _build(section: str, kind: type, settings: dict[str, Any], problems: dict[st
         return None
 
 
-def _check_run_predictor(built: Mapping[str, Any], problems: dict[str, str]) -> None:
-    if built.get("run") and built.get("method"):
+def _check_together(built: Mapping[str, Any], problems: dict[str, str]) -> None:
+    """What is wrong between sections."""
+    method, training, options = (built.get(section) for section in ("method", "training", "run"))
+    if options and method:
         try:
-            check_predictor(built["run"].predictor, getattr(built["method"], "num_vertices", 1))
+            check_predictor(options.predictor, getattr(method, "num_vertices", 1))
         except ConfigError as error:
             problems["run.predictor"] = error.message
+    if options and training and training.epochs and training.selection == "best" and options.dev == "none":
+        problems["run.dev"] = (
+            "training.selection = 'best' needs development rows, found 'none'; use 'carved' or 'separate'"
+        )
 
 
 def _names(cls: type[AbstractMethod] | None) -> dict[str, set[str]]:
