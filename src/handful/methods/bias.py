@@ -50,7 +50,7 @@ class Bias(AbstractMethod):
         reasons = self.check(backbone, task)
         if reasons:
             raise ModelError(f"method 'bias': {reasons[0]}")
-        return BiasAdapter(backbone, task, generator=generator, head_init=self.head_init)
+        return BiasAdapter(backbone, task, self, generator=generator)
 
 
 def _is_bias(name: str) -> bool:
@@ -61,9 +61,10 @@ def _is_bias(name: str) -> bool:
 class BiasAdapter(AbstractHeadedAdapter):
     """scores = head(features(x; b)), all biases b trained."""
 
-    def __init__(self, backbone: Backbone, task: Task, *, generator: torch.Generator, head_init: HeadInit):
+    def __init__(self, backbone: Backbone, task: Task, method: Bias, *, generator: torch.Generator):
         _ = backbone.fingerprint  # of the pretrained weights: taken before they change
-        super().__init__(backbone, task, generator=generator, head_init=head_init)
+        super().__init__(backbone, task, generator=generator, head_init=method.head_init)
+        self.method = method
         feeding = feeding_parameters(backbone) - set(backbone.fresh)
         self.biases = BorrowedParameters(backbone.model, lambda name, _: name in feeding and _is_bias(name))
 

@@ -59,16 +59,17 @@ class Full(AbstractMethod):
     head_init: Annotated[HeadInit, setting("start of the head: the frozen probe, or N(0, 0.02²)")] = "probe"
 
     def attach(self, backbone: Backbone, task: Task, *, generator: torch.Generator) -> FullAdapter:
-        return FullAdapter(backbone, task, generator=generator, head_init=self.head_init)
+        return FullAdapter(backbone, task, self, generator=generator)
 
 
 @final
 class FullAdapter(AbstractHeadedAdapter):
     """scores = head(features(x; θ)), all of θ trained."""
 
-    def __init__(self, backbone: Backbone, task: Task, *, generator: torch.Generator, head_init: HeadInit):
+    def __init__(self, backbone: Backbone, task: Task, method: Full, *, generator: torch.Generator):
         _ = backbone.fingerprint  # of the pretrained weights: taken before they change
-        super().__init__(backbone, task, generator=generator, head_init=head_init)
+        super().__init__(backbone, task, generator=generator, head_init=method.head_init)
+        self.method = method
         feeding = feeding_parameters(backbone) - set(backbone.fresh)  # the fresh ones are trained as the pooler
         self.trunk = BorrowedParameters(backbone.model, lambda name, _: name in feeding)
 

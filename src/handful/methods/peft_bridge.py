@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, final
 
@@ -34,14 +35,10 @@ from handful.methods.targets import (
     choose_ia3_targets,
     choose_lora_targets,
     has_transposed_layers,
-    linear_layers,
     listed,
     lowest_layer,
-    no_targets,
+    name_targets,
 )
-
-PROMPT_TYPES = frozenset(("PROMPT_TUNING", "P_TUNING"))
-"""PEFT types that put vectors in front of the word embeddings and leave the model's layers alone."""
 
 UNSUPPORTED_TYPES = {
     "PREFIX_TUNING": "handful has it as the method 'prefix', which exports to PEFT",
@@ -117,25 +114,27 @@ class PeftAdapter(AbstractHeadedAdapter):
         self,
         backbone: Backbone,
         task: Task,
+        method: LoRA | IA3 | PromptTuning | Peft,
         config: Mapping[str, Any],
         *,
         generator: torch.Generator,
-        head_init: HeadInit,
-        notes: Iterable[str] = (),
+        notes: tuple[str, ...] = (),
     ):
         _ = backbone.fingerprint  # taken before PEFT renames the weights
-        super().__init__(backbone, task, generator=generator, head_init=head_init)
-        self.notes = tuple(notes)
+        super().__init__(backbone, task, generator=generator, head_init=method.head_init)
+        self.method, self.notes = method, notes
         settings = build_config(config)
         self.prompt_length = getattr(settings, "num_virtual_tokens", 0) or 0
         known = {id(t) for t in (*backbone.model.parameters(), *backbone.model.buffers())}
         own = set(backbone.model.modules())
-        self._restore: Callable[[], None] | None = _remember(backbone.model)
+        restore = _remember(backbone.model)
+        self._restore: Callable[[], None] | None = restore
         try:
             peft_model = _inject(backbone, settings, generator)
             _refuse_fresh_targets(peft_model, backbone)
         except ConfigError:
-            self.detach()
+            super().detach()
+            restore()
             raise
         object.__setattr__(self, "peft_model", peft_model)  # held, not registered: it contains the whole backbone
         object.__setattr__(self, "_added", [module for module in peft_model.modules() if module not in own])
@@ -195,17 +194,14 @@ class PeftAdapter(AbstractHeadedAdapter):
 
     def detach(self) -> None:
         super().detach()
-        if self._restore is None:
-            return
-        if hasattr(self, "trained"):
+        if self._restore is not None:
             self.trained.restore()
-        self._restore()
-        self._restore = None
+            self._restore()
+            self._restore = None
 
 
 def _remember(model: nn.Module) -> Callable[[], None]:
     """A function that puts the modules, parameters and buffers of now back into every module of the model."""
-    attributes = set(vars(model))
     saved = [(m, dict(m._modules), dict(m._parameters), dict(m._buffers)) for m in model.modules()]
 
     def restore() -> None:
@@ -213,9 +209,7 @@ def _remember(model: nn.Module) -> Callable[[], None]:
             for held, content in zip((module._modules, module._parameters, module._buffers), contents, strict=True):
                 held.clear()
                 held.update(content)  # pyright: ignore[reportArgumentType, reportCallIssue]
-        for name in ("peft_config", "_hf_peft_config_loaded"):
-            if name not in attributes:
-                vars(model).pop(name, None)
+        vars(model).pop("peft_config", None)
         model.requires_grad_(False)
 
     return restore
@@ -223,17 +217,19 @@ def _remember(model: nn.Module) -> Callable[[], None]:
 
 def _inject(backbone: Backbone, config: Any, generator: torch.Generator) -> Any:
     """The PEFT model around the backbone's; PEFT draws from the global stream, so that is lent a seed of ours."""
-    if config.is_prompt_learning:
+    if config.is_prompt_learning:  # PEFT looks for these under names that not every family has
         config.token_dim = backbone.model.get_input_embeddings().embedding_dim
+        config.num_layers, config.num_attention_heads = backbone.num_layers, backbone.config.num_attention_heads
     seed = int(torch.randint(2**62, (), generator=generator))
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
         torch.default_generator.manual_seed(seed)
         try:
             return import_peft().get_peft_model(backbone.model, config)
         except (ValueError, TypeError, KeyError, AttributeError, NotImplementedError) as error:
             raise ConfigError(
                 f"PEFT cannot put {config.peft_type.value} on {backbone.family}: {error}",
-                "linear layers here: " + ", ".join(sorted({n.rpartition(".")[2] for n in linear_layers(backbone)})),
+                name_targets(backbone),
             ) from None
 
 
@@ -272,7 +268,7 @@ class LoRA(AbstractMethod):
 
     def check(self, backbone: Backbone, task: Task) -> list[str]:
         targets, _ = self._targets(backbone)
-        return check_targets(backbone, targets) if targets else [no_targets(backbone)]
+        return check_targets(backbone, targets)
 
     def _targets(self, backbone: Backbone) -> tuple[Targets, str]:
         if self.target_modules != "auto":
@@ -292,7 +288,7 @@ class LoRA(AbstractMethod):
             "fan_in_fan_out": has_transposed_layers(backbone),
         }
         notes = (f"target_modules = {listed(targets)}: {reason}",)
-        return PeftAdapter(backbone, task, config, generator=generator, head_init=self.head_init, notes=notes)
+        return PeftAdapter(backbone, task, self, config, generator=generator, notes=notes)
 
 
 @final
@@ -319,9 +315,8 @@ class IA3(AbstractMethod):
 
     def check(self, backbone: Backbone, task: Task) -> list[str]:
         targets, feedforward, _ = self._targets(backbone)
-        if not targets:
-            return [no_targets(backbone)]
-        return check_targets(backbone, targets) + check_targets(backbone, feedforward, "feedforward_modules")
+        second = check_targets(backbone, feedforward, "feedforward_modules") if feedforward else []
+        return check_targets(backbone, targets) + second
 
     def _targets(self, backbone: Backbone) -> tuple[Targets, tuple[str, ...], str]:
         if self.target_modules != "auto":
@@ -342,7 +337,7 @@ class IA3(AbstractMethod):
             "fan_in_fan_out": has_transposed_layers(backbone),
         }
         notes = (f"target_modules = {listed(targets)}, feed-forward {listed(feedforward)}: {reason}",)
-        return PeftAdapter(backbone, task, config, generator=generator, head_init=self.head_init, notes=notes)
+        return PeftAdapter(backbone, task, self, config, generator=generator, notes=notes)
 
 
 @final
@@ -373,7 +368,7 @@ class PromptTuning(AbstractMethod):
             "num_virtual_tokens": self.prompt_length,
             "prompt_tuning_init": "SAMPLE_VOCAB" if self.init == "vocabulary" else "RANDOM",
         }
-        return PeftAdapter(backbone, task, config, generator=generator, head_init=self.head_init)
+        return PeftAdapter(backbone, task, self, config, generator=generator)
 
 
 @final
@@ -401,10 +396,14 @@ class Peft(AbstractMethod):
         return self.config or {"peft_type": "LORA"}
 
     def check(self, backbone: Backbone, task: Task) -> list[str]:
-        config = self._config()
-        targets = config.get("target_modules") or ()
-        is_prompt = str(config["peft_type"]).upper() in PROMPT_TYPES
-        return check_prompt(backbone) if is_prompt else check_targets(backbone, targets)
+        config, mapping = build_config(self._config()), import_peft().mapping
+        if config.is_prompt_learning:
+            return check_prompt(backbone)
+        table = getattr(mapping.PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type], "target_module_mapping", None)
+        targets = self._config().get("target_modules")
+        if targets is None and table is not None and backbone.family not in table:
+            return [f"config.target_modules: PEFT has no choice for {backbone.family}; {name_targets(backbone)}"]
+        return check_targets(backbone, tuple(targets), "config.target_modules") if isinstance(targets, list) else []
 
     def attach(self, backbone: Backbone, task: Task, *, generator: torch.Generator) -> PeftAdapter:
-        return PeftAdapter(backbone, task, self._config(), generator=generator, head_init=self.head_init)
+        return PeftAdapter(backbone, task, self, self._config(), generator=generator)

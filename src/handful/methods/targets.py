@@ -58,24 +58,27 @@ def choose_ia3_targets(
 
 
 def check_targets(backbone: Backbone, targets: Targets, field: str = "target_modules") -> list[str]:
-    """A reason for every target that names no module of the model."""
+    """A reason where there is no target, or for every target that names no module of the model."""
     if isinstance(targets, str):
         return []
+    if not targets:
+        return [f"{field}: none found; {name_targets(backbone)}"]
     names = [name for name, _ in backbone.model.named_modules()]
     leaves = {name.rpartition(".")[2] for name in linear_layers(backbone)}
     missing = [t for t in targets if not any(name == t or name.endswith(f".{t}") for name in names)]
     return [f"{field}: {backbone.family} has no module called {t!r}; {nearest(t, leaves)}" for t in missing]
 
 
-def no_targets(backbone: Backbone) -> str:
-    """The reason when a search found nothing."""
-    leaves = sorted({name.rpartition(".")[2] for name in linear_layers(backbone)})
-    return f"target_modules: nothing in {backbone.family} looks like a target; give some of {', '.join(leaves)}"
+def name_targets(backbone: Backbone) -> str:
+    """A hint listing what can be a target."""
+    return "give some of " + ", ".join(sorted({name.rpartition(".")[2] for name in linear_layers(backbone)}))
 
 
 def listed(targets: Targets) -> str:
-    """Targets as people read them."""
-    return targets if isinstance(targets, str) else ", ".join(targets)
+    """Targets as people read them: once for all layers."""
+    return (
+        targets if isinstance(targets, str) else ", ".join(dict.fromkeys(re.sub(r"\.\d+\.", ".*.", t) for t in targets))
+    )
 
 
 def lowest_layer(backbone: Backbone, parameters: Iterable[nn.Parameter]) -> int | None:

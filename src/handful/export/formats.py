@@ -1,0 +1,34 @@
+"""Export by the format's name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from handful.backbone.load import Backbone
+from handful.data.task import Task
+from handful.errors import ConfigError, nearest
+from handful.export.dense import export_dense
+from handful.export.folder import ExportReport
+from handful.export.peft import export_peft
+from handful.export.plan import FORMATS, ExportPlan, check_export
+from handful.methods.base import AbstractAdapter
+
+__all__ = ["FORMATS", "ExportPlan", "ExportReport", "check_export", "export"]
+
+
+def export(
+    adapter: AbstractAdapter,
+    backbone: Backbone,
+    task: Task,
+    folder: Path,
+    format: str = "peft",
+    *,
+    card: str | None = None,
+    overwrite: bool = False,
+    max_length: int | None = None,
+) -> ExportReport:
+    """Write `folder` in one of `FORMATS`; see `export_peft` and `export_dense`. Raises: ConfigError, RunError."""
+    if format not in FORMATS:
+        raise ConfigError(f"unknown export format {format!r}", nearest(format, FORMATS))
+    write = export_peft if format == "peft" else export_dense
+    return write(adapter, backbone, task, folder, card=card, overwrite=overwrite, max_length=max_length)

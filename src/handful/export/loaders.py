@@ -1,0 +1,110 @@
+"""The code in an export's README: scores of texts with stock libraries only. This very code is what is verified."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Literal, final
+
+_CODE = """{imports}
+
+{setup}
+
+
+@torch.no_grad()
+def scores(inputs):
+    {body}
+
+
+inputs = tokenizer({texts}, truncation=True, max_length={max_length}, padding=True, return_tensors="pt")
+print(labels, scores(inputs){activation})
+"""
+_POOLED = {
+    "mean": "features = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)",
+    "last": "features = hidden[torch.arange(len(mask)), (mask * torch.arange(mask.shape[1])).argmax(1)]",
+}
+_PREFIX = """seen = torch.nn.functional.pad(mask, ({length}, 0), value=1)  # PEFT's own forward would drop token types
+past = model.get_prompt(len(mask))
+hidden = model.get_base_model()(**inputs | dict(attention_mask=seen), past_key_values=past).last_hidden_state"""
+_PROMPT = """pad = lambda name, value: torch.nn.functional.pad(inputs[name], ({length}, 0), value=value)
+longer = dict(attention_mask=pad("attention_mask", 1), token_type_ids=pad("token_type_ids", 0))
+words = torch.cat((model.get_prompt(len(mask)), model.word_embeddings(inputs["input_ids"])), 1)
+hidden = model.get_base_model()(inputs_embeds=words, **longer)  # PEFT's own forward would drop token types
+hidden = hidden.last_hidden_state[:, {length}:]"""
+
+
+@final
+@dataclass(frozen=True)
+class Loader:
+    """What the README's code depends on.
+
+    `base` is the pretrained model's name or folder, or None where the export is the model itself. `length` is P for
+    a prefix or prompt, `token_types` whether the tokenizer makes token types. `encoder` takes the encoder of an
+    encoder-decoder, `model_class` ("module:name") stands in where no Auto class finds a whole model.
+    """
+
+    form: Literal["classifier", "features"]
+    pooling: str | None
+    base: str | None
+    max_length: int
+    pairs: bool
+    regression: bool
+    injected: Literal["layers", "prefix", "prompt"] = "layers"
+    length: int = 0
+    token_types: bool = False
+    encoder: bool = False
+    model_class: str | None = None
+
+    def code(self) -> str:
+        """The Python code, which defines `scores(inputs)`: token ids and masks (B, S) → (B, C)."""
+        body = ["return model(**inputs).logits"] if self.form == "classifier" else self._features()
+        return _CODE.format(
+            imports=self._imports(),
+            setup="\n".join(self._setup()),
+            body="\n".join(body).replace("\n", "\n    "),
+            texts='["a text"], ["its second text"]' if self.pairs else '["a text"]',
+            max_length=self.max_length,
+            activation="" if self.regression else ".softmax(-1)",
+        )
+
+    @property
+    def _auto(self) -> str:
+        if self.model_class:
+            return self.model_class.partition(":")[2]
+        return "AutoModelForSequenceClassification" if self.form == "classifier" else "AutoModel"
+
+    def _imports(self) -> str:
+        lines = ["import json", "from pathlib import Path", "", "import torch"]
+        lines += ["from peft import PeftModel"] * (self.base is not None)
+        lines += ["from safetensors.torch import load_file"] * (self.form == "features")
+        if self.model_class:
+            lines += ["from transformers import AutoTokenizer"]
+            return "\n".join([*lines, f"from {self.model_class.partition(':')[0]} import {self._auto}"])
+        return "\n".join([*lines, f"from transformers import {self._auto}, AutoTokenizer"])
+
+    def _setup(self) -> list[str]:
+        lines = ['folder = Path(".")  # where this file is']
+        if self.base is not None:
+            lines.append(f"base = {json.dumps(self.base)}  # the pretrained model")
+        lines.append('labels = json.loads((folder / "labels.json").read_text(encoding="utf-8"))')
+        if self.form == "features":
+            lines.append('head = load_file(folder / "head.safetensors")')
+        lines.append("tokenizer = AutoTokenizer.from_pretrained(folder)")
+        if self.base is None:
+            return [*lines, f"model = {self._auto}.from_pretrained(folder, dtype=torch.float32).eval()"]
+        options = ["dtype=torch.float32"]
+        if self.form == "classifier":
+            lines.append("outputs = dict(num_labels=len(labels), id2label=dict(enumerate(labels)))")
+            options.append("**outputs")
+        encoder = ".get_encoder()" if self.encoder else ""
+        lines.append(f"model = {self._auto}.from_pretrained(base, {', '.join(options)}){encoder}")
+        return [*lines, "model = PeftModel.from_pretrained(model, folder).eval()"]
+
+    def _features(self) -> list[str]:
+        hidden = "hidden = model(**inputs).last_hidden_state"
+        if self.injected != "layers" and self.token_types:
+            hidden = (_PREFIX if self.injected == "prefix" else _PROMPT).format(length=self.length)
+        elif self.injected == "prompt":
+            hidden += f"[:, {self.length}:]"
+        result = 'return torch.nn.functional.linear(features, head["weight"], head["bias"])'
+        return ['mask = inputs["attention_mask"]', hidden, _POOLED[self.pooling or "mean"], result]

@@ -1,0 +1,146 @@
+"""Write an adapter as a folder that stock PEFT loads: a prefix, or whatever PEFT itself trained.
+
+A prefix becomes PREFIX_TUNING and needs no peft to be written; of a simplex it is the midpoint. With the family's own
+pooling the head, and the pooler's layers that were trained with it, become part of the stock classification class;
+with mean or last pooling it stands beside the adapter in `head.safetensors`.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import save_file
+
+from handful.backbone.classifier import output_layer
+from handful.backbone.load import Backbone
+from handful.data.batching import EncodedRows
+from handful.data.task import Task
+from handful.errors import ConfigError
+from handful.export.folder import ExportJob, ExportReport, method_of
+from handful.export.loaders import Loader
+from handful.export.plan import ExportPlan, check_export
+from handful.methods.base import AbstractAdapter
+from handful.methods.head import AbstractHeadedAdapter
+from handful.methods.peft_bridge import PeftAdapter
+from handful.methods.prefix import PrefixAdapter
+from handful.methods.prefix_subspace import PrefixSubspaceAdapter
+
+__all__ = ["ExportPlan", "ExportReport", "check_export", "export_peft"]
+
+_STOCK_HEADS = ("classifier", "score")
+"""Ends of module names that PEFT itself takes for a classification head and keeps with the adapter."""
+
+
+def export_peft(
+    adapter: AbstractAdapter,
+    backbone: Backbone,
+    task: Task,
+    folder: Path,
+    *,
+    card: str | None = None,
+    overwrite: bool = False,
+    rows: EncodedRows | None = None,
+    max_length: int | None = None,
+) -> ExportReport:
+    """Write `folder` for stock PEFT, and compare its scores with ours in a fresh process before it gets its name.
+
+    `card` is added to the README; `rows` are what is compared, by default the task's first ones;
+    `max_length` is where the README's code cuts texts, by default at what the model takes.
+    Raises: ConfigError where this adapter has no such form (`check_export` says so before training); RunError when
+    the folder exists, cannot be written, or does not give our scores.
+    """
+    plan = check_export(method_of(adapter), backbone, backbone.pooling or "mean", task)
+    if plan.form is None:
+        raise ConfigError(f"cannot export as a PEFT adapter: {plan.summary}")
+    assert isinstance(adapter, AbstractHeadedAdapter)
+    injected: Literal["layers", "prefix", "prompt"]
+    if isinstance(adapter, PrefixAdapter | PrefixSubspaceAdapter):
+        injected, (config, tensors) = "prefix", prefix_state(adapter.folded_prefix())
+    else:
+        assert isinstance(adapter, PeftAdapter)
+        injected, (config, tensors) = "prompt" if adapter.prompt_length else "layers", adapter.peft_state()
+    length = config.get("num_virtual_tokens", 0)
+    limit = min(max_length or backbone.max_length, longest_text(backbone, length))
+    job = ExportJob(adapter, backbone, task, folder, limit, card, overwrite, rows)
+    config |= {
+        "base_model_name_or_path": job.base,
+        "inference_mode": True,
+        "task_type": "SEQ_CLS" if plan.form == "classifier" else "FEATURE_EXTRACTION",
+    }
+    if plan.form == "classifier":
+        modules, head = classifier_state(adapter, backbone)
+        root = "base_model.model." if injected == "layers" else "base_model."
+        config["modules_to_save"] = sorted({*modules, *(config.get("modules_to_save") or ())})
+        tensors |= {root + name: tensor for name, tensor in head.items()}
+
+    def fill(partial: Path) -> None:
+        (partial / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
+        contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        save_file(contiguous, partial / "adapter_model.safetensors", metadata={"format": "pt"})
+
+    loader = Loader(
+        form=plan.form,
+        pooling=backbone.pooling,
+        base=job.base,
+        max_length=job.max_length,
+        pairs=task.kind == "pair-classification",
+        regression=task.kind == "regression",
+        injected=injected,
+        length=length,
+        token_types="token_type_ids" in job.sample[0],
+        encoder=plan.form == "features" and backbone.kind == "encoder-decoder",
+    )
+    return job.write(plan, loader, fill)
+
+
+def longest_text(backbone: Backbone, length: int) -> int:
+    """Tokens of a text that stock models handle as ours do, with P = `length` vectors in front of it.
+
+    These take up positions; and in a layer with sliding attention a stock prefix slides out of longer texts' sight.
+    """
+    window = getattr(backbone.config, "sliding_window", None) if length else None
+    return min(backbone.max_length, window or backbone.max_length) - length
+
+
+def prefix_state(prefix: torch.Tensor) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """PEFT's PREFIX_TUNING configuration and tensors of a prefix (L, 2, H, P, d).
+
+    Row p of `prompt_embeddings` (P, 2·L·H·d) holds, layer by layer, the key and the value of position p.
+    """
+    layers, _, heads, length, width = prefix.shape
+    config = {
+        "peft_type": "PREFIX_TUNING",
+        "num_virtual_tokens": length,
+        "num_layers": layers,
+        "num_attention_heads": heads,
+        "num_transformer_submodules": 1,
+        "token_dim": heads * width,
+        "encoder_hidden_size": heads * width,
+        "prefix_projection": False,
+    }
+    return config, {"prompt_embeddings": prefix.permute(3, 0, 1, 2, 4).reshape(length, -1)}
+
+
+def classifier_state(
+    adapter: AbstractHeadedAdapter, backbone: Backbone
+) -> tuple[tuple[str, ...], dict[str, torch.Tensor]]:
+    """The modules of the stock classification class that were trained or made new, and their tensors by name.
+
+    PEFT wraps every module whose name ends like one of these, so all tensors inside them are given.
+    """
+    output = output_layer(backbone.config)
+    assert output is not None  # check_export has seen it
+    trained = {name.rpartition(".")[0] for name in (*backbone.fresh, f"{output.name}.weight")}
+    modules = (*_STOCK_HEADS, *sorted(name for name in trained if not _lies_in(f"{name}.weight", _STOCK_HEADS)))
+    tensors = {name: tensor for name, tensor in backbone.model.state_dict().items() if _lies_in(name, modules)}
+    weight, bias = adapter.head.folded()
+    return modules, tensors | {f"{output.name}.weight": weight, f"{output.name}.bias": bias}
+
+
+def _lies_in(tensor: str, modules: tuple[str, ...]) -> bool:
+    """Whether a tensor's name leads through a module whose name ends like one of these."""
+    parts = tensor.split(".")
+    return any(".".join(parts[:depth]).endswith(modules) for depth in range(1, len(parts)))

@@ -1,0 +1,92 @@
+"""What an export will be, or why there can be none: known before training, from the model's family alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, final
+
+from handful.backbone.classifier import output_layer
+from handful.backbone.load import Backbone
+from handful.data.task import Task
+from handful.errors import ConfigError, nearest
+from handful.methods.base import AbstractMethod
+from handful.methods.peft_bridge import IA3, LoRA, Peft, PromptTuning
+from handful.methods.prefix import STOCK_PREFIX_FAMILIES, Prefix
+from handful.methods.prefix_subspace import PrefixSubspace
+
+FORMATS = {
+    "peft": "an adapter folder that stock PEFT loads onto the pretrained model",
+    "dense": "a whole model that stock transformers loads",
+}
+
+
+@final
+@dataclass(frozen=True)
+class ExportPlan:
+    """What an export gives, in one sentence; or, where `form` is None, why it is impossible.
+
+    `form` "classifier": a stock classification class computes the scores. "features": a bare stock model computes
+    hidden states, and `head.safetensors` with a short loader in the README makes scores of them.
+    """
+
+    form: Literal["classifier", "features"] | None
+    summary: str
+
+    @property
+    def possible(self) -> bool:
+        return self.form is not None
+
+
+def check_export(
+    method: AbstractMethod, backbone: Backbone | str, pooling: str, task: Task | None = None, *, format: str = "peft"
+) -> ExportPlan:
+    """What exporting this method on this backbone, or family (`config.model_type`), will give; no weights are read.
+
+    Raises: ConfigError for an unknown format.
+    """
+    if format not in FORMATS:
+        raise ConfigError(f"unknown export format {format!r}", nearest(format, FORMATS))
+    family = backbone if isinstance(backbone, str) else backbone.family
+    num_layers = None if isinstance(backbone, str) else backbone.num_layers
+    obstacle = _peft_obstacle(method, family, num_layers) if format == "peft" else _dense_obstacle(method)
+    obstacle = obstacle or (_classifier_obstacle(backbone) if pooling == "family" else None)
+    if obstacle:
+        return ExportPlan(None, obstacle)
+    what = "a PEFT adapter" if format == "peft" else "a dense model"
+    if pooling == "family":
+        outputs = "" if task is None else f" with num_labels={task.num_outputs}"
+        return ExportPlan("classifier", f"{what} for {family}'s stock classification class{outputs}")
+    return ExportPlan("features", f"{what} for the bare {family}, with head.safetensors and a loader in its README")
+
+
+def _peft_obstacle(method: AbstractMethod, family: str, num_layers: int | None) -> str | None:
+    if isinstance(method, LoRA | IA3 | PromptTuning | Peft):
+        return None
+    if not isinstance(method, Prefix | PrefixSubspace):
+        return f"method {method.name!r} adds nothing that PEFT could load; use the format 'dense'"
+    if family not in STOCK_PREFIX_FAMILIES:
+        known = ", ".join(sorted(STOCK_PREFIX_FAMILIES))
+        return f"stock PEFT has no working prefix for {family}; it has for {known}"
+    if method.positions == "kept":
+        return "stock PEFT moves the texts' positions by the prefix's length; train with positions 'auto' or 'shifted'"
+    if method.layers is not None and method.layers != (0, num_layers):
+        return "stock PEFT puts a prefix on every layer; train without a range of layers"
+    return None
+
+
+def _dense_obstacle(method: AbstractMethod) -> str | None:
+    config = (method.config or {}) if isinstance(method, Peft) else {}
+    is_prompt = isinstance(method, PromptTuning) or str(config.get("peft_type", "")).upper().endswith("P_TUNING")
+    if isinstance(method, Prefix | PrefixSubspace) or is_prompt or config.get("peft_type") == "PROMPT_TUNING":
+        return f"what {method.name!r} trains cannot be folded into the model's weights; use the format 'peft'"
+    return None
+
+
+def _classifier_obstacle(backbone: Backbone | str) -> str | None:
+    family = backbone if isinstance(backbone, str) else backbone.family
+    layer = output_layer(backbone if isinstance(backbone, str) else backbone.config)
+    if layer is None:
+        return f"{family} has no stock classification class; train with pooling 'mean'"
+    if not layer.has_bias:
+        return f"the stock output layer of {family} has no bias; train with pooling 'last', which computes the same"
+    return None

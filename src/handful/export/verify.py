@@ -1,0 +1,70 @@
+"""Run the code of an export's README in a fresh process without handful, and compare its scores with ours."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from handful.errors import RunError
+
+RELATIVE_TOLERANCE = 1e-5
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from safetensors.torch import load_file, save_file
+
+code, given, made = sys.argv[1:]
+loader = {}
+exec(Path(code).read_text(encoding="utf-8"), loader)
+save_file({"scores": loader["scores"](load_file(given)).contiguous()}, made)
+"""
+"""What the fresh process runs; it imports nothing of handful."""
+
+
+def can_verify(needs_peft: bool) -> bool:
+    """Whether the libraries that the README needs are installed."""
+    return not needs_peft or find_spec("peft") is not None
+
+
+def stock_scores(folder: Path, code: str, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Scores (B, C) that the README's code, run in `folder`, gives for token ids and masks (B, S).
+
+    Raises: RunError where that code fails.
+    """
+    with TemporaryDirectory() as place:
+        script, given, made = (Path(place) / name for name in ("loader.py", "inputs.safetensors", "scores.safetensors"))
+        script.write_text(code, encoding="utf-8")
+        save_file({name: tensor.contiguous() for name, tensor in inputs.items()}, given)
+        command = [sys.executable, "-P", "-c", SCRIPT, str(script), str(given), str(made)]
+        environment = os.environ | {"HF_HUB_OFFLINE": "1"}  # the pretrained model was loaded before: it is here
+        result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+        if result.returncode:
+            last = (result.stderr.strip().splitlines() or ["no message"])[-1]
+            raise RunError(
+                f"the export cannot be loaded by the stock libraries: {last}",
+                "nothing was saved; versions of transformers and PEFT that work are in requirements/test.txt",
+            )
+        return load_file(made)["scores"]
+
+
+def compare(found: torch.Tensor, expected: torch.Tensor, unit: float = 1.0) -> float:
+    """The largest absolute difference of two sets of scores (B, C).
+
+    Raises: RunError where it is above 1e-5 of the largest score, or of `unit` where that is more.
+    """
+    difference = float((found - expected).abs().max())
+    if not difference <= RELATIVE_TOLERANCE * max(float(expected.abs().max()), unit):
+        raise RunError(
+            f"the export was written, but the stock libraries get other scores from it (by up to {difference:.2g})",
+            "nothing was saved; please report this with the versions that `handful doctor` prints",
+        )
+    return difference
