@@ -3,10 +3,6 @@
 import warnings
 
 import pytest
-from hypothesis import settings
-
-settings.register_profile("patient", deadline=None)  # how long a case takes says nothing on a busy machine
-settings.load_profile("patient")
 
 
 @pytest.fixture(autouse=True)

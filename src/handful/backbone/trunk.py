@@ -6,15 +6,18 @@ the output of layer `stop − 1` for each row; while it is in use those layers c
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any, final
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from handful.backbone.load import Backbone
 from handful.data.batching import Batch, EncodedRows, plan_batches
+from handful.errors import ModelError
 
 
 class _TrunkDone(Exception):
@@ -30,7 +33,7 @@ class TrunkCache:
     """
 
     def __init__(self, backbone: Backbone, rows: EncodedRows, stop: int, run: Callable[[Batch], Any]):
-        self.layers = layer_list(backbone)[:stop]  # type: ignore[index]
+        self.layers = layer_lists(backbone)[0][:stop]
         self._hidden: list[torch.Tensor] = [torch.empty(0)] * len(rows)
         self._current = torch.empty(0)
         self._returns_tuple = False
@@ -67,16 +70,37 @@ class TrunkCache:
         return (self._current,) if self._returns_tuple else self._current
 
 
-def layer_list(backbone: Backbone) -> nn.ModuleList | None:
-    """The stack of layers of a model, where it has exactly one of `num_layers` modules of one class."""
-    found = [
+@contextmanager
+def recomputing(backbone: Backbone) -> Iterator[None]:
+    """Gradient checkpointing: layers keep only their inputs, and are computed again in the backward pass.
+
+    Not transformers' own, which needs the layers in training mode: in families whose layers drop out by themselves
+    (OPT, T5, BART) that turns dropout on too. Raises: ModelError for a model without a list of layers, such as ALBERT.
+    """
+    layers = [layer for layers in layer_lists(backbone) for layer in layers]
+    if not layers:
+        raise ModelError(
+            f"gradient checkpointing needs a model with a list of layers, found none in {backbone.family}",
+            "leave training.gradient_checkpointing off, or choose another model",
+        )
+    for layer in layers:
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            vars(layer).pop("forward", None)
+
+
+def layer_lists(backbone: Backbone) -> list[nn.ModuleList]:
+    """The lists of `num_layers` modules of one class: one for most models, two for an encoder with a decoder."""
+    return [
         module
         for module in backbone.model.modules()
         if isinstance(module, nn.ModuleList)
         and len(module) == backbone.num_layers
         and len({type(layer) for layer in module}) == 1
     ]
-    return found[0] if len(found) == 1 else None
 
 
 def trunk_cache(
@@ -87,7 +111,7 @@ def trunk_cache(
     The cache is tried on one batch against the plain forward before it is trusted (T5, for one, hands a position
     bias from its first layer to the others).
     """
-    if not stop or layer_list(backbone) is None or not len(rows):
+    if not stop or len(layer_lists(backbone)) != 1 or not len(rows):
         return None
     cache = TrunkCache(backbone, rows, stop, run)
     batch = rows.batch(plan_batches(rows.lengths, 4)[0]).to(backbone.device)

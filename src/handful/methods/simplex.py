@@ -71,7 +71,7 @@ def check_geometry(geometry: Geometry, num_vertices: int) -> None:
 def mix(weights: torch.Tensor, vertices: torch.Tensor) -> torch.Tensor:
     """Σᵢ wᵢ θᵢ: weights (*, M), vertices (M, *tensor) → (*, *tensor). Exact for M = 1 and w = 1."""
     if vertices.shape[0] == 1 and bool((weights == 1).all()):
-        return vertices[0].expand(*weights.shape[:-1], *vertices.shape[1:])
+        return vertices[0].expand((*weights.shape[:-1], *vertices.shape[1:]))
     weights, numbers = _full_precision(weights, vertices)
     with torch.autocast(vertices.device.type, enabled=False):
         return torch.tensordot(weights, numbers, dims=1).to(vertices.dtype)
@@ -148,7 +148,7 @@ def spread(tensors: list[torch.Tensor]) -> float:
 
 def flatten(tensors: list[torch.Tensor]) -> torch.Tensor:
     """All tensors (M, *tensor) side by side: (M, numbers)."""
-    return torch.cat([tensor.flatten(1) for tensor in tensors], 1)
+    return torch.cat([tensor.reshape(len(tensor), -1) for tensor in tensors], 1)
 
 
 def squared_cosine(tensors: list[torch.Tensor], pair: tuple[int, int]) -> torch.Tensor:

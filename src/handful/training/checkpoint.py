@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from contextlib import suppress
@@ -30,7 +31,8 @@ class Checkpoint:
         contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            save_file(contiguous, partial, metadata={"record": json.dumps(record)})
+            metadata = {"record": json.dumps(record)}
+            save_file(contiguous, partial, metadata=metadata | {"sha256": _digest(contiguous, metadata["record"])})
             with open(partial, "rb") as file:
                 os.fsync(file.fileno())
             os.replace(partial, self.path)
@@ -48,13 +50,25 @@ class Checkpoint:
             return None
         try:
             with safe_open(self.path, framework="pt") as file:
-                names = file.keys()
-                return {name: file.get_tensor(name) for name in names}, json.loads(file.metadata()["record"])
-        except (SafetensorError, KeyError, json.JSONDecodeError, TypeError):
+                names, metadata = file.keys(), file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in names}
+        except (SafetensorError, UnicodeDecodeError):
             return None  # a damaged checkpoint costs time, not results: the fit starts again
+        if metadata.get("sha256") != _digest(tensors, metadata.get("record", "")):
+            return None
+        return tensors, json.loads(metadata["record"])
 
     def remove(self) -> None:
         self.path.unlink(missing_ok=True)
+
+
+def _digest(tensors: dict[str, torch.Tensor], record: str) -> str:
+    """SHA-256 over the record and all tensors: safetensors itself does not see a flipped bit."""
+    digest = hashlib.sha256(record.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(name.encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def pack_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:

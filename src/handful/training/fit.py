@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 
-from handful.backbone.trunk import TrunkCache, trunk_cache
+from handful.backbone.load import Backbone
+from handful.backbone.trunk import TrunkCache, recomputing, trunk_cache
 from handful.data.batching import Batch, EncodedRows, plan_batches
 from handful.data.task import TaskKind, TestRows
 from handful.errors import ConfigError, DataError
@@ -81,6 +82,8 @@ def _check(train: EncodedRows, dev: EncodedRows | None, config: TrainingConfig) 
             )
         if rows is not None and rows.labels is None:
             raise DataError(f"{name}: expected labelled rows, found none with a label")
+    if not len(train):
+        raise DataError("train: expected at least one row, found none")
     if config.selection == "best" and config.epochs and (dev is None or not len(dev)):
         raise ConfigError(
             "training.selection = 'best' needs development rows, found none",
@@ -119,7 +122,7 @@ class _Fit:
         adapter, config = self.adapter, self.config
         self.clock = time.perf_counter()
         cpu = adapter.backbone.device.type == "cpu"
-        self.accelerator = Accelerator(cpu=cpu, mixed_precision="bf16" if config.precision == "bf16" else "no")
+        self.accelerator = Accelerator(cpu=cpu, mixed_precision="no")  # its own choice would hold for the whole process
         adapter.backbone.to(self.accelerator.device)
         adapter.to(self.accelerator.device)
         self.optimizer = make_optimizer(adapter, config)
@@ -132,7 +135,8 @@ class _Fit:
         self._count_seconds()
         self.emit(FitStarted(self.steps, config.epochs, len(self.train), len(self.dev or ()), parameters, self.step))
         if self.steps:
-            with torch.random.fork_rng(devices=[]):
+            device = self.accelerator.device
+            with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
                 self._train()
         adapter.load_state_dict(self.chosen)
         if self.stopped is None:
@@ -141,7 +145,7 @@ class _Fit:
         return FitResult(self.step, self.chosen_step, self.seconds, parameters, self.history, self.stopped)
 
     def _train(self) -> None:
-        adapter, config, model = self.adapter, self.config, self.adapter.backbone.model
+        adapter, config = self.adapter, self.config
         caching = config.cache_trunk and not config.trunk_dropout
         trunk = self._cache(self.train) if caching else None
         dev_trunk = self._cache(self.dev) if caching and self.dev else None
@@ -151,7 +155,7 @@ class _Fit:
             torch.set_rng_state(self.random_state)
         while self.epoch < config.epochs and self.stopped is None:
             adapter.train()
-            with training_mode(model, config.trunk_dropout, config.gradient_checkpointing):
+            with training_mode(adapter.backbone, config.trunk_dropout, config.gradient_checkpointing):
                 self._epoch(module, trunk)
             if self.stopped is None:
                 self.epoch += 1
@@ -182,7 +186,7 @@ class _Fit:
             loss = self._step(module, batch, trunk)
             if not math.isfinite(loss):
                 kept = f"kept the weights of step {self.chosen_step}; try a lower training.learning_rate"
-                self._stop(f"the loss became {loss} at step {self.step + 1}: {kept}")
+                self._stop(f"the loss or its gradient became {loss} at step {self.step + 1}: {kept}")
                 return
             self.step += 1
             self.adapter.after_step(self.step)
@@ -191,21 +195,28 @@ class _Fit:
             self.emit(StepDone(self.step, loss, self.optimizer.param_groups[0]["lr"], tokens))
 
     def _step(self, module: torch.nn.Module, batch: Batch, trunk: TrunkCache | None) -> float:
-        """One forward, backward and update; returns the loss, without an update where it is not finite."""
+        """One forward, backward and update; returns the loss.
+
+        Where the loss or the norm of its gradient is not finite, returns that and leaves the weights alone.
+        """
         self.adapter.begin_batch(batch, self.draws)
-        with self.accelerator.autocast(), trunk or nullcontext():
+        half = torch.autocast(batch.rows.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
+        with trunk or nullcontext():
             if trunk:
                 trunk.choose(batch)
-            loss = batch_loss(module(batch), batch, self.adapter, self.kind, self.config.label_smoothing)
-            penalty = self.adapter.penalty()
+            with half:
+                loss = batch_loss(module(batch), batch, self.adapter, self.kind, self.config.label_smoothing)
+                penalty = self.adapter.penalty()
             total = loss if penalty is None else loss + penalty
             value = float(total.detach())
             if not math.isfinite(value):
                 return value
             self.optimizer.zero_grad(set_to_none=True)
             self.accelerator.backward(total)
-        if self.config.gradient_clip:
-            torch.nn.utils.clip_grad_norm_(self.adapter.parameters(), self.config.gradient_clip)
+        limit = self.config.gradient_clip or math.inf
+        norm = float(torch.nn.utils.clip_grad_norm_(self.adapter.parameters(), limit))
+        if not math.isfinite(norm):
+            return norm
         self.optimizer.step()
         return value
 
@@ -266,7 +277,7 @@ class _Fit:
         part = lambda prefix: {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}  # noqa: E731
         self.adapter.load_state_dict(part("adapter/"))
         self.chosen = part("chosen/")
-        self.average.sums = part("average/")
+        self.average.sums = {name: tensor.to(self.accelerator.device) for name, tensor in part("average/").items()}
         self.average.count = record["averaged"]
         unpack_optimizer(self.optimizer, tensors)
         self.order.set_state(tensors["random/order"])
@@ -292,21 +303,11 @@ def batch_loss(
 
 
 @contextmanager
-def training_mode(model: torch.nn.Module, dropout: bool, checkpointing: bool) -> Iterator[None]:
-    """The frozen model as it should be during an epoch: with or without dropout, with or without checkpointing.
-
-    Checkpointing is active only in layers whose own flag says "training"; without dropout the flag is set on those
-    layers alone and not on what is inside them.
-    """
-    if checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
-    model.train(dropout)
-    if checkpointing and not dropout:
-        for layer in model.modules():
-            layer.training = hasattr(layer, "_gradient_checkpointing_func")
+def training_mode(backbone: Backbone, dropout: bool, checkpointing: bool) -> Iterator[None]:
+    """The frozen model as it should be during an epoch: with or without dropout, with or without checkpointing."""
+    backbone.model.train(dropout)
     try:
-        yield
+        with recomputing(backbone) if checkpointing else nullcontext():
+            yield
     finally:
-        model.eval()
-        if checkpointing:
-            model.gradient_checkpointing_disable()  # type: ignore[operator]
+        backbone.model.eval()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import isnan
 from typing import final
 
 import numpy as np
@@ -77,7 +78,7 @@ class Selector:
     def improves(self, value: float) -> bool:
         """Whether this evaluation is now the chosen one, by the tie rule; counts evaluations without a gain."""
         sign = 1 if get_metric(self.metric).higher_is_better else -1
-        better = self.best is None or sign * value > sign * self.best
+        better = not isnan(value) and (self.best is None or sign * value > sign * self.best)
         chosen = better or (value == self.best and self.config.tie == "latest")
         self.since_best = 0 if better else self.since_best + 1
         if chosen:

@@ -1,0 +1,344 @@
+"""The public conformance suite, which holds a method to the contract of `handful.methods.base`.
+
+    from handful.testing import check_method
+
+    check_method(MyMethod(rank=4))                                   # on a tiny BERT, in about a second
+    check_method(MyMethod(rank=4), tiny_backbone("llama"), my_task)
+
+Each check is a function of a `Case` that raises AssertionError with a sentence; `METHOD_CHECKS` holds them all for
+those who want one test a check. Nothing here needs pytest.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any, final
+
+import numpy as np
+import torch
+from safetensors.torch import load, save
+
+from handful.backbone.load import Backbone
+from handful.backbone.tiny import tiny_backbone
+from handful.data.batching import Batch, EncodedRows, encode
+from handful.data.task import Example, Task, TaskKind
+from handful.evaluation.predict import predict_rows
+from handful.methods.base import AbstractAdapter, AbstractMethod, describe_settings
+from handful.training.config import TrainingConfig
+from handful.training.fit import batch_loss, fit
+
+EPOCHS = 8
+"""Passes over the toy rows within which the loss has to fall."""
+
+
+def toy_task(kind: TaskKind = "classification", rows: int = 24) -> Task:
+    """A task that random features can learn: each class has letters of its own, but every sixth label is wrong.
+
+    So the probe that many heads start from leaves something to learn. Texts differ in length, and regression targets
+    lie around 1000, far from the units of the loss.
+    """
+    letters = ("abcd", "wxyz")
+    pool = []
+    for index in range(rows):
+        alphabet, length = letters[index % 2], 4 + (5 * index) % 7
+        text = "".join(alphabet[(index + place) % 4] for place in range(length))
+        label = (index + (index % 6 == 5)) % 2
+        pair = text[::-1] if kind == "pair-classification" else None
+        target = 1000.0 + 50 * (2 * label - 1) + length if kind == "regression" else label
+        pool.append(Example(text, pair, target, f"toy:{index + 1}"))
+    if kind == "regression":
+        return Task("toy", kind, (), "mse", tuple(pool))
+    return Task("toy", kind, ("first", "last"), "accuracy", tuple(pool))
+
+
+@final
+@dataclass(frozen=True)
+class Case:
+    """One method on one backbone and task."""
+
+    method: AbstractMethod
+    backbone: Backbone
+    task: Task
+
+    @cached_property
+    def rows(self) -> EncodedRows:
+        """The task's rows, tokenised."""
+        return encode(self.task.pool, self.backbone.tokenizer, self.backbone.max_length, kind=self.task.kind)
+
+    @property
+    def batch(self) -> Batch:
+        """A batch of five rows of different lengths."""
+        return self.rows.batch(range(5)).to(self.backbone.device)
+
+    @contextmanager
+    def attached(self, seed: int = 0) -> Iterator[AbstractAdapter]:
+        """A fresh adapter, in eval mode, that is detached again."""
+        adapter = self.method.attach(self.backbone, self.task, generator=generator(seed)).eval()
+        try:
+            yield adapter
+        finally:
+            adapter.detach()
+
+    def train(self, adapter: AbstractAdapter, epochs: int) -> None:
+        """Fit the adapter with the default preset's training settings; 0 epochs are the warm start alone."""
+        preset = self.method.presets["default"].training
+        config = TrainingConfig.from_settings({**preset, "epochs": epochs, "batch_size": 8})
+        kind, metric = self.task.kind, self.task.metric
+        fit(adapter, self.rows, None, config, kind=kind, metric=metric, generator=generator(1))
+
+    def loss(self, adapter: AbstractAdapter) -> float:
+        """The loss of all rows at the deterministic predictor."""
+        batch = self.rows.batch(range(len(self.rows))).to(self.backbone.device)
+        adapter.begin_batch(None)
+        with torch.no_grad():
+            return float(batch_loss(adapter(batch), batch, adapter, self.task.kind))
+
+    def predict(self, adapter: AbstractAdapter, predictor: str = "midpoint", **options: Any) -> np.ndarray:
+        """Scores (S, N, C) of all rows."""
+        return predict_rows(adapter, self.rows, self.task.kind, predictor=predictor, draws=3, **options).scores
+
+    def require(self, condition: bool, sentence: str) -> None:
+        """Raises: AssertionError that names method and model."""
+        if not condition:
+            raise AssertionError(f"{self.method.name} on {self.backbone.name}: {sentence}")
+
+
+def check_method(method: AbstractMethod, backbone: Backbone | None = None, task: Task | None = None) -> None:
+    """Hold a method to the whole contract on a backbone (default: a tiny BERT) and a task (default: a toy one).
+
+    The task should be small and easy: the loss has to fall on it within a few passes. Trains a few adapters for a
+    few steps each and leaves the backbone as it was. Raises: AssertionError saying what does not hold.
+    """
+    case = Case(method, backbone or tiny_backbone("bert"), task or toy_task())
+    for check in METHOD_CHECKS:
+        check(case)
+
+
+def check_description(case: Case) -> None:
+    """The method describes itself: name, summary, source, presets, and a sentence for every setting."""
+    method, cls = case.method, type(case.method)
+    for name in ("name", "summary", "source"):
+        text = getattr(cls, name, None)
+        case.require(isinstance(text, str) and bool(text), f"class attribute {name!r} should be a text, found {text!r}")
+    case.require(cls.__dataclass_params__.frozen, "a method should be a frozen dataclass")  # pyright: ignore
+    case.require(not cls.__subclasses__(), "a method is final and never subclassed")
+    case.require("default" in cls.presets, f"there should be a preset 'default', found {sorted(cls.presets)}")
+    for name, preset in cls.presets.items():
+        case.require(bool(preset.reason), f"preset {name!r} should say its reason")
+        cls.from_settings(preset.settings)
+        TrainingConfig.from_settings(dict(preset.training))
+    stored = json.loads(json.dumps(method.settings()))
+    case.require(cls.from_settings(stored) == method, f"settings() should survive JSON and give the method: {stored}")
+    silent = [record["name"] for record in describe_settings(cls) if not record["description"]]
+    case.require(not silent, f"every field needs setting('what it does'), found none for {silent}")
+    case.require(len(describe_settings(cls)) == len(fields(method)), "every field is a setting")
+
+
+def check_attach(case: Case) -> None:
+    """Attaching draws from its generator alone, and the adapter's parameters are exactly what is trained."""
+    reasons = case.method.check(case.backbone, case.task)
+    case.require(not reasons, f"check() refuses this backbone and task: {reasons}")
+    before = torch.get_rng_state()
+    with case.attached() as adapter:
+        case.require(torch.equal(before, torch.get_rng_state()), "attach() drew from torch's global random state")
+        first = copy_of(adapter.state_dict())
+        parameters = dict(adapter.named_parameters())
+        case.require(bool(parameters), "the adapter has no parameters")
+        frozen = [name for name, parameter in parameters.items() if not parameter.requires_grad]
+        case.require(not frozen, f"the adapter's parameters should all be trainable, found frozen {frozen}")
+        own = {id(parameter) for parameter in parameters.values()}
+        strays = [n for n, p in case.backbone.model.named_parameters() if p.requires_grad and id(p) not in own]
+        case.require(not strays, f"trainable parameters of the model that the adapter does not list: {strays[:5]}")
+        grouped = [id(p) for _, group in adapter.parameter_groups() for p in group]
+        case.require(sorted(grouped) == sorted(own), "parameter_groups() should hold every parameter once")
+        lowest = adapter.lowest_layer
+        valid = lowest is None or 0 <= lowest <= case.backbone.num_layers
+        case.require(valid, f"lowest_layer should be None or in 0..{case.backbone.num_layers}, found {lowest}")
+        case.require(adapter.num_vertices >= 1, f"num_vertices should be at least 1, found {adapter.num_vertices}")
+    with case.attached() as again:
+        changed = differences(first, again.state_dict())
+        case.require(not changed, f"two attach() with equal generators differ in {changed}")
+
+
+def check_scores(case: Case) -> None:
+    """Scores are (B, C), finite, and without a generator always the same, for batches of any size."""
+    with case.attached() as adapter, torch.no_grad():
+        adapter.begin_batch(None)
+        for size in (5, 1):
+            batch = case.rows.batch(range(size)).to(case.backbone.device)
+            scores = adapter(batch)
+            expected = (size, case.task.num_outputs)
+            case.require(tuple(scores.shape) == expected, f"scores should be {expected}, found {tuple(scores.shape)}")
+            case.require(scores.is_floating_point(), f"scores should be floating point, found {scores.dtype}")
+            case.require(bool(scores.isfinite().all()), "scores should be finite at the start")
+        batch = case.batch
+        adapter.begin_batch(batch)
+        expected = adapter(batch)
+        adapter.begin_batch(batch, generator(5))
+        adapter(batch)
+        adapter.begin_batch(batch)
+        case.require(
+            torch.equal(adapter(batch), expected), "begin_batch() without a generator should give the same scores again"
+        )
+
+
+def check_draws(case: Case) -> None:
+    """What is drawn depends on the generator alone; vertices exist; one point where there is no simplex."""
+    with case.attached() as adapter, torch.no_grad():
+
+        def drawn(seed: int, global_seed: int) -> torch.Tensor:
+            with torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(global_seed)
+                adapter.begin_batch(case.batch, generator(seed))
+                return adapter(case.batch)
+
+        case.require(
+            torch.equal(drawn(2, 3), drawn(2, 4)),
+            "equal generators gave different scores: something else is drawn from",
+        )
+        if adapter.num_vertices > 1:
+            case.require(not torch.equal(drawn(2, 3), drawn(5, 3)), "two generators gave the same point of the simplex")
+        for vertex in range(adapter.num_vertices):
+            adapter.begin_batch(case.batch, vertex=vertex)
+            case.require(bool(adapter(case.batch).isfinite().all()), f"scores of vertex {vertex} should be finite")
+
+
+def check_gradients(case: Case) -> None:
+    """One training loss reaches every parameter with a finite gradient, and the frozen model with none."""
+    with case.attached() as adapter:
+        adapter.train()
+        adapter.begin_batch(case.batch, generator(2))
+        loss = batch_loss(adapter(case.batch), case.batch, adapter, case.task.kind)
+        penalty = adapter.penalty()
+        (loss if penalty is None else loss + penalty).backward()
+        unreached = [name for name, parameter in adapter.named_parameters() if parameter.grad is None]
+        case.require(not unreached, f"no gradient reaches {unreached}")
+        broken = [n for n, p in adapter.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
+        case.require(not broken, f"the gradient of {broken} is not finite")
+        own = {id(parameter) for parameter in adapter.parameters()}
+        leaks = [n for n, p in case.backbone.model.named_parameters() if p.grad is not None and id(p) not in own]
+        case.require(not leaks, f"frozen parameters of the model got a gradient: {leaks[:5]}")
+        adapter.zero_grad(set_to_none=True)
+
+
+def check_training(case: Case) -> None:
+    """The loss falls, the base stays as it was, and what is saved predicts the same when loaded into a new adapter."""
+    model = case.backbone.model
+    originals = [(n, t, t.detach().clone()) for n, t in (*model.named_parameters(), *model.named_buffers())]
+    with case.attached() as adapter:
+        case.train(adapter, 0)
+        start = case.loss(adapter)
+    with case.attached() as adapter:
+        case.train(adapter, EPOCHS)
+        end = case.loss(adapter)
+        case.require(end < start, f"the loss should fall in training, found {start:.4f} before and {end:.4f} after")
+        own = {id(parameter) for parameter in adapter.parameters()}
+        moved = [name for name, tensor, value in originals if id(tensor) not in own and not torch.equal(tensor, value)]
+        case.require(not moved, f"training changed frozen tensors of the model: {moved[:5]}")
+        saved = save({name: tensor.detach().cpu().contiguous() for name, tensor in adapter.state_dict().items()})
+        expected = case.predict(adapter)
+        ensemble = case.predict(adapter, "ensemble", generator=generator(3))
+        case.require(bool(np.isfinite(expected).all()), "predictions should be finite after training")
+        order = np.random.default_rng(0).permutation(len(case.rows))
+        shuffled = encode(
+            [case.task.pool[row] for row in order],
+            case.backbone.tokenizer,
+            case.backbone.max_length,
+            kind=case.task.kind,
+        )
+        found = predict_rows(adapter, shuffled, case.task.kind, batch_size=5).scores
+        gap = float(np.abs(found - expected[:, order]).max() / max(1.0, np.abs(expected).max()))
+        case.require(gap < 1e-4, f"a row's prediction should not depend on its batch, found a gap of {gap:.1g}")
+    with case.attached(seed=7) as adapter:
+        adapter.load_state_dict(load(saved))
+        case.require(
+            np.array_equal(case.predict(adapter), expected)
+            and np.array_equal(case.predict(adapter, "ensemble", generator=generator(3)), ensemble),
+            "loaded into a new adapter, the state_dict() predicts otherwise: it does not hold all that was trained",
+        )
+
+
+def check_detach(case: Case) -> None:
+    """After `detach` the backbone is bit for bit what it was: tensors, names, modules, modes and features."""
+    model, inputs = case.backbone.model, case.batch.inputs
+    _ = case.backbone.injection  # made once and kept
+
+    def outline() -> dict[str, Any]:
+        modules = {name: (type(module), module.training) for name, module in model.named_modules()}
+        return modules | {f"{name} requires_grad": p.requires_grad for name, p in model.named_parameters()}
+
+    def features() -> torch.Tensor:
+        with torch.no_grad():
+            return case.backbone.features(inputs)
+
+    names, tensors, expected = outline(), copy_of(model.state_dict()), features()
+    with case.attached() as adapter:
+        case.train(adapter, 1)
+        case.predict(adapter)
+        adapter.detach()
+        adapter.detach()  # twice does no harm
+    found = outline()
+    changed = sorted({name for name in {*names, *found} if names.get(name) != found.get(name)})
+    case.require(not changed, f"detach() left other modules or modes behind: {changed[:5]}")
+    changed = differences(tensors, model.state_dict())
+    case.require(not changed, f"detach() did not restore {changed[:5]}")
+    case.require(torch.equal(features(), expected), "the features differ after detach(): something stayed on")
+
+
+def check_regression(case: Case) -> None:
+    """On a regression task `forward` is in units of the loss and `target_scores` in those of the targets."""
+    case = Case(case.method, case.backbone, case.task if case.task.kind == "regression" else toy_task("regression"))
+    if case.method.check(case.backbone, case.task):
+        return
+    labels = case.rows.labels
+    assert labels is not None
+    with case.attached() as adapter:
+        case.train(adapter, 2)
+        with torch.no_grad():
+            adapter.begin_batch(case.batch)
+            scores, targets = adapter(case.batch)[:, 0], adapter.target_scores(case.batch)[:, 0]
+        case.require(
+            torch.allclose(adapter.standardise(targets), scores, rtol=1e-3, atol=1e-3),
+            "standardise() should undo what target_scores() does to forward()",
+        )
+        error, spread = float(np.abs(case.predict(adapter)[0, :, 0] - labels.numpy()).mean()), float(labels.std())
+        case.require(
+            error < 8 * spread,
+            f"predictions should be in the targets' units, found an error of {error:.3g} for a spread of {spread:.3g}",
+        )
+
+
+METHOD_CHECKS: tuple[Callable[[Case], None], ...] = (
+    check_description,
+    check_attach,
+    check_scores,
+    check_draws,
+    check_gradients,
+    check_training,
+    check_detach,
+    check_regression,
+)
+"""Every check of `check_method`, in its order."""
+
+
+def generator(seed: int) -> torch.Generator:
+    """A generator of its own; a check needs several that differ or agree."""
+    return torch.Generator().manual_seed(seed)
+
+
+def copy_of(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors as they are now."""
+    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
+
+
+def differences(expected: dict[str, torch.Tensor], found: dict[str, torch.Tensor]) -> list[str]:
+    """Names that only one has, or whose tensors are not bit for bit the same."""
+    return sorted(
+        name
+        for name in {*expected, *found}
+        if name not in expected or name not in found or not torch.equal(expected[name], found[name])
+    )
