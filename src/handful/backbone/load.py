@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, final
+from typing import Any, Literal, final
 
 import torch
 from torch import nn
@@ -18,6 +18,7 @@ from transformers import (
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -30,7 +31,7 @@ from handful.errors import ModelError, nearest
 Kind = Literal["encoder", "decoder", "encoder-decoder"]
 Pooling = Literal["family", "mean", "last"]
 
-_MARKER_WIDTH = 17
+MARKER_WIDTH = 17
 """`num_labels` given to the stock classification class, so that its last linear layer can be told by its width."""
 
 
@@ -55,7 +56,8 @@ class Backbone:
     ):
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
-        self.name, self.kind, self.pooling, self.fresh = name, kind, pooling, fresh
+        self.name, self.kind, self.fresh = name, kind, fresh
+        self.pooling: Pooling | None = pooling
         self.config = model.config
         self.family: str = model.config.model_type
         self.num_layers: int = model.config.num_hidden_layers
@@ -143,21 +145,8 @@ def load_backbone(
     token for decoders. Raises: ModelError when the name is unknown, or the model has no such head.
     """
     folder = resolve_model(name)
-    try:
-        config = AutoConfig.from_pretrained(folder)
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"model {name!r} cannot be loaded: {str(error).splitlines()[0]}",
-            nearest(name, PACKAGED_MODELS) + "; a folder or a hub name works too (`handful models`)",
-        ) from None
-    kind = _kind(config)
-    if tokenizer.pad_token_id is None:
-        if tokenizer.eos_token is None:
-            raise ModelError(
-                f"the tokenizer of {name!r} has neither a padding nor an end token", "set one in its folder"
-            )
-        tokenizer.pad_token = tokenizer.eos_token
+    config, tokenizer = read_outline(folder, name)
+    kind = model_kind(config)
     tokenizer.padding_side = "left" if purpose == "lm" and kind == "decoder" else "right"
     fresh: tuple[str, ...] = ()
     resolved: Pooling | None
@@ -168,13 +157,43 @@ def load_backbone(
         resolved = "family"
         model, fresh = _headless_classifier(folder, name, tokenizer.pad_token_id)
     else:
-        resolved = pooling if pooling != "auto" else ("last" if kind == "decoder" else "mean")
+        resolved = default_pooling(kind) if pooling == "auto" else pooling
         model = AutoModel.from_pretrained(folder, dtype=torch.float32)
-        if kind == "encoder-decoder":
-            model = model.get_encoder()
-        if getattr(model, "pooler", None) is not None:
-            model.pooler = None  # not on the path to the features
+        model = without_surplus(model, kind)
     return Backbone(model, tokenizer, name=name, kind=kind, pooling=resolved, fresh=fresh)
+
+
+def read_outline(folder: str, name: str) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
+    """Configuration and tokenizer of a model, which always can pad. Raises: ModelError."""
+    try:
+        config = AutoConfig.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"model {name!r} cannot be loaded: {str(error).splitlines()[0]}",
+            nearest(name, PACKAGED_MODELS) + "; a folder or a hub name works too (`handful models`)",
+        ) from None
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token is None:
+            raise ModelError(
+                f"the tokenizer of {name!r} has neither a padding nor an end token", "set one in its folder"
+            )
+        tokenizer.pad_token = tokenizer.eos_token
+    return config, tokenizer
+
+
+def default_pooling(kind: Kind) -> Literal["mean", "last"]:
+    """What pooling "auto" stands for."""
+    return "last" if kind == "decoder" else "mean"
+
+
+def without_surplus(model: PreTrainedModel, kind: Kind) -> PreTrainedModel:
+    """The part of a bare model that is on the path to its features: no decoder, no pooler."""
+    if kind == "encoder-decoder":
+        model = model.get_encoder()
+    if getattr(model, "pooler", None) is not None:
+        model.pooler = None  # type: ignore[assignment]
+    return model
 
 
 def resolve_model(name: str) -> str:
@@ -203,18 +222,19 @@ def hub_name(name: str) -> str | None:
     return None if Path(name).expanduser().is_dir() else name
 
 
-def _kind(config) -> Kind:
+def model_kind(config: PreTrainedConfig) -> Kind:
+    """Which of the three kinds of model a configuration belongs to."""
     if config.is_encoder_decoder:
         return "encoder-decoder"
     is_masked = type(config) in MODEL_FOR_MASKED_LM_MAPPING
     return "decoder" if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and not is_masked else "encoder"
 
 
-def _headless_classifier(folder: str, name: str, pad_token_id: int | None) -> tuple[PreTrainedModel, tuple[str, ...]]:
+def _headless_classifier(folder: str, name: str, pad_token_id: Any) -> tuple[PreTrainedModel, tuple[str, ...]]:
     """The stock classification model with its last linear layer replaced by the identity, and its fresh parameters."""
     try:
         model, info = AutoModelForSequenceClassification.from_pretrained(
-            folder, num_labels=_MARKER_WIDTH, dtype=torch.float32, output_loading_info=True
+            folder, num_labels=MARKER_WIDTH, dtype=torch.float32, output_loading_info=True
         )
     except ValueError as error:
         raise ModelError(
@@ -225,9 +245,9 @@ def _headless_classifier(folder: str, name: str, pad_token_id: int | None) -> tu
     return model, remove_last_linear(model, info["missing_keys"], name)
 
 
-def remove_last_linear(model: PreTrainedModel, missing: set[str] | list[str], name: str) -> tuple[str, ...]:
+def remove_last_linear(model: PreTrainedModel, missing: Iterable[str], name: str) -> tuple[str, ...]:
     """Replace the marked linear layer by the identity; returns the other parameters that were not in the checkpoint."""
-    marked = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and m.out_features == _MARKER_WIDTH]
+    marked = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and m.out_features == MARKER_WIDTH]
     if len(marked) != 1:
         raise ModelError(
             f"model {name!r}: expected one output layer in its classification class, found {len(marked)}",

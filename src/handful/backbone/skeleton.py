@@ -1,0 +1,49 @@
+"""A backbone without its weights: what can be known about a model before it is loaded."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import AutoModel, AutoModelForSequenceClassification
+from transformers.initialization import no_init_weights
+
+from handful.backbone.load import (
+    MARKER_WIDTH,
+    Backbone,
+    Pooling,
+    default_pooling,
+    model_kind,
+    read_outline,
+    remove_last_linear,
+    resolve_model,
+    without_surplus,
+)
+from handful.errors import ModelError
+
+
+def load_skeleton(name: str, *, pooling: Literal["auto", "family", "mean", "last"] = "auto") -> Backbone:
+    """The backbone that `load_backbone` would give, with tensors that have shapes but no content and take no memory.
+
+    Its layers, attention sites and widths are the real ones and a method can be attached, but nothing can be computed,
+    and which parameters the checkpoint lacks (`fresh`) is not known. Raises: ModelError as `load_backbone` does.
+    """
+    folder = resolve_model(name)
+    config, tokenizer = read_outline(folder, name)
+    tokenizer.padding_side = "right"
+    kind = model_kind(config)
+    resolved: Pooling = default_pooling(kind) if pooling == "auto" else pooling
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True), no_init_weights():
+            if resolved == "family":
+                config.num_labels = MARKER_WIDTH
+                model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
+                remove_last_linear(model, (), name)
+            else:
+                model = without_surplus(AutoModel.from_config(config, dtype=torch.float32), kind)
+    except ValueError as error:  # transformers knows no such class for this family
+        raise ModelError(f"model {name!r}: {str(error).splitlines()[0]}", "use another pooling") from None
+    skeleton = Backbone(model, tokenizer, name=name, kind=kind, pooling=resolved)
+    skeleton.__dict__["fingerprint"] = ""  # of weights that are not there
+    return skeleton
