@@ -46,6 +46,11 @@ class FittedModel:
         return self._trained.task.labels
 
     @property
+    def num_vertices(self) -> int:
+        """Vertices of the adapter's simplex; with 1 there is nothing to disagree about."""
+        return self._trained.adapter.num_vertices
+
+    @property
     def spec(self) -> RunSpec:
         return self._trained.spec
 
