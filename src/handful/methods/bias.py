@@ -22,7 +22,7 @@ from handful.data.task import Task
 from handful.errors import ModelError
 from handful.methods.base import AbstractMethod, BorrowedParameters, Preset, setting
 from handful.methods.full import feeding_parameters
-from handful.methods.head import AbstractHeadedAdapter, HeadInit
+from handful.methods.head import HEAD_INIT, AbstractHeadedAdapter, HeadInit
 
 
 @final
@@ -39,7 +39,7 @@ class Bias(AbstractMethod):
         ),
     }
 
-    head_init: Annotated[HeadInit, setting("start of the head: the frozen probe, or N(0, 0.02²)")] = "probe"
+    head_init: Annotated[HeadInit, setting(HEAD_INIT)] = "soft-probe"
 
     def check(self, backbone: Backbone, task: Task) -> list[str]:
         if any(_is_bias(name) for name, _ in backbone.model.named_parameters()):

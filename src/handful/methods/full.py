@@ -19,7 +19,7 @@ from handful.backbone.load import Backbone
 from handful.data.batching import Batch
 from handful.data.task import Task
 from handful.methods.base import AbstractMethod, BorrowedParameters, Preset, setting
-from handful.methods.head import AbstractHeadedAdapter, HeadInit
+from handful.methods.head import HEAD_INIT, AbstractHeadedAdapter, HeadInit
 
 
 def feeding_parameters(backbone: Backbone) -> frozenset[str]:
@@ -56,7 +56,7 @@ class Full(AbstractMethod):
         ),
     }
 
-    head_init: Annotated[HeadInit, setting("start of the head: the frozen probe, or N(0, 0.02²)")] = "probe"
+    head_init: Annotated[HeadInit, setting(HEAD_INIT)] = "soft-probe"
 
     def attach(self, backbone: Backbone, task: Task, *, generator: torch.Generator) -> FullAdapter:
         return FullAdapter(backbone, task, self, generator=generator)

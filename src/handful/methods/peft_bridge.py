@@ -28,7 +28,7 @@ from handful.data.batching import Batch
 from handful.data.task import Task
 from handful.errors import ConfigError, nearest
 from handful.methods.base import AbstractMethod, BorrowedParameters, Preset, setting
-from handful.methods.head import AbstractHeadedAdapter, HeadInit
+from handful.methods.head import HEAD_INIT, AbstractHeadedAdapter, HeadInit
 from handful.methods.targets import (
     Targets,
     check_targets,
@@ -220,6 +220,8 @@ def _inject(backbone: Backbone, config: Any, generator: torch.Generator) -> Any:
     if config.is_prompt_learning:  # PEFT looks for these under names that not every family has
         config.token_dim = backbone.model.get_input_embeddings().embedding_dim
         config.num_layers, config.num_attention_heads = backbone.num_layers, backbone.config.num_attention_heads
+    if hasattr(config, "fan_in_fan_out") and has_transposed_layers(backbone):
+        config.fan_in_fan_out = True  # PEFT would find out by itself, with a warning a layer
     seed = int(torch.randint(2**62, (), generator=generator))
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
@@ -264,7 +266,7 @@ class LoRA(AbstractMethod):
     target_modules: Annotated[
         Targets, setting("ends of layer names, PEFT's 'all-linear' or a pattern; auto: query and value layers")
     ] = "auto"
-    head_init: Annotated[HeadInit, setting("start of the head: the frozen probe, or N(0, 0.02²)")] = "probe"
+    head_init: Annotated[HeadInit, setting(HEAD_INIT)] = "soft-probe"
 
     def check(self, backbone: Backbone, task: Task) -> list[str]:
         targets, _ = self._targets(backbone)
@@ -285,7 +287,6 @@ class LoRA(AbstractMethod):
             "lora_alpha": self.alpha,
             "lora_dropout": self.dropout,
             "target_modules": targets if isinstance(targets, str) else list(targets),
-            "fan_in_fan_out": has_transposed_layers(backbone),
         }
         notes = (f"target_modules = {listed(targets)}: {reason}",)
         return PeftAdapter(backbone, task, self, config, generator=generator, notes=notes)
@@ -311,7 +312,7 @@ class IA3(AbstractMethod):
     feedforward_modules: Annotated[
         tuple[str, ...], setting("those of target_modules whose input is rescaled instead; only read if that is given")
     ] = ()
-    head_init: Annotated[HeadInit, setting("start of the head: the frozen probe, or N(0, 0.02²)")] = "probe"
+    head_init: Annotated[HeadInit, setting(HEAD_INIT)] = "soft-probe"
 
     def check(self, backbone: Backbone, task: Task) -> list[str]:
         targets, feedforward, _ = self._targets(backbone)
@@ -334,7 +335,6 @@ class IA3(AbstractMethod):
             "peft_type": "IA3",
             "target_modules": targets if isinstance(targets, str) else list(targets),
             "feedforward_modules": list(feedforward),
-            "fan_in_fan_out": has_transposed_layers(backbone),
         }
         notes = (f"target_modules = {listed(targets)}, feed-forward {listed(feedforward)}: {reason}",)
         return PeftAdapter(backbone, task, self, config, generator=generator, notes=notes)
@@ -356,7 +356,7 @@ class PromptTuning(AbstractMethod):
     init: Annotated[
         Literal["vocabulary", "normal"], setting("embeddings of random words, or N(0, 1)", source="Lester et al. 2021")
     ] = "vocabulary"
-    head_init: Annotated[HeadInit, setting("start of the head: the frozen probe, or N(0, 0.02²)")] = "probe"
+    head_init: Annotated[HeadInit, setting(HEAD_INIT)] = "soft-probe"
 
     def check(self, backbone: Backbone, task: Task) -> list[str]:
         import_peft()
@@ -386,7 +386,7 @@ class Peft(AbstractMethod):
     config: Annotated[
         dict[str, Any] | None, setting("peft_type and its keys, as in adapter_config.json; none: PEFT's plain LoRA")
     ] = None
-    head_init: Annotated[HeadInit, setting("start of the head: the frozen probe, or N(0, 0.02²)")] = "probe"
+    head_init: Annotated[HeadInit, setting(HEAD_INIT)] = "soft-probe"
 
     def __post_init__(self) -> None:
         super().__post_init__()

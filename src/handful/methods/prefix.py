@@ -21,7 +21,7 @@ from handful.backbone.load import Backbone
 from handful.data.batching import Batch, EncodedRows
 from handful.data.task import Task
 from handful.methods.base import AbstractMethod, Preset, setting
-from handful.methods.head import AbstractHeadedAdapter, HeadInit
+from handful.methods.head import HEAD_INIT, AbstractHeadedAdapter, HeadInit
 
 PrefixForm = Literal["flat", "mlp"]
 PrefixInit = Literal["normal", "activations"]
@@ -167,14 +167,7 @@ class Prefix(AbstractMethod):
     positions: Annotated[
         Positions, setting("move real tokens' positions by P as PEFT does, keep them, or whichever exports")
     ] = "auto"
-    head_init: Annotated[HeadInit, setting("start of the head: the frozen probe, or N(0, 0.02²)")] = "probe"
-
-    probe_penalty: Annotated[
-        float | None,
-        setting(
-            "inverse penalty C (ridge: 1/α, unit-norm features) of the starting probe; none: cross-validated", gt=0
-        ),
-    ] = None
+    head_init: Annotated[HeadInit, setting(HEAD_INIT)] = "soft-probe"
 
     def check(self, backbone: Backbone, task: Task) -> list[str]:
         return check_prefix(backbone, self.layers, self.positions)
@@ -188,9 +181,7 @@ class PrefixAdapter(AbstractHeadedAdapter):
     """scores = head(features(x; prefix))."""
 
     def __init__(self, backbone: Backbone, task: Task, method: Prefix, *, generator: torch.Generator):
-        super().__init__(
-            backbone, task, generator=generator, head_init=method.head_init, probe_penalty=method.probe_penalty
-        )
+        super().__init__(backbone, task, generator=generator, head_init=method.head_init)
         self.method = method
         self.sites = chosen_sites(backbone, method.layers)
         self.shift = shifts_positions(backbone, method.positions)

@@ -23,7 +23,7 @@ from handful.data.batching import Batch, EncodedRows
 from handful.data.task import Task
 from handful.errors import ConfigError
 from handful.methods.base import AbstractMethod, Preset, setting
-from handful.methods.head import AbstractHeadedAdapter, HeadInit
+from handful.methods.head import HEAD_INIT, AbstractHeadedAdapter, HeadInit
 from handful.methods.prefix import (
     KeyValuePrefix,
     Positions,
@@ -95,7 +95,7 @@ class PrefixSubspace(AbstractMethod):
     positions: Annotated[
         Positions, setting("move real tokens' positions by P as PEFT does, keep them, or whichever exports")
     ] = "auto"
-    head_init: Annotated[HeadInit, setting("start of the heads: frozen probes, or N(0, 0.02²)")] = "probe"
+    head_init: Annotated[HeadInit, setting(HEAD_INIT)] = "soft-probe"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -103,13 +103,6 @@ class PrefixSubspace(AbstractMethod):
             check_geometry(self.geometry, self.num_vertices)
         except ValueError as error:
             raise ConfigError(str(error), "set num_vertices to match the geometry") from None
-
-    probe_penalty: Annotated[
-        float | None,
-        setting(
-            "inverse penalty C (ridge: 1/α, unit-norm features) of the starting probe; none: cross-validated", gt=0
-        ),
-    ] = None
 
     def check(self, backbone: Backbone, task: Task) -> list[str]:
         return check_prefix(backbone, self.layers, self.positions)
@@ -129,7 +122,6 @@ class PrefixSubspaceAdapter(AbstractHeadedAdapter):
             task,
             generator=generator,
             head_init=method.head_init,
-            probe_penalty=method.probe_penalty,
             num_vertices=vertices if method.head_subspace else 1,
             geometry=method.geometry if method.head_subspace else "simplex",
         )
