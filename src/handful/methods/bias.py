@@ -35,7 +35,8 @@ class Bias(AbstractMethod):
     source: ClassVar[str] = "Ben Zaken et al. 2022"
     presets: ClassVar[Mapping[str, Preset]] = {
         "default": Preset(
-            "ours, not searched: the largest rate of the paper's grid, for few steps", training={"learning_rate": 1e-3}
+            "ours, not searched: the largest rate of the paper's grid, for few steps",
+            training={"learning_rate": 1e-3, "head_learning_rate": 1e-3},
         ),
     }
 

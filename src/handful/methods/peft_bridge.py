@@ -217,6 +217,8 @@ def _remember(model: nn.Module) -> Callable[[], None]:
 
 def _inject(backbone: Backbone, config: Any, generator: torch.Generator) -> Any:
     """The PEFT model around the backbone's; PEFT draws from the global stream, so that is lent a seed of ours."""
+    if hasattr(backbone.model, "peft_config"):
+        raise ConfigError(f"{backbone.name} carries a PEFT adapter already", "detach() that one first")
     if config.is_prompt_learning:  # PEFT looks for these under names that not every family has
         config.token_dim = backbone.model.get_input_embeddings().embedding_dim
         config.num_layers, config.num_attention_heads = backbone.num_layers, backbone.config.num_attention_heads
@@ -256,7 +258,8 @@ class LoRA(AbstractMethod):
     source: ClassVar[str] = "Hu et al. 2022"
     presets: ClassVar[Mapping[str, Preset]] = {
         "default": Preset(
-            "ours, not searched: the rate of the first trials (docs/experiments.md)", training={"learning_rate": 2e-3}
+            "ours, not searched: the rate of the first trials (docs/experiments.md)",
+            training={"learning_rate": 2e-3, "head_learning_rate": 1e-3},
         ),
     }
 
@@ -302,7 +305,8 @@ class IA3(AbstractMethod):
     source: ClassVar[str] = "Liu et al. 2022 (T-Few)"
     presets: ClassVar[Mapping[str, Preset]] = {
         "default": Preset(
-            "ours, not searched: a little above the paper's 3e-3, for few steps", training={"learning_rate": 1e-2}
+            "ours, not searched: a little above the paper's 3e-3, for few steps",
+            training={"learning_rate": 1e-2, "head_learning_rate": 1e-3},
         ),
     }
 
@@ -349,7 +353,9 @@ class PromptTuning(AbstractMethod):
     summary: ClassVar[str] = "prompt tuning: trained vectors in front of the word embeddings (through PEFT)"
     source: ClassVar[str] = "Lester et al. 2021"
     presets: ClassVar[Mapping[str, Preset]] = {
-        "default": Preset("ours, not searched: as for prefixes", training={"learning_rate": 3e-2}),
+        "default": Preset(
+            "ours, not searched: as for prefixes", training={"learning_rate": 3e-2, "head_learning_rate": 1e-3}
+        ),
     }
 
     prompt_length: Annotated[int, setting("trained vectors P", unit="positions", ge=1, le=512)] = 10
@@ -380,7 +386,9 @@ class Peft(AbstractMethod):
     summary: ClassVar[str] = "any PEFT config: peft_type and its keys, as in adapter_config.json"
     source: ClassVar[str] = "the PEFT library"
     presets: ClassVar[Mapping[str, Preset]] = {
-        "default": Preset("ours, not searched: LoRA's rate", training={"learning_rate": 2e-3}),
+        "default": Preset(
+            "ours, not searched: LoRA's rate", training={"learning_rate": 2e-3, "head_learning_rate": 1e-3}
+        ),
     }
 
     config: Annotated[

@@ -154,7 +154,10 @@ class Prefix(AbstractMethod):
     summary: ClassVar[str] = "prefix tuning: trained keys and values in front of every attention layer"
     source: ClassVar[str] = "Li & Liang 2021; Liu et al. 2022 (flat form)"
     presets: ClassVar[Mapping[str, Preset]] = {
-        "default": Preset("first trials on training pools (docs/experiments.md)", training={"learning_rate": 3e-2}),
+        "default": Preset(
+            "search on training pools (docs/experiments.md)",
+            training={"learning_rate": 3e-2, "head_learning_rate": 1e-3},
+        ),
     }
 
     prefix_length: Annotated[int, setting("virtual keys and values a layer", unit="positions", ge=1, le=512)] = 10

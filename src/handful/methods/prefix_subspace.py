@@ -56,7 +56,9 @@ class PrefixSubspace(AbstractMethod):
     summary: ClassVar[str] = "a simplex of prefixes and heads, a random point for every example and layer"
     source: ClassVar[str] = "Falissard et al. 2023, arXiv 2310.15793"
     presets: ClassVar[Mapping[str, Preset]] = {
-        "default": Preset("first trials on training pools (docs/experiments.md)", training={"learning_rate": 3e-2}),
+        "default": Preset(
+            "search on training pools (docs/experiments.md)", training={"learning_rate": 3e-2, "head_learning_rate": 1e-3}
+        ),
         "paper": Preset(
             "our reading of Falissard et al. 2023 (sheet 1 and 3); values that were not available to us are ours",
             settings={"head_init": "normal", "positions": "kept", "init": "normal"},

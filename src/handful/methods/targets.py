@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from torch import nn
 
 from handful.backbone.load import Backbone
-from handful.backbone.trunk import layer_list
+from handful.backbone.trunk import layer_lists
 from handful.errors import nearest
 
 Targets = str | tuple[str, ...]
@@ -83,10 +83,10 @@ def listed(targets: Targets) -> str:
 
 def lowest_layer(backbone: Backbone, parameters: Iterable[nn.Parameter]) -> int | None:
     """The lowest layer of the stack that holds one of these parameters; None where one lies outside the stack."""
-    layers = layer_list(backbone)
-    if layers is None:
+    stacks = layer_lists(backbone)
+    if len(stacks) != 1:
         return None
-    layer_of = {id(parameter): index for index, layer in enumerate(layers) for parameter in layer.parameters()}
+    layer_of = {id(parameter): index for index, layer in enumerate(stacks[0]) for parameter in layer.parameters()}
     found = [layer_of.get(id(parameter)) for parameter in parameters]
     inside = [index for index in found if index is not None]
     return min(inside) if inside and len(inside) == len(found) else None

@@ -66,7 +66,7 @@ def _digest(tensors: dict[str, torch.Tensor], record: str) -> str:
     """SHA-256 over the record and all tensors: safetensors itself does not see a flipped bit."""
     digest = hashlib.sha256(record.encode())
     for name, tensor in sorted(tensors.items()):
-        digest.update(name.encode())
+        digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
         digest.update(tensor.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
