@@ -78,7 +78,7 @@ class FittedModel:
             raise ConfigError("a regression model has no probabilities", "use predict()")
         return self.predictions(texts, predictor).probabilities
 
-    def disagreement(self, texts: Sequence[Text]) -> np.ndarray:
+    def disagreement(self, texts: Sequence[Text] | Sequence[Example]) -> np.ndarray:
         """How far random points of the simplex disagree about each text (N,); see `Predictions.disagreement`."""
         return self.predictions(texts, "ensemble").disagreement
 

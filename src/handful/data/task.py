@@ -45,6 +45,10 @@ class TestRows:
     def fingerprint(self) -> str:
         return fingerprint_rows(self._examples)
 
+    def sample(self, rows: int) -> TestRows:
+        """At most so many of the rows, chosen by the digests of their texts: always the same; as closed as these."""
+        return TestRows(sorted(self._examples, key=text_key)[:rows])
+
     def text_keys(self) -> frozenset[bytes]:
         """Digests of the texts, to find training rows that also stand here without opening the rows."""
         return frozenset(map(text_key, self._examples))

@@ -1,11 +1,159 @@
-"""The card of a run: its README.md, whose numbers all come from `run.json`."""
+"""The card of a run: its README.md, whose numbers all come from `run.json`.
+
+The front matter is what the Hugging Face Hub reads. Texts that come from data (labels, names, notes) are escaped, so
+that no Markdown or HTML in them takes effect.
+"""
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping
 from typing import Any
+
+from handful.evaluation.estimate import Estimate
+
+_SHOWN_LABELS = 20
+_LONGEST_TEXT = 200
 
 
 def run_card(record: Mapping[str, Any]) -> str:
     """Markdown for `README.md`."""
-    return f"# {record['task']['name']}\n"
+    sections = (_front_matter, _about, _scores, _usage, _training, _limits)
+    return "\n\n".join(section(record) for section in sections) + "\n"
+
+
+def headline(record: Mapping[str, Any]) -> str:
+    """The score that counts in one line, such as "accuracy 0.812 [0.770, 0.850] on 500 test rows"."""
+    metric = record["task"]["metric"]
+    if metric not in record["scores"]:
+        return "not scored: there were no test rows"
+    return f"{metric} {Estimate.from_dict(record['scores'][metric])} on {record['rows']['test']:,} test rows"
+
+
+def escape(text: object) -> str:
+    """A text of the data as it is, on one line, in Markdown: nothing in it is mark-up any more."""
+    line = " ".join(str(text).split())
+    line = line if len(line) <= _LONGEST_TEXT else line[: _LONGEST_TEXT - 1] + "…"
+    line = "".join(letter for letter in line if letter.isprintable())
+    line = re.sub(r"([\\`*_\[\]#|~$@]|:(?=//)|(?<=[wW]{3})\.)", r"\\\1", line)  # the last two: links without brackets
+    line = re.sub(r"^(\d*)([-+=.)])", r"\1\\\2", line)  # a list or a rule
+    return line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def _front_matter(record: Mapping[str, Any]) -> str:
+    """YAML whose values are written as JSON, which YAML contains."""
+    method = record["spec"]["method"]["name"]
+    regression = record["task"]["kind"] == "regression"
+    fields: dict[str, Any] = {
+        "library_name": "handful",
+        "pipeline_tag": "text-classification",
+        "tags": ["handful", "few-shot", method, "text-regression" if regression else "text-classification"],
+        "metrics": [record["task"]["metric"]],
+    }
+    if record["backbone"].get("hub_name"):
+        fields["base_model"] = record["backbone"]["hub_name"]
+        fields["base_model_relation"] = "adapter"
+    return "\n".join(["---", *(f"{name}: {json.dumps(value)}" for name, value in fields.items()), "---"])
+
+
+def _about(record: Mapping[str, Any]) -> str:
+    task, backbone, rows = record["task"], record["backbone"], record["rows"]
+    method = record["spec"]["method"]["name"]
+    labels = [escape(label) for label in task["labels"]]
+    more = f" and {len(labels) - _SHOWN_LABELS} more" if len(labels) > _SHOWN_LABELS else ""
+    gives = f"one of {len(labels)} classes: {', '.join(labels[:_SHOWN_LABELS])}{more}" if labels else "a number"
+    return "\n".join(
+        (
+            f"# {escape(task['name'])}: {method} on {escape(backbone['name'])}",
+            "",
+            f"A {task['kind']} model, trained on {rows['train']:,} labelled rows. It gives {gives}.",
+            "",
+            f"**{headline(record)}** (95 % interval over test rows)",
+        )
+    )
+
+
+def _scores(record: Mapping[str, Any]) -> str:
+    if not record["scores"]:
+        return "## Scores\n\nNone: no test rows were given or set apart."
+    lines = ["## Scores", "", "| metric | score | 95 % interval | over | interval by |", "|---|---|---|---|---|"]
+    for name, value in record["scores"].items():
+        score = Estimate.from_dict(value)
+        interval = "none" if score.low is None else f"{score.low:z.3f} to {score.high:z.3f}"
+        lines.append(f"| {name} | {score.mean:z.3f} | {interval} | {score.n:,} rows | {score.method} |")
+    predictor, temperature = record["spec"]["run"]["predictor"], record["temperature"]
+    origin = "fitted on the development rows" if temperature != 1 else "not fitted"
+    lines += ["", f"Predictor: {predictor}. Temperature of the probabilities: {temperature:.3g} ({origin})."]
+    return "\n".join(lines)
+
+
+def _usage(record: Mapping[str, Any]) -> str:
+    pair = record["task"]["kind"] == "pair-classification"
+    text = '("a text", "its second text")' if pair else '"a text"'
+    probabilities = "" if record["task"]["kind"] == "regression" else f"\nmodel.predict_proba([{text}])"
+    return f"""## Use
+
+```python
+import handful
+
+model = handful.load("path/to/this/folder")
+model.predict([{text}]){probabilities}
+model.export("out", format="peft")  # or "dense": a folder for stock libraries, where the method allows it
+```
+
+or `handful predict FOLDER --input new.csv`, `handful export FOLDER --format peft --output out`. The pretrained model
+({escape(record["backbone"]["name"])}, {record["backbone"]["parameters"]:,} parameters) is not in this folder: it is
+loaded by its name, and its weights are compared with the SHA-256 {record["backbone"]["fingerprint"][:12]}…"""
+
+
+def _training(record: Mapping[str, Any]) -> str:
+    fit, rows, backbone = record["fit"], record["rows"], record["backbone"]
+    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    facts = {
+        "trained parameters": f"{fit['parameters']:,} ({fit['parameters'] / backbone['parameters']:.2%} of the model)",
+        "steps": f"{fit['steps']:,}, weights of step {fit['chosen_step']:,}",
+        "time": f"{fit['seconds']:.1f} s of training, {fit['scoring_seconds']:.1f} s of scoring",
+        "rows": f"{rows['train']:,} to train, {rows['dev']:,} to select, {rows['test']:,} to test",
+        "features": f"{backbone['family']} ({backbone['kind']}), pooling {backbone['pooling']}",
+        "data": escape(record["task"]["origin"]),
+        "date": record["created"],
+        "versions": versions,
+    }
+    lines = ["## Training", "", *(f"- {name}: {fact}" for name, fact in facts.items())]
+    notes = [*record["task"]["notes"], *record.get("notes", ())]
+    notes += [f"{c['name']} = {json.dumps(c['value'])}: {c['reason']}" for c in record["choices"]]
+    if notes:
+        lines += ["", "Chosen for the user:", "", *(f"- {escape(note)}" for note in notes)]
+    settings = json.dumps(record["spec"], indent=1).replace("`", "\\u0060")  # nothing may end the code block
+    return "\n".join([*lines, "", f"All settings (preset {escape(record['preset'])}):", "", "```json", settings, "```"])
+
+
+def _limits(record: Mapping[str, Any]) -> str:
+    rows, fit = record["rows"], record["fit"]
+    limits = [
+        f"It has seen {rows['train']:,} labelled rows. The interval says how the score of this very model may differ "
+        "on other test rows; other training rows or another seed may move it further.",
+    ]
+    if not record["scores"]:
+        limits.append("Nothing is known about how good it is.")
+    if record["spec"]["training"]["selection"] == "best" and rows["dev"]:
+        limits.append(
+            f"The {rows['dev']:,} development rows chose the weights, so scores on them are too good and left out."
+        )
+    cut = {part: count for part, count in rows["truncated"].items() if count}
+    if cut:
+        counts = ", ".join(f"{count:,} of {rows[part]:,} {part} rows" for part, count in cut.items())
+        limits.append(f"Texts are cut to {rows['max_length']} tokens, which cut {counts}.")
+    dropped = rows["dropped_duplicates"] + rows["dropped_overlap"]
+    if dropped:
+        limits.append(
+            f"{dropped:,} rows were left out: {rows['dropped_duplicates']:,} repeated another one, "
+            f"{rows['dropped_overlap']:,} stood in the test or development rows too."
+        )
+    if fit["stopped"]:
+        limits.append(f"Training ended early: {escape(fit['stopped'])}")
+    if record["task"]["labels"]:
+        limits.append("Every text gets one of the classes above, also a text that belongs to none of them.")
+    limits.append("What is wrong or one-sided in the pretrained model or in the labelled rows is in here too.")
+    return "\n".join(["## Limits", "", *(f"- {limit}" for limit in limits)])

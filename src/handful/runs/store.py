@@ -84,10 +84,13 @@ def new_folder(final: Path) -> Iterator[Path]:
         raise RunError(f"{final.parent}: cannot be written ({error.strerror})", "give another --output") from None
     try:
         yield partial
+        umask = os.umask(0)
+        os.umask(umask)
+        partial.chmod(0o777 & ~umask)  # temporary folders and safetensors are made for their owner alone
         for path in partial.rglob("*"):
             if path.is_file():
+                path.chmod(0o666 & ~umask)
                 _flush(path)
-        os.chmod(partial, 0o755)
         _move_into_place(partial, final)
         _flush(final.parent)
     except (OSError, SafetensorError) as error:  # a full disk is either, depending on who writes

@@ -1,0 +1,188 @@
+"""What `check` and `fit` are told: data and settings from options, `--set` and a TOML file, all errors at once."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+
+import typer
+
+from handful.errors import ConfigError, nearest
+
+if TYPE_CHECKING:
+    from handful.data.task import Task
+    from handful.runs.spec import RunSpec
+
+DEFAULT_METHOD, DEFAULT_MODEL, DEFAULT_PRESET, TEST_FRACTION = "prefix-subspace", "minilm", "default", 0.2
+
+
+def _option(flag: str, text: str, default: str, metavar: str | None = None) -> Any:
+    """An option of a run; `default` says in words what holds without it."""
+    return typer.Option(flag, help=text, metavar=metavar, show_default=default, rich_help_panel=_panel(flag))
+
+
+def _panel(flag: str) -> str:
+    return (
+        "The run"
+        if flag in ("--model", "--method", "--preset", "--shots", "--seed", "--dev", "--set", "--config")
+        else "The data"
+    )
+
+
+@dataclass
+class RunArguments:
+    """The data and the settings of a run, as they stand on the command line."""
+
+    data: Annotated[
+        str, typer.Argument(help="A CSV, TSV or JSONL file, a task folder, a packaged task, or hub:OWNER/NAME.")
+    ]
+    test: Annotated[str | None, _option("--test", "File of test rows (hub: a split).", "a share of the rows")] = None
+    test_fraction: Annotated[
+        float,
+        typer.Option(min=0, max=0.9, help="Share of rows set apart as test rows, where there are none.",
+                     rich_help_panel=_panel("--test-fraction")),
+    ] = TEST_FRACTION  # fmt: skip
+    text: Annotated[str | None, _option("--text", "Column of the text.", "text")] = None
+    text_pair: Annotated[str | None, _option("--text-pair", "Column of a pair's second text.", "found, or none")] = None
+    label: Annotated[str | None, _option("--label", "Column of the label.", "label")] = None
+    encoding: Annotated[str | None, _option("--encoding", "Encoding of the files.", "utf-8")] = None
+    kind: Annotated[
+        str | None, _option("--kind", "classification, pair-classification or regression.", "by the labels")
+    ] = None
+    metric: Annotated[str | None, _option("--metric", "The score that counts.", "by the kind")] = None
+    model: Annotated[
+        str | None, _option("--model", "A name of 'handful models', a folder, or OWNER/NAME.", DEFAULT_MODEL)
+    ] = None
+    method: Annotated[str | None, _option("--method", "A name of 'handful methods'.", DEFAULT_METHOD)] = None
+    preset: Annotated[str | None, _option("--preset", "A preset of the method.", DEFAULT_PRESET)] = None
+    shots: Annotated[str | None, _option("--shots", "Labelled rows to use, in all.", "every row", "<int>")] = None
+    seed: Annotated[str | None, _option("--seed", "Decides rows, start, order and draws.", "0", "<int>")] = None
+    dev: Annotated[
+        str | None, _option("--dev", "Development rows: carved (of the shots), separate or none.", "by the preset")
+    ] = None
+    assignments: Annotated[
+        list[str],
+        _option("--set", "Any setting, such as training.epochs=10. Repeatable.", "the preset's", "NAME=VALUE"),
+    ] = field(default_factory=list)
+    config: Annotated[
+        Path | None, _option("--config", "TOML with model, preset, and tables method, training, run.", "none", "FILE")
+    ] = None
+
+    def task(self) -> Task:
+        """The task, with test rows set apart where it brings none."""
+        from handful.data.holdout import with_held_out_test
+        from handful.data.open import open_task
+
+        names = ("test", "text", "text_pair", "label", "encoding", "kind", "metric")
+        mapping = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        if self.data.startswith("hub:") and "encoding" in mapping:
+            raise ConfigError("--encoding: data of the hub has no files to decode", "leave it out")
+        task = open_task(self.data, **mapping)
+        return with_held_out_test(task, self.test_fraction) if task.test is None and self.test_fraction else task
+
+    def spec(self) -> RunSpec:
+        """The resolved run: options win over `--set`, `--set` over the file, the file over the preset."""
+        from handful.runs.spec import resolve
+
+        problems: list[str] = []
+        given = read_config(self.config, problems) if self.config else {}
+        origins = dict.fromkeys(given, str(self.config))
+        assigned = read_assignments(self.assignments, problems)
+        options = {"model": self.model, "method": self.method, "preset": self.preset}
+        options |= {"run.shots": self.shots, "run.seed": self.seed, "run.dev": self.dev}
+        options = {name: value for name, value in options.items() if value is not None}
+        origins |= dict.fromkeys(assigned, "--set") | {name: f"--{name.removeprefix('run.')}" for name in options}
+        given |= assigned | options
+        method, model, preset = (
+            given.pop(name, default)
+            for name, default in (("method", DEFAULT_METHOD), ("model", DEFAULT_MODEL), ("preset", DEFAULT_PRESET))
+        )
+        hint = None
+        try:
+            spec = resolve(method, model=model, preset=preset, overrides=given, origins=origins)
+        except ConfigError as error:
+            first, *lines = error.message.split("\n  ")
+            problems, hint = [*problems, *(lines or [first])], error.hint
+        if problems:
+            count = f"{len(problems)} wrong setting{'s' * (len(problems) > 1)}"
+            raise ConfigError(
+                f"{count}:\n  " + "\n  ".join(problems), hint or "`handful methods NAME` lists every field"
+            )
+        return spec
+
+
+def read_config(path: Path, problems: list[str]) -> dict[str, Any]:
+    """Settings by dotted name from a TOML file; wrong keys are added to `problems`.
+
+    The keys are those of `spec` in a run's `run.json`: model, preset, tables [method] (its `name` names the method),
+    [training] and [run]; `method = "NAME"` does instead of the table. Raises: ConfigError for an unreadable file.
+    """
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"--config {path}: cannot be read ({error.strerror})", "give a TOML file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--config {path}: expected TOML in UTF-8, found {error}", "correct the file") from None
+    tables, names = ("method", "training", "run"), ("model", "method", "preset")
+    settings: dict[str, Any] = {}
+    for key, value in content.items():
+        if key in tables and isinstance(value, dict):
+            settings |= {f"{key}.{name}": inner for name, inner in value.items()}
+        elif key in names and isinstance(value, str):
+            settings[key] = value
+        elif key in tables + names:
+            problems.append(f"{path}: {key}: expected {'a table' if key in tables else 'a text'}, found {value!r}")
+        else:
+            problems.append(f"{path}: {key}: no such key; {nearest(key, {*tables, *names})}")
+    if "method.name" in settings:
+        settings["method"] = str(settings.pop("method.name"))
+    return settings
+
+
+def read_assignments(assignments: list[str], problems: list[str]) -> dict[str, Any]:
+    """`a.b=value` by name; the value is JSON where it can be, else a text. What has no "=" is added to `problems`."""
+    settings: dict[str, Any] = {}
+    for assignment in assignments:
+        name, equals, text = assignment.partition("=")
+        if not equals or not name.strip():
+            problems.append(f"--set {assignment}: expected NAME=VALUE, such as training.epochs=10")
+            continue
+        try:
+            settings[name.strip()] = json.loads(text)
+        except json.JSONDecodeError:
+            settings[name.strip()] = text
+    return settings
+
+
+def spread_arguments(verb: Callable[..., None]) -> Callable[..., None]:
+    """The verb as typer takes it: its first parameter, a dataclass, spread over options of their own."""
+    hints = get_type_hints(verb, include_extras=True)
+    first, *others = inspect.signature(verb).parameters.values()
+    cls = hints[first.name]
+    inner = get_type_hints(cls, include_extras=True)
+    spread = [
+        inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=_default(f), annotation=inner[f.name])
+        for f in fields(cls)
+    ]
+    named = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[p.name]) for p in others]
+
+    @wraps(verb)
+    def command(**values: Any) -> None:
+        verb(cls(**{f.name: values.pop(f.name) for f in fields(cls)}), **values)
+
+    parameters: Mapping[str, inspect.Parameter] = {p.name: p for p in (*spread, *named)}
+    command.__signature__ = inspect.Signature(list(parameters.values()))  # type: ignore[attr-defined]
+    command.__annotations__ = {name: p.annotation for name, p in parameters.items()}
+    return command
+
+
+def _default(f: Field[Any]) -> Any:
+    if f.default_factory is not MISSING:
+        return f.default_factory()
+    return inspect.Parameter.empty if f.default is MISSING else f.default

@@ -1,0 +1,111 @@
+"""`handful check`: everything that can be wrong, before a model is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+from handful.cli.arguments import RunArguments, spread_arguments
+from handful.cli.console import say, show_json
+from handful.errors import ConfigError, HandfulError
+
+if TYPE_CHECKING:
+    from handful.data.task import Task
+    from handful.runs.preflight import Preflight
+    from handful.runs.spec import RunSpec
+
+Result = TypeVar("Result")
+
+
+@spread_arguments
+def check(
+    arguments: RunArguments,
+    output: Annotated[Path, typer.Option(help="Folder for run folders.")] = Path("runs"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Check data, settings, model name, output folder and export, and say what 'fit' would do. Trains nothing."""
+    from handful.cli.fit import tell_choices
+    from handful.runs.preflight import preflight
+    from handful.runs.store import check_writable
+
+    problems: list[HandfulError] = []
+
+    def attempt(part: Callable[[], Result]) -> Result | None:
+        try:
+            return part()
+        except HandfulError as error:
+            problems.append(error)
+            return None
+
+    spec, task = attempt(arguments.spec), attempt(arguments.task)
+    is_new = not output.exists()
+    attempt(lambda: check_writable(output))
+    if is_new and output.is_dir():
+        output.rmdir()  # a check leaves nothing behind
+    found = attempt(lambda: preflight(task, spec)) if task and spec else None
+    if as_json:
+        errors = [{"message": problem.message, "hint": problem.hint} for problem in problems]
+        show_json(
+            {"ok": not problems, "problems": errors, **(describe(task, spec, found) if task and spec and found else {})}
+        )
+    elif task and spec and found:
+        tell_choices(task, spec)
+        show(describe(task, spec, found))
+    for problem in problems:
+        say(f"error: {problem.message}" + (f"\nhint: {problem.hint}" if problem.hint else ""))
+    if problems:
+        raise typer.Exit(2 if all(isinstance(problem, ConfigError) for problem in problems) else 1)
+    say("nothing is wrong; `handful fit` with the same options trains it")
+
+
+def describe(task: Task, spec: RunSpec, found: Preflight) -> dict[str, Any]:
+    """The run as JSON values."""
+    from handful.export.plan import FORMATS, check_export
+
+    skeleton, split = found.skeleton, found.split
+    plans = {name: check_export(spec.method, skeleton, str(skeleton.pooling), task, format=name) for name in FORMATS}
+    return {
+        "task": {
+            "name": task.name, "kind": task.kind, "metric": task.metric, "origin": task.origin,
+            "notes": list(task.notes),
+        },
+        "rows": {
+            "train": len(split.train), "dev": len(split.dev), "test": len(split.test or ()),
+            "classes": found.classes, "truncated": found.truncated, "max_length": found.max_length,
+            "longest": found.longest, "dropped_duplicates": split.dropped_duplicates,
+            "dropped_overlap": split.dropped_overlap,
+        },
+        "model": {
+            "name": spec.model, "family": skeleton.family, "kind": skeleton.kind, "pooling": skeleton.pooling,
+            "layers": skeleton.num_layers, "hidden_size": skeleton.hidden_size,
+        },
+        "spec": spec.resolved(),
+        "notes": list(found.notes),
+        "steps": found.steps,
+        "parameters": found.parameters,
+        "export": {name: {"possible": plan.possible, "summary": plan.summary} for name, plan in plans.items()},
+    }  # fmt: skip
+
+
+def show(record: dict[str, Any]) -> None:
+    """The run for people."""
+    rows, model = record["rows"], record["model"]
+    print(f"rows      {rows['train']:,} to train, {rows['dev']:,} to select, {rows['test']:,} to test")
+    if rows["classes"]:
+        print(f"classes   {', '.join(f'{label}: {count:,}' for label, count in rows['classes'].items())}")
+    if rows["dropped_duplicates"] or rows["dropped_overlap"]:
+        print(f"left out  {rows['dropped_duplicates']:,} rows that repeat others, ", end="")
+        print(f"{rows['dropped_overlap']:,} that stand in the test or development rows")
+    cut, total = sum(rows["truncated"].values()), rows["train"] + rows["dev"]
+    print(f"texts     the longest has {rows['longest']:,} tokens; {cut:,} of {total:,} are cut to {rows['max_length']}")
+    print(f"model     {model['name']}: {model['family']} ({model['kind']}), {model['layers']} layers, ", end="")
+    print(f"pooling {model['pooling']}")
+    for note in record["notes"]:
+        print(f"method    {note}")
+    trained = "known once the model is loaded" if record["parameters"] is None else f"{record['parameters']:,}"
+    print(f"training  {record['steps']:,} steps, trained parameters: {trained}")
+    for name, plan in record["export"].items():
+        print(f"export    {name}: {plan['summary'] if plan['possible'] else 'not possible: ' + plan['summary']}")

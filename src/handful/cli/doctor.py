@@ -1,0 +1,162 @@
+"""`handful doctor`: whether this machine is fit to train, and what to do where it is not."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import time
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated, Literal, final
+
+import typer
+
+from handful.cli.console import say, show_json
+from handful.errors import HandfulError
+
+PACKAGES = ("handful", "torch", "transformers", "accelerate", "safetensors", "scikit-learn", "peft", "datasets")
+OPTIONAL = {"peft": "handful[peft]", "datasets": "handful[hub]"}
+FREE_SPACE_NEEDED = 1 << 30
+"""Bytes for a converted model."""
+
+
+@final
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at; `advice` says what to do where it is not as it should be."""
+
+    name: str
+    state: Literal["ok", "note", "wrong"]
+    found: str
+    advice: str = ""
+
+
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """Look at versions, device, cores, load, models and cache, and train a tiny model; exit code 1 where that fails."""
+    findings: list[Finding] = []
+    for look in (versions, device, threads, cache, models, tasks, tiny_fit):
+        for finding in look():
+            findings.append(finding)
+            if not as_json:
+                print(f"{finding.state:6}{finding.name:14}{finding.found}")
+                if finding.advice:
+                    print(f"{'':20}→ {finding.advice}")
+    if as_json:
+        show_json([asdict(finding) for finding in findings])
+    wrong = [finding.name for finding in findings if finding.state == "wrong"]
+    if wrong:
+        say(f"error: not as it should be: {', '.join(wrong)}")
+        raise typer.Exit(1)
+    say("all is well")
+
+
+def versions() -> list[Finding]:
+    """Python and the packages that matter."""
+    findings = [Finding("python", "ok", f"{platform.python_version()} on {platform.platform()}")]
+    for name in PACKAGES:
+        try:
+            findings.append(Finding(name, "ok", version(name)))
+        except PackageNotFoundError:
+            extra = OPTIONAL.get(name)
+            state = "note" if extra else "wrong"
+            findings.append(Finding(name, state, "not installed", f"pip install '{extra or name}'"))
+    return findings
+
+
+def device() -> list[Finding]:
+    """Where training will run."""
+    import torch
+
+    if torch.cuda.is_available():
+        return [Finding("device", "ok", f"{torch.cuda.device_count()} × {torch.cuda.get_device_name(0)}")]
+    return [Finding("device", "ok", f"CPU ({torch.backends.cpu.get_cpu_capability()}); no GPU was found")]
+
+
+def threads() -> list[Finding]:
+    """Cores, torch's threads, and whether more is running than there are cores."""
+    import torch
+
+    cores = available_cores()
+    used, chosen = torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS")
+    setting = f"OMP_NUM_THREADS is {chosen or 'not set'}"
+    findings = [Finding("threads", "ok", f"{used} of torch on {cores} core(s); {setting}")]
+    if used > cores:
+        advice = f"threads wait for each other: set OMP_NUM_THREADS={cores}"
+        findings = [Finding("threads", "note", f"{used} of torch on only {cores} core(s); {setting}", advice)]
+    if hasattr(os, "getloadavg"):
+        load = os.getloadavg()[0]
+        busy = load > cores
+        advice = f"other programs want the cores too: training will take about {load / cores:.1f} × as long"
+        findings.append(
+            Finding("load", "note" if busy else "ok", f"{load:.1f} over one minute", advice if busy else "")
+        )
+    return findings
+
+
+def available_cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cache() -> list[Finding]:
+    """The folder of converted models: writable, with room."""
+    from handful.backbone.packaged import cache_folder
+    from handful.runs.store import check_writable
+
+    folder = cache_folder()
+    advice = "set HANDFUL_CACHE to a folder that can be written and has 1 GB free"
+    try:
+        check_writable(folder)
+    except HandfulError as error:
+        return [Finding("cache", "wrong", error.message, advice)]
+    free = shutil.disk_usage(folder).free
+    enough = free > FREE_SPACE_NEEDED
+    found = f"{folder}, {free / (1 << 30):.1f} GB free"
+    return [Finding("cache", "ok" if enough else "note", found, "" if enough else advice)]
+
+
+def models() -> list[Finding]:
+    """Packaged models that are installed and whole."""
+    from handful.backbone.packaged import PACKAGED_MODELS
+
+    return [_carried(model.name, bool(model.missing()), model.install, "model") for model in PACKAGED_MODELS.values()]
+
+
+def tasks() -> list[Finding]:
+    """Packaged texts that are installed."""
+    from handful.data.packaged import PACKAGED_TASKS
+
+    return [_carried(task.name, task.source() is None, task.install, "task") for task in PACKAGED_TASKS.values()]
+
+
+def _carried(name: str, missing: bool, install: str, what: str) -> Finding:
+    return Finding(what, "note", f"{name} is not installed", install) if missing else Finding(what, "ok", name)
+
+
+def tiny_fit() -> list[Finding]:
+    """A whole run on a tiny random model: train, save, read back, compare."""
+    from handful.backbone.tiny import tiny_backbone
+    from handful.data.task import Example, Task, TestRows
+    from handful.runs.experiment import run
+    from handful.runs.spec import resolve
+
+    rows = [
+        Example(f"{'good' if label else 'bad'} row {index}", label=label) for index in range(12) for label in (0, 1)
+    ]
+    task = Task("doctor", "classification", ("bad", "good"), "accuracy", tuple(rows[:16]), TestRows(rows[16:]))
+    spec = resolve("prefix-subspace", overrides={"training.epochs": 3, "run.max_length": 32})
+    started = time.perf_counter()
+    try:
+        with TemporaryDirectory() as folder:
+            saved, _ = run(task, spec, Path(folder), backbone=tiny_backbone("bert"))
+    except HandfulError as error:
+        return [Finding("tiny fit", "wrong", error.message, error.hint or "")]
+    seconds = time.perf_counter() - started
+    return [
+        Finding(
+            "tiny fit", "ok", f"{saved.record['fit']['steps']} steps in {seconds:.1f} s, saved, read back, same scores"
+        )
+    ]

@@ -1,0 +1,47 @@
+"""`handful export`: a trained run as a folder that stock libraries load."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from handful.cli.console import say, show_json
+
+
+def export(
+    run: Annotated[Path, typer.Argument(help="The folder that 'handful fit' made.")],
+    output: Annotated[Path, typer.Option(help="The folder to write.")],
+    format: Annotated[
+        str, typer.Option(help="peft: an adapter for stock PEFT; dense: a whole model for stock transformers.")
+    ] = "peft",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an older export of that name.")] = False,
+    model: Annotated[
+        str | None, typer.Option(help="Where the pretrained model is now.", show_default="where it was in training")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Write a folder that stock PEFT or transformers loads, load it there in a new process, and compare the scores."""
+    from handful.cli.predict import open_model
+    from handful.errors import ConfigError, nearest
+    from handful.export.folder import refuse_existing
+    from handful.export.plan import FORMATS
+
+    if format not in FORMATS:
+        raise ConfigError(f"unknown export format {format!r}", nearest(format, FORMATS))
+    refuse_existing(output, overwrite)
+    fitted = open_model(run, model)
+    say(f"writing and checking {output} …")
+    report = fitted.export(output, format, overwrite=overwrite)
+    if as_json:
+        show_json(
+            {
+                "folder": str(report.folder), "form": report.plan.form, "summary": report.plan.summary,
+                "difference": report.difference, "verification": report.verification,
+            }
+        )  # fmt: skip
+        return
+    print(f"{report.folder}: {report.plan.summary}")
+    print(report.verification)
+    say(f"how to load it: {report.folder / 'README.md'}")

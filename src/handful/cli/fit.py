@@ -1,0 +1,98 @@
+"""`handful fit`: from labelled rows to a trained model with a score, in a run folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from handful.cli.arguments import RunArguments, spread_arguments
+from handful.cli.console import FitProgress, format_cell, say, show_json
+
+if TYPE_CHECKING:
+    from handful.data.task import Task
+    from handful.runs.spec import RunSpec
+    from handful.runs.store import Run
+
+
+@spread_arguments
+def fit(
+    arguments: RunArguments,
+    output: Annotated[Path, typer.Option(help="Folder for run folders.")] = Path("runs"),
+    again: Annotated[bool, typer.Option("--again", help="Train once more what has been trained already.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the run's record as JSON.")] = False,
+) -> None:
+    """Train on labelled texts, score on rows that training never saw, save everything.
+
+    Stopped by Ctrl-C or a power cut, the same command continues from the last checkpoint.
+    """
+    from handful.runs.experiment import run
+    from handful.runs.store import check_writable
+
+    spec = arguments.spec()
+    check_writable(output)
+    task = arguments.task()
+    tell_choices(task, spec)
+    say(f"loading model {spec.model} …")
+    with FitProgress(spec.method.name) as progress:
+        saved, trained = run(task, spec, output, on_event=progress, again=again, on_message=progress.say)
+    trained.adapter.detach()
+    if as_json:
+        show_json({"folder": str(saved.folder), **saved.record})
+    else:
+        show_run(saved)
+    tell_next(saved)
+
+
+def tell_choices(task: Task, spec: RunSpec) -> None:
+    """Every value that was chosen for the user, with its reason."""
+    say(f"task {task.name}: {task.kind}, {len(task.pool):,} labelled rows, {len(task.test or ()):,} test rows")
+    for note in task.notes:
+        say(f"  {note}")
+    say(f"method {spec.method.name}: {spec.method.summary}")
+    reasons: dict[str, list[str]] = {}
+    for choice in spec.choices:
+        reasons.setdefault(choice.reason, []).append(f"{choice.name} = {choice.value}")
+    for reason, values in reasons.items():
+        say(f"  {', '.join(values)}  ({reason})")
+    if spec.options.shots is None:
+        say("  run.shots = every row  (none were asked for; --shots K takes a stratified part)")
+    if spec.options.pooling == "auto":
+        say("  run.pooling = mean over tokens, for decoders the last token  (no pooling was asked for)")
+    say(f"  everything else as in `handful methods {spec.method.name}`")
+
+
+def show_run(saved: Run) -> None:
+    """The score and what it cost, on stdout."""
+    from handful.runs.card import headline
+
+    record = saved.record
+    fitted, rows = record["fit"], record["rows"]
+    print(headline(record))
+    print(f"trained {fitted['parameters']:,} of {record['backbone']['parameters']:,} parameters", end=" ")
+    print(f"on {rows['train']:,} rows in {fitted['steps']:,} steps, {fitted['seconds']:.1f} s")
+    print(f"run {saved.folder}")
+
+
+def tell_next(saved: Run) -> None:
+    """What there is to know about a run, and what can be done with it."""
+    for line in (*record_warnings(saved.record), *saved.record["notes"]):
+        say(f"  {line}")
+    say("next:")
+    say(f"  handful predict {saved.folder} --input new.csv")
+    say(f"  handful export {saved.folder} --output out")
+
+
+def record_warnings(record: dict[str, Any]) -> list[str]:
+    """What lessens a run: cut texts, dropped rows, an early stop."""
+    rows, lines = record["rows"], []
+    for part, count in rows["truncated"].items():
+        if count:
+            lines.append(f"{count:,} of {rows[part]:,} {part} texts were cut to {rows['max_length']} tokens")
+    for key, what in (("dropped_duplicates", "repeated another row"), ("dropped_overlap", "stood in other rows too")):
+        if rows[key]:
+            lines.append(f"{format_cell(rows[key])} rows were left out: they {what}")
+    if record["fit"]["stopped"]:
+        lines.append(f"training ended early: {record['fit']['stopped']}")
+    return lines

@@ -1,0 +1,89 @@
+"""The command `handful`: its verbs, and the one place where every error ends.
+
+Data goes to stdout, talk and progress to stderr. Exit codes: 0 done; 1 failed (data, model, folder, or a crash of
+handful itself); 2 wrong usage (an unknown verb or option, a wrong method or setting: every `ConfigError`); 130 stopped
+by Ctrl-C. With HANDFUL_DEBUG=1 in the environment every error shows its traceback.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+
+
+def main() -> None:
+    """Run the command line of this process and exit."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line; returns its exit code, whatever happens."""
+    try:
+        from handful.cli.app import app  # here, so that Ctrl-C while it is imported is handled too
+
+        with warnings.catch_warnings():
+            _quieten_libraries()
+            code = app(list(arguments), prog_name="handful", standalone_mode=False)
+            sys.stdout.flush()
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - nothing is above to handle it
+        return report(error)
+    return report(KeyboardInterrupt()) if code == EXIT_INTERRUPTED else int(code or 0)
+
+
+def report(error: BaseException) -> int:
+    """Say on stderr what went wrong and what to do; returns the exit code."""
+    from handful.errors import ConfigError, HandfulError
+
+    if os.environ.get("HANDFUL_DEBUG") == "1":
+        traceback.print_exception(error)
+    if isinstance(error, KeyboardInterrupt):
+        _complain("stopped", "nothing that was saved is lost; the same command continues from its last checkpoint")
+        return EXIT_INTERRUPTED
+    if isinstance(error, BrokenPipeError):  # the reader of stdout, such as `head`, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
+    if isinstance(error, HandfulError):
+        _complain(f"error: {error.message}", error.hint)
+        return EXIT_USAGE if isinstance(error, ConfigError) else EXIT_FAILED
+    if hasattr(error, "format_message"):  # what typer raises for a wrong command line, in all its versions
+        return _report_usage(error)
+    _complain(
+        f"error: handful itself failed: {type(error).__name__}: {error}",
+        "run it again with HANDFUL_DEBUG=1 in the environment, and report what that prints",
+    )
+    return EXIT_FAILED
+
+
+def _report_usage(error: Any) -> int:
+    """A wrong command line, with the nearest verb or option."""
+    message = error.format_message().partition(" (Possible option")[0].rstrip(".")
+    if not message:  # `handful` alone, whose help typer has printed
+        return EXIT_USAGE
+    command = error.ctx.command_path if getattr(error, "ctx", None) else "handful"
+    message, _, guess = message.partition(". Did you mean ")
+    guess = guess.rstrip("?") or " or ".join(getattr(error, "possibilities", None) or ())
+    hint = f"did you mean {guess}?" if guess else f"`{command} --help` says how it is used"
+    _complain(f"error: {message[0].lower()}{message[1:]}", hint)
+    return EXIT_USAGE
+
+
+def _complain(message: str, hint: str | None) -> None:
+    print(message, file=sys.stderr)
+    if hint:
+        print(f"hint: {hint}", file=sys.stderr)
+
+
+def _quieten_libraries() -> None:
+    """No progress bars and no advice of other libraries on our stderr; what they warn of takes one line."""
+    for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "TRANSFORMERS_NO_ADVISORY_WARNINGS"):
+        os.environ.setdefault(name, "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    for category in (FutureWarning, DeprecationWarning, PendingDeprecationWarning):
+        warnings.simplefilter("ignore", category)
+    warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)

@@ -1,0 +1,67 @@
+"""`handful methods`: every method, or one with its fields and presets."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from handful.cli.console import show_json, show_table
+
+
+def methods(
+    name: Annotated[str | None, typer.Argument(help="One method.", show_default="all of them")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List the methods, or one method's fields: type, default, bounds, reason; and its presets."""
+    from handful.methods import method_class, method_names
+
+    if name is None:
+        listed = [
+            {"name": n, "summary": method_class(n).summary, "source": method_class(n).source} for n in method_names()
+        ]
+        show_json(listed) if as_json else show_table(
+            ("method", "what it is", "source"), [list(m.values()) for m in listed]
+        )
+        return
+    record = describe(method_class(name))
+    show_json(record) if as_json else _show(record)
+
+
+def describe(cls: Any) -> dict[str, Any]:
+    """A method as JSON values: its fields, those of training and of the run, and its presets."""
+    from dataclasses import asdict
+
+    from handful.methods.base import describe_settings
+    from handful.runs.spec import RunOptions
+    from handful.training.config import TrainingConfig
+
+    return {
+        "name": cls.name,
+        "summary": cls.summary,
+        "source": cls.source,
+        "presets": {name: asdict(preset) for name, preset in cls.presets.items()},
+        "method": describe_settings(cls),
+        "training": describe_settings(TrainingConfig),
+        "run": describe_settings(RunOptions),
+    }
+
+
+def _show(record: dict[str, Any]) -> None:
+    print(f"{record['name']}: {record['summary']}\nsource: {record['source']}")
+    for section in ("method", "training", "run"):
+        print(f"\n[{section}]  (on the command line: --set {section}.NAME=VALUE)")
+        rows = []
+        for f in record[section]:
+            kind = f["type"].replace("Literal", "one of ")
+            bounds = ", ".join(filter(None, (f["bounds"], f["unit"])))
+            rows.append((f["name"], kind, _shown(f["default"]), bounds, f["description"], f["source"]))
+        show_table(("field", "type", "default", "bounds, unit", "what it does", "default from"), rows)
+    for name, preset in record["presets"].items():
+        values = {**preset["settings"], **preset["training"], **preset["run"]}
+        print(f"\npreset {name}: {preset['reason']}")
+        print("  " + ", ".join(f"{key} = {_shown(value)}" for key, value in values.items()))
+
+
+def _shown(value: Any) -> str:
+    return "none" if value is None else str(value)

@@ -1,0 +1,82 @@
+"""What a run will be, and what is wrong with it, before a model is loaded."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil
+from typing import final
+
+from handful.backbone.load import Backbone
+from handful.backbone.skeleton import load_skeleton
+from handful.data.batching import encode
+from handful.data.split import Split
+from handful.data.task import Example, Task
+from handful.evaluation.metrics import check_metric
+from handful.runs.experiment import attach, make_split
+from handful.runs.spec import RunSpec
+
+
+@final
+@dataclass(frozen=True)
+class Preflight:
+    """A run that has not begun.
+
+    `classes` counts training rows, empty for regression. `truncated` counts texts that `max_length` tokens cut, and
+    `longest` is the longest row in tokens, as far as the model could take it. `parameters` is None where only the
+    loaded model can tell.
+    """
+
+    split: Split
+    classes: dict[str, int]
+    skeleton: Backbone
+    parameters: int | None
+    notes: tuple[str, ...]
+    max_length: int
+    longest: int
+    truncated: dict[str, int]
+    steps: int
+
+
+def preflight(task: Task, spec: RunSpec) -> Preflight:
+    """Everything about a run that rows, tokenizer and configuration tell; no weights are read.
+
+    Raises: DataError, ConfigError or ModelError, as the run itself would.
+    """
+    check_metric(task.metric, task.kind, len(task.labels))
+    split = make_split(task, spec)
+    skeleton = load_skeleton(spec.model, pooling=spec.options.pooling)
+    max_length = min(spec.options.max_length, skeleton.max_length)
+    parameters, notes = _attached(task, spec, skeleton)
+    lengths, truncated = [], {}
+    for part, rows in (("train", split.train), ("dev", split.dev)):
+        truncated[part] = encode(rows, skeleton.tokenizer, max_length, kind=task.kind).truncated
+        lengths += encode(rows, skeleton.tokenizer, skeleton.max_length, kind=task.kind).lengths
+    return Preflight(
+        split=split,
+        classes=_classes(task, split.train),
+        skeleton=skeleton,
+        parameters=parameters,
+        notes=notes,
+        max_length=max_length,
+        longest=max(lengths),
+        truncated=truncated,
+        steps=spec.training.epochs * ceil(len(split.train) / spec.training.batch_size),
+    )
+
+
+def _classes(task: Task, rows: Sequence[Example]) -> dict[str, int]:
+    counts = Counter(row.label for row in rows)
+    return {label: counts[index] for index, label in enumerate(task.labels)}
+
+
+def _attached(task: Task, spec: RunSpec, skeleton: Backbone) -> tuple[int | None, tuple[str, ...]]:
+    """Trained numbers, and what the adapter chose for the user."""
+    try:
+        adapter = attach(task, spec, skeleton)
+    except RuntimeError:  # torch cannot do every step of it without content
+        return None, ()
+    counted = sum(parameter.numel() for parameter in adapter.parameters() if parameter.requires_grad)
+    known = skeleton.pooling != "family"  # whose pooler is trained as well where the checkpoint lacks it
+    return counted if known else None, tuple(getattr(adapter, "notes", ()))
