@@ -4,8 +4,8 @@
         --candidate "prefix-subspace learning_rate=0.03 num_vertices=3" --candidate "head"
 
 `--judge pool` is for choosing settings: K rows of the pool train, the next `--rows` rows of the pool judge, and test
-rows are never opened. `--judge test` is for the final comparison: the first `--rows` test rows. All candidates of a task and
-seed see the same rows. Trials that the output file holds already are skipped. One thread.
+rows are never opened. `--judge test` is for the final comparison: the first `--rows` test rows. All candidates of a
+task and seed see the same rows. Trials that the output file holds already are skipped. One thread.
 """
 
 from __future__ import annotations

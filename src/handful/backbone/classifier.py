@@ -10,8 +10,7 @@ import torch
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoModelForSequenceClassification, PreTrainedConfig
 
-_MARKER_WIDTH = 17
-"""`num_labels` under which the output layer is told by its width."""
+from handful.backbone.load import MARKER_WIDTH
 
 
 @final
@@ -33,11 +32,11 @@ def output_layer(config: PreTrainedConfig | str) -> OutputLayer | None:
             return None
         config = CONFIG_MAPPING[config]()
     config = copy.deepcopy(config)
-    config.num_labels = _MARKER_WIDTH
+    config.num_labels = MARKER_WIDTH
     try:
         with torch.device("meta"):
             model = AutoModelForSequenceClassification.from_config(config)
     except ValueError:  # transformers knows no such class for this family
         return None
-    found = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear) and m.out_features == _MARKER_WIDTH]
+    found = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear) and m.out_features == MARKER_WIDTH]
     return OutputLayer(found[0][0], found[0][1].bias is not None) if len(found) == 1 else None

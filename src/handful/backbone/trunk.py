@@ -36,7 +36,7 @@ class TrunkCache:
         self.layers = layer_lists(backbone)[0][:stop]
         self._hidden: list[torch.Tensor] = [torch.empty(0)] * len(rows)
         self._current = torch.empty(0)
-        self._returns_tuple = False
+        self._others: tuple[Any, ...] | None = None
         handle = self.layers[-1].register_forward_hook(self._capture)
         try:
             with torch.no_grad():
@@ -49,8 +49,7 @@ class TrunkCache:
             handle.remove()
 
     def _capture(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        self._returns_tuple = isinstance(output, tuple)
-        self._current = output[0] if isinstance(output, tuple) else output
+        self._current, self._others = (output[0], output[1:]) if isinstance(output, tuple) else (output, None)
         raise _TrunkDone
 
     def choose(self, batch: Batch) -> None:
@@ -67,7 +66,12 @@ class TrunkCache:
             del layer.forward
 
     def _skip(self, *arguments: Any, **named: Any) -> Any:
-        return (self._current,) if self._returns_tuple else self._current
+        return self._current if self._others is None else (self._current, *self._others)
+
+    @property
+    def complete(self) -> bool:
+        """Whether the layers pass on nothing but the hidden states (T5's also pass on a position bias)."""
+        return all(other is None for other in self._others or ())
 
 
 @contextmanager
@@ -108,19 +112,17 @@ def trunk_cache(
 ) -> TrunkCache | None:
     """A cache for these rows, or None where there is nothing to keep or the model's layers pass on more than states.
 
-    The cache is tried on one batch against the plain forward before it is trusted (T5, for one, hands a position
-    bias from its first layer to the others).
+    The cache is tried on one batch against the plain forward before it is trusted.
     """
     if not stop or len(layer_lists(backbone)) != 1 or not len(rows):
         return None
     cache = TrunkCache(backbone, rows, stop, run)
+    if not cache.complete:
+        return None
     batch = rows.batch(plan_batches(rows.lengths, 4)[0]).to(backbone.device)
     with torch.no_grad():
         expected = run(batch)
-        try:
-            with cache:
-                cache.choose(batch)
-                found = run(batch)
-        except (TypeError, IndexError, ValueError, AttributeError):
-            return None  # a layer of this family returns more than its hidden states
+        with cache:
+            cache.choose(batch)
+            found = run(batch)
     return cache if torch.allclose(expected, found, rtol=1e-4, atol=1e-4) else None

@@ -134,7 +134,7 @@ class ExportJob:
             "",
             f"```python\n{loader.code()}```",
             "",
-            f"The pretrained model is {_plain(self.backbone.name)}{f' (on the hub: {hub})' if hub else ''}. Longer texts "
+            f"The pretrained model is {_plain(self.backbone.name)}{f' (hub: {hub})' if hub else ''}. Longer texts "
             f"are cut to {loader.max_length} tokens. Written by handful {__version__}; what was verified, and how, "
             f"stands in {RECORD}.",
         ]

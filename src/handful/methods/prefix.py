@@ -20,6 +20,7 @@ from handful.backbone.attention import AttentionSite
 from handful.backbone.load import Backbone
 from handful.data.batching import Batch, EncodedRows
 from handful.data.task import Task
+from handful.errors import ConfigError
 from handful.methods.base import AbstractMethod, Preset, setting
 from handful.methods.head import HEAD_INIT, AbstractHeadedAdapter, HeadInit
 
@@ -90,6 +91,14 @@ class KeyValuePrefix(nn.Module):
         """Start a flat prefix from recorded keys and values (M, L, 2, H, P, d)."""
         with torch.no_grad():
             self.keys_values.copy_(keys_values)
+
+
+def check_start(form: PrefixForm, init: PrefixInit) -> None:
+    """Raises: ConfigError for a start that the form cannot be given."""
+    if form == "mlp" and init == "activations":
+        raise ConfigError(
+            "init = 'activations' needs form = 'flat', found 'mlp'", "the outputs of an MLP cannot be set"
+        )
 
 
 def chosen_sites(backbone: Backbone, layers: tuple[int, int] | None) -> list[AttentionSite]:
@@ -171,6 +180,10 @@ class Prefix(AbstractMethod):
         Positions, setting("move real tokens' positions by P as PEFT does, keep them, or whichever exports")
     ] = "auto"
     head_init: Annotated[HeadInit, setting(HEAD_INIT)] = "soft-probe"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_start(self.form, self.init)
 
     def check(self, backbone: Backbone, task: Task) -> list[str]:
         return check_prefix(backbone, self.layers, self.positions)

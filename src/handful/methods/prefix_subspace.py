@@ -30,6 +30,7 @@ from handful.methods.prefix import (
     PrefixForm,
     PrefixInit,
     check_prefix,
+    check_start,
     chosen_sites,
     inject,
     sample_activations,
@@ -57,7 +58,8 @@ class PrefixSubspace(AbstractMethod):
     source: ClassVar[str] = "Falissard et al. 2023, arXiv 2310.15793"
     presets: ClassVar[Mapping[str, Preset]] = {
         "default": Preset(
-            "search on training pools (docs/experiments.md)", training={"learning_rate": 3e-2, "head_learning_rate": 1e-3}
+            "search on training pools (docs/experiments.md)",
+            training={"learning_rate": 3e-2, "head_learning_rate": 1e-3},
         ),
         "paper": Preset(
             "our reading of Falissard et al. 2023 (sheet 1 and 3); values that were not available to us are ours",
@@ -101,6 +103,7 @@ class PrefixSubspace(AbstractMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_start(self.form, self.init)
         try:
             check_geometry(self.geometry, self.num_vertices)
         except ValueError as error:
