@@ -96,9 +96,7 @@ class KeyValuePrefix(nn.Module):
 def check_start(form: PrefixForm, init: PrefixInit) -> None:
     """Raises: ConfigError for a start that the form cannot be given."""
     if form == "mlp" and init == "activations":
-        raise ConfigError(
-            "init = 'activations' needs form = 'flat', found 'mlp'", "the outputs of an MLP cannot be set"
-        )
+        raise ConfigError("init = 'activations' needs form = 'flat', found 'mlp'", "change one of the two")
 
 
 def chosen_sites(backbone: Backbone, layers: tuple[int, int] | None) -> list[AttentionSite]:
