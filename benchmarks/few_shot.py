@@ -57,7 +57,7 @@ def trial(task: Task, spec: RunSpec, backbone: Backbone, judge: str, rows: int, 
     for predictor in ["midpoint", "ensemble"] if ensemble and adapter.num_vertices > 1 else ["midpoint"]:
         scores: Scores = evaluate(
             adapter, judges, task, max_length=options.max_length, predictor=predictor, limit=rows,
-            temperature=training.trained.temperature, generator=stream(options.seed, "judge"),
+            generator=stream(options.seed, "judge"),
         )  # fmt: skip
         chosen = [task.metric, "mse"] if task.kind == "regression" else [task.metric, "nll", "ece"]
         record |= {f"{predictor}/{name}": round(scores.estimates[name].mean, 4) for name in chosen}

@@ -63,7 +63,7 @@ class FittedModel:
         return predict_rows(
             trained.adapter, rows, trained.task.kind,
             predictor=predictor, draws=options.draws, generator=stream(options.seed, "predict"),
-        ).with_temperature(trained.temperature)  # fmt: skip
+        )  # fmt: skip
 
     def predict(self, texts: Sequence[Text], predictor: str | None = None) -> list[str] | list[float]:
         """The label of each text (for regression: its number)."""
@@ -85,7 +85,10 @@ class FittedModel:
     def export(self, folder: str | Path, format: str = "peft", *, overwrite: bool = False) -> ExportReport:
         """Write a folder that stock PEFT ("peft") or stock transformers ("dense") loads, and check it there."""
         trained = self._trained
-        return export(trained.adapter, trained.backbone, trained.task, Path(folder), format, overwrite=overwrite)
+        return export(
+            trained.adapter, trained.backbone, trained.task, Path(folder), format,
+            overwrite=overwrite, max_length=trained.spec.options.max_length,
+        )  # fmt: skip
 
     def detach(self) -> None:
         """Take the adapter off its backbone again."""

@@ -12,7 +12,7 @@ those who want one test a check. Nothing here needs pytest.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -63,6 +63,7 @@ class Case:
     method: AbstractMethod
     backbone: Backbone
     task: Task
+    learning_rate: float | None = None
 
     @cached_property
     def rows(self) -> EncodedRows:
@@ -83,10 +84,34 @@ class Case:
         finally:
             adapter.detach()
 
+    @contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """Requires that the backbone is afterwards bit for bit what it was: tensors, names, modules, modes, features."""
+        _ = self.backbone.injection  # made once and kept
+        expected = self._outline()
+        yield
+        found = self._outline()
+        for (what, before), after in zip(expected.items(), found.values(), strict=True):
+            self.require(not (names := differences(before, after)), f"detach() did not restore {what}: {names[:5]}")
+
+    def _outline(self) -> dict[str, dict[str, Any]]:
+        model, inputs = self.backbone.model, self.batch.inputs
+        with torch.no_grad():
+            features = self.backbone.features(inputs)
+        return {
+            "modules": {name: type(module) for name, module in model.named_modules()},
+            "modes": {name: module.training for name, module in model.named_modules()},
+            "requires_grad": {name: parameter.requires_grad for name, parameter in model.named_parameters()},
+            "weights": copy_of(model.state_dict()),
+            "features": {"of a batch, though all weights are as before": features},
+        }
+
     def train(self, adapter: AbstractAdapter, epochs: int) -> None:
         """Fit the adapter with the default preset's training settings; 0 epochs are the warm start alone."""
-        preset = self.method.presets["default"].training
-        config = TrainingConfig.from_settings({**preset, "epochs": epochs, "batch_size": 8})
+        settings = {**self.method.presets["default"].training, "epochs": epochs, "batch_size": 8}
+        if self.learning_rate:
+            settings["learning_rate"] = self.learning_rate
+        config = TrainingConfig.from_settings(settings)
         kind, metric = self.task.kind, self.task.metric
         fit(adapter, self.rows, None, config, kind=kind, metric=metric, generator=generator(1))
 
@@ -107,19 +132,28 @@ class Case:
             raise AssertionError(f"{self.method.name} on {self.backbone.name}: {sentence}")
 
 
-def check_method(method: AbstractMethod, backbone: Backbone | None = None, task: Task | None = None) -> None:
+def check_method(
+    method: AbstractMethod,
+    backbone: Backbone | None = None,
+    task: Task | None = None,
+    *,
+    learning_rate: float | None = None,
+) -> None:
     """Hold a method to the whole contract on a backbone (default: a tiny BERT) and a task (default: a toy one).
 
-    The task should be small and easy: the loss has to fall on it within a few passes. Trains a few adapters for a
-    few steps each and leaves the backbone as it was. Raises: AssertionError saying what does not hold.
+    The task should be small and easy: the loss has to fall on it within a few passes, at `learning_rate` (default: the
+    default preset's). Trains a few adapters for a few steps each and leaves the backbone as it was.
+    Raises: AssertionError saying what does not hold.
     """
-    case = Case(method, backbone or tiny_backbone("bert"), task or toy_task())
+    case = Case(method, backbone or tiny_backbone("bert"), task or toy_task(), learning_rate)
     for check in METHOD_CHECKS:
         check(case)
 
 
 def check_description(case: Case) -> None:
-    """The method describes itself: name, summary, source, presets, and a sentence for every setting."""
+    """The method takes this backbone and task, and describes itself and each of its settings."""
+    reasons = case.method.check(case.backbone, case.task)
+    case.require(not reasons, f"check() refuses this backbone and task: {reasons}")
     method, cls = case.method, type(case.method)
     for name in ("name", "summary", "source"):
         text = getattr(cls, name, None)
@@ -140,10 +174,8 @@ def check_description(case: Case) -> None:
 
 def check_attach(case: Case) -> None:
     """Attaching draws from its generator alone, and the adapter's parameters are exactly what is trained."""
-    reasons = case.method.check(case.backbone, case.task)
-    case.require(not reasons, f"check() refuses this backbone and task: {reasons}")
     before = torch.get_rng_state()
-    with case.attached() as adapter:
+    with case.unchanged(), case.attached() as adapter:
         case.require(torch.equal(before, torch.get_rng_state()), "attach() drew from torch's global random state")
         first = copy_of(adapter.state_dict())
         parameters = dict(adapter.named_parameters())
@@ -263,30 +295,11 @@ def check_training(case: Case) -> None:
 
 
 def check_detach(case: Case) -> None:
-    """After `detach` the backbone is bit for bit what it was: tensors, names, modules, modes and features."""
-    model, inputs = case.backbone.model, case.batch.inputs
-    _ = case.backbone.injection  # made once and kept
-
-    def outline() -> dict[str, Any]:
-        modules = {name: (type(module), module.training) for name, module in model.named_modules()}
-        return modules | {f"{name} requires_grad": p.requires_grad for name, p in model.named_parameters()}
-
-    def features() -> torch.Tensor:
-        with torch.no_grad():
-            return case.backbone.features(inputs)
-
-    names, tensors, expected = outline(), copy_of(model.state_dict()), features()
-    with case.attached() as adapter:
+    """After training too, `detach` (called once or twice) makes the backbone what it was."""
+    with case.unchanged(), case.attached() as adapter:
         case.train(adapter, 1)
         case.predict(adapter)
         adapter.detach()
-        adapter.detach()  # twice does no harm
-    found = outline()
-    changed = sorted({name for name in {*names, *found} if names.get(name) != found.get(name)})
-    case.require(not changed, f"detach() left other modules or modes behind: {changed[:5]}")
-    changed = differences(tensors, model.state_dict())
-    case.require(not changed, f"detach() did not restore {changed[:5]}")
-    case.require(torch.equal(features(), expected), "the features differ after detach(): something stayed on")
 
 
 def check_regression(case: Case) -> None:
@@ -330,15 +343,19 @@ def generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def copy_of(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def copy_of(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The tensors as they are now."""
     return {name: tensor.detach().clone() for name, tensor in tensors.items()}
 
 
-def differences(expected: dict[str, torch.Tensor], found: dict[str, torch.Tensor]) -> list[str]:
-    """Names that only one has, or whose tensors are not bit for bit the same."""
+def differences(expected: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
+    """Names that only one has, or whose tensors (bit for bit) or values differ."""
+
+    def equal(first: Any, second: Any) -> bool:
+        return torch.equal(first, second) if isinstance(first, torch.Tensor) else first == second
+
     return sorted(
         name
         for name in {*expected, *found}
-        if name not in expected or name not in found or not torch.equal(expected[name], found[name])
+        if name not in expected or name not in found or not equal(expected[name], found[name])
     )

@@ -40,7 +40,6 @@ def evaluate(
     max_length: int,
     predictor: str = "midpoint",
     draws: int = 10,
-    temperature: float = 1.0,
     generator: torch.Generator,
     limit: int | None = None,
 ) -> Scores:
@@ -52,9 +51,7 @@ def evaluate(
     encoded = encode_for(adapter, examples, task, max_length)
     if encoded.labels is None:
         raise DataError("expected labelled rows to evaluate, found none with a label")
-    predictions = predict_rows(
-        adapter, encoded, task.kind, predictor=predictor, draws=draws, generator=generator
-    ).with_temperature(temperature)
+    predictions = predict_rows(adapter, encoded, task.kind, predictor=predictor, draws=draws, generator=generator)
     targets = encoded.labels.numpy()
     sources = tuple(row.source for row in examples)
     estimates = score_predictions(predictions, targets, task, generator)
@@ -79,5 +76,6 @@ def score_predictions(
 
 
 def encode_for(adapter: AbstractAdapter, rows: Sequence[Example], task: Task, max_length: int) -> EncodedRows:
-    """Rows tokenised for an adapter's backbone, cut to what the backbone takes."""
-    return encode(rows, adapter.backbone.tokenizer, min(max_length, adapter.backbone.max_length), kind=task.kind)
+    """Rows tokenised for an adapter's backbone, cut to the positions it leaves them."""
+    room = adapter.backbone.max_length - adapter.reserved_positions
+    return encode(rows, adapter.backbone.tokenizer, min(max_length, room), kind=task.kind)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import final
 
 import numpy as np
@@ -28,17 +28,16 @@ class Predictions:
 
     scores: np.ndarray
     kind: TaskKind
-    temperature: float = 1.0
 
     @property
     def probabilities(self) -> np.ndarray:
-        """(N, C): the mean over points of softmax(logits / temperature)."""
+        """(N, C): the mean over points of softmax(logits)."""
         return self.point_probabilities.mean(0)
 
     @property
     def point_probabilities(self) -> np.ndarray:
         """(S, N, C), one set a point."""
-        return softmax(self.scores / self.temperature, axis=-1)
+        return softmax(self.scores, axis=-1)
 
     @property
     def values(self) -> np.ndarray:
@@ -61,10 +60,6 @@ class Predictions:
             return self.scores[..., 0].std(0)
         points = self.point_probabilities
         return 0.5 * np.abs(points - points.mean(0)).sum(-1).mean(0)
-
-    def with_temperature(self, temperature: float) -> Predictions:
-        """The same scores under another temperature."""
-        return replace(self, temperature=temperature)
 
     def needed_by(self, metric: str | Metric) -> np.ndarray:
         """What a metric scores: classes (N,), probabilities (N, C) or values (N,)."""

@@ -162,12 +162,18 @@ class AbstractAdapter(nn.Module, ABC):
 
     backbone: Backbone
 
+    reserved_positions: int = 0
+    """Positions of the backbone that rows cannot use, because the adapter takes them or moves the rows along."""
+
     @abstractmethod
     def forward(self, batch: Batch) -> torch.Tensor: ...
 
     def target_scores(self, batch: Batch) -> torch.Tensor:
-        """Scores (B, C) with regression in the targets' own units."""
+        """Scores (B, C) to predict with: calibrated logits, or regression in the targets' own units."""
         return self(batch)
+
+    def calibrate(self, temperature: float) -> None:
+        """Divide the logits of `target_scores` by a temperature from now on."""
 
     def standardise(self, targets: torch.Tensor) -> torch.Tensor:
         """Regression targets (B,) in the units of `forward`."""

@@ -45,7 +45,8 @@ class LinearHead(nn.Module):
     """M linear heads on features (B, D), mixed in logit space; scores (B, C).
 
     At M = 1 it is `F.linear` to the bit. Regression scores are in units of the training targets' standard
-    deviation around their mean; `offset` and `scale` (saved with the head) turn them back.
+    deviation around their mean; `offset` and `scale` (saved with the head) turn them back. For classes `scale` is one
+    over the temperature that was fitted on development rows.
     """
 
     offset: torch.Tensor
@@ -196,6 +197,9 @@ class AbstractHeadedAdapter(AbstractAdapter):
 
     def target_scores(self, batch: Batch) -> torch.Tensor:
         return self(batch) * self.head.scale + self.head.offset
+
+    def calibrate(self, temperature: float) -> None:
+        self.head.scale.fill_(1 / temperature)
 
     def standardise(self, targets: torch.Tensor) -> torch.Tensor:
         return (targets - self.head.offset) / self.head.scale

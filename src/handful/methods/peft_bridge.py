@@ -124,7 +124,7 @@ class PeftAdapter(AbstractHeadedAdapter):
         super().__init__(backbone, task, generator=generator, head_init=method.head_init)
         self.method, self.notes = method, notes
         settings = build_config(config)
-        self.prompt_length = getattr(settings, "num_virtual_tokens", 0) or 0
+        self.prompt_length = self.reserved_positions = getattr(settings, "num_virtual_tokens", 0) or 0
         known = {id(t) for t in (*backbone.model.parameters(), *backbone.model.buffers())}
         own = set(backbone.model.modules())
         restore = _remember(backbone.model)

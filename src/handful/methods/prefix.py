@@ -199,6 +199,7 @@ class PrefixAdapter(AbstractHeadedAdapter):
         self.method = method
         self.sites = chosen_sites(backbone, method.layers)
         self.shift = shifts_positions(backbone, method.positions)
+        self.reserved_positions = method.prefix_length if self.shift else 0
         self.lowest_layer = min(site.layer for site in self.sites)
         self.prefix = KeyValuePrefix(
             self.sites, method.prefix_length, 1, form=method.form, init_std=method.init_std, generator=generator

@@ -133,6 +133,7 @@ class PrefixSubspaceAdapter(AbstractHeadedAdapter):
         self.num_vertices, self.method = vertices, method
         self.sites = chosen_sites(backbone, method.layers)
         self.shift = shifts_positions(backbone, method.positions)
+        self.reserved_positions = method.prefix_length if self.shift else 0
         self.lowest_layer = min(site.layer for site in self.sites)
         scale = ((vertices + 1) / 2) ** 0.5 if method.match_sampled else 1.0
         self.prefix = KeyValuePrefix(

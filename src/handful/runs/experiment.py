@@ -49,7 +49,6 @@ class Trained:
     task: Task
     backbone: Backbone
     adapter: AbstractAdapter
-    temperature: float = 1.0
 
 
 @final
@@ -60,6 +59,7 @@ class Training:
     trained: Trained
     split: Split
     result: FitResult
+    temperature: float = 1.0
     truncated: dict[str, int] = field(default_factory=dict)
 
 
@@ -119,8 +119,9 @@ def train(
         assert dev.labels is not None
         scores = predict_rows(adapter, dev, task.kind).scores[0]
         temperature = fit_temperature(scores, dev.labels.numpy())
+        adapter.calibrate(temperature)
     truncated = {"train": rows.truncated, "dev": dev.truncated if dev else 0}
-    return Training(Trained(spec, task, backbone, adapter, temperature), split, result, truncated)
+    return Training(Trained(spec, task, backbone, adapter), split, result, temperature, truncated)
 
 
 def score(trained: Trained, *, limit: int | None = None) -> Scores | None:
@@ -130,7 +131,7 @@ def score(trained: Trained, *, limit: int | None = None) -> Scores | None:
     options = trained.spec.options
     return evaluate(
         trained.adapter, trained.task.test, trained.task, max_length=options.max_length, predictor=options.predictor,
-        draws=options.draws, temperature=trained.temperature, generator=stream(options.seed, "evaluate"), limit=limit,
+        draws=options.draws, generator=stream(options.seed, "evaluate"), limit=limit,
     )  # fmt: skip
 
 
@@ -239,7 +240,7 @@ def describe(training: Training, scores: Scores | None, key: str, scoring_second
             "scoring_seconds": round(scoring_seconds, 3),
             "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
         },
-        "temperature": trained.temperature,
+        "temperature": training.temperature,
         "scores": {name: estimate.to_dict() for name, estimate in scores.estimates.items()} if scores else {},
     }  # fmt: skip
 
@@ -309,4 +310,4 @@ def open_trained(saved: Run, *, backbone: Backbone | None = None) -> Trained:
         )
     adapter.load_state_dict(weights)
     adapter.eval()
-    return Trained(spec, task, backbone, adapter, record["temperature"])
+    return Trained(spec, task, backbone, adapter)
