@@ -86,7 +86,7 @@ class Case:
 
     @contextmanager
     def unchanged(self) -> Iterator[None]:
-        """Requires that the backbone is afterwards bit for bit what it was: tensors, names, modules, modes, features."""
+        """Requires that the backbone is the same afterwards, bit for bit: modules, modes, weights and features."""
         _ = self.backbone.injection  # made once and kept
         expected = self._outline()
         yield
