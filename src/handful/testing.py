@@ -34,6 +34,9 @@ from handful.training.fit import batch_loss, fit
 EPOCHS = 8
 """Passes over the toy rows within which the loss has to fall."""
 
+LONGEST = 512
+"""Tokens of the longest row that is tried."""
+
 
 def toy_task(kind: TaskKind = "classification", rows: int = 24) -> Task:
     """A task that random features can learn: each class has letters of its own, but every sixth label is wrong.
@@ -207,6 +210,11 @@ def check_scores(case: Case) -> None:
             case.require(tuple(scores.shape) == expected, f"scores should be {expected}, found {tuple(scores.shape)}")
             case.require(scores.is_floating_point(), f"scores should be floating point, found {scores.dtype}")
             case.require(bool(scores.isfinite().all()), "scores should be finite at the start")
+        room = min(case.backbone.max_length - adapter.reserved_positions, LONGEST)
+        text = " ".join(row.text for row in case.task.pool) * room
+        long = [Example(text, None if case.task.pool[0].text_pair is None else text)]
+        batch = encode(long, case.backbone.tokenizer, room, kind=case.task.kind).batch([0]).to(case.backbone.device)
+        case.require(bool(adapter(batch).isfinite().all()), f"a row of {room} tokens should leave room for the adapter")
         batch = case.batch
         adapter.begin_batch(batch)
         expected = adapter(batch)
@@ -258,7 +266,7 @@ def check_gradients(case: Case) -> None:
 
 
 def check_training(case: Case) -> None:
-    """The loss falls, the base stays as it was, and what is saved predicts the same when loaded into a new adapter."""
+    """The loss falls, the base stays as it was, and what is saved, calibrated, predicts the same in a new adapter."""
     model = case.backbone.model
     originals = [(n, t, t.detach().clone()) for n, t in (*model.named_parameters(), *model.named_buffers())]
     with case.attached() as adapter:
@@ -271,6 +279,7 @@ def check_training(case: Case) -> None:
         own = {id(parameter) for parameter in adapter.parameters()}
         moved = [name for name, tensor, value in originals if id(tensor) not in own and not torch.equal(tensor, value)]
         case.require(not moved, f"training changed frozen tensors of the model: {moved[:5]}")
+        adapter.calibrate(1.5)
         saved = save({name: tensor.detach().cpu().contiguous() for name, tensor in adapter.state_dict().items()})
         expected = case.predict(adapter)
         ensemble = case.predict(adapter, "ensemble", generator=generator(3))
@@ -302,11 +311,19 @@ def check_detach(case: Case) -> None:
         adapter.detach()
 
 
-def check_regression(case: Case) -> None:
-    """On a regression task `forward` is in units of the loss and `target_scores` in those of the targets."""
-    case = Case(case.method, case.backbone, case.task if case.task.kind == "regression" else toy_task("regression"))
-    if case.method.check(case.backbone, case.task):
-        return
+def check_units(case: Case) -> None:
+    """`forward` is in units of the loss; `target_scores` are calibrated logits, or numbers in the targets' units."""
+    if case.task.kind != "regression":
+        with case.attached() as adapter, torch.no_grad():
+            adapter.begin_batch(case.batch)
+            adapter.calibrate(2.0)
+            case.require(
+                torch.allclose(2 * adapter.target_scores(case.batch), adapter(case.batch), atol=1e-5),
+                "calibrate(2.0) should halve the logits of target_scores(), and not those of forward()",
+            )
+        case = Case(case.method, case.backbone, toy_task("regression"), case.learning_rate)
+        if case.method.check(case.backbone, case.task):
+            return
     labels = case.rows.labels
     assert labels is not None
     with case.attached() as adapter:
@@ -333,7 +350,7 @@ METHOD_CHECKS: tuple[Callable[[Case], None], ...] = (
     check_gradients,
     check_training,
     check_detach,
-    check_regression,
+    check_units,
 )
 """Every check of `check_method`, in its order."""
 

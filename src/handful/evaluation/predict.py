@@ -14,7 +14,7 @@ from scipy.special import softmax
 from handful.backbone.trunk import TrunkCache
 from handful.data.batching import EncodedRows, plan_batches
 from handful.data.task import TaskKind
-from handful.errors import ConfigError
+from handful.errors import ConfigError, DataError
 from handful.evaluation.metrics import Metric, get_metric
 from handful.methods.base import AbstractAdapter
 
@@ -92,9 +92,11 @@ def predict_rows(
     """Predict rows with one of the predictors of the sheet (section 2).
 
     "ensemble" takes `draws` random points for each row, "draw" one; both need a generator. An adapter without a
-    simplex has one point, whatever is asked.
+    simplex has one point, whatever is asked. Raises: ConfigError for an unknown predictor, DataError without rows.
     """
     check_predictor(predictor, adapter.num_vertices)
+    if not len(rows):
+        raise DataError("expected at least one row to predict, found none")
     if adapter.num_vertices == 1 or predictor == "midpoint" or predictor.startswith("vertex:"):
         points, generator = 1, None
     else:
@@ -119,5 +121,5 @@ def predict_rows(
                 scores[point, indices] = result
     adapter.begin_batch(None)
     adapter.train(was_training)
-    assert scores is not None, "no rows to predict"
+    assert scores is not None
     return Predictions(scores.double().numpy(), kind)
