@@ -56,7 +56,7 @@ class AbstractMethod(ABC):
     presets: ClassVar[Mapping[str, Preset]]
 
     def __post_init__(self) -> None:
-        check_settings(type(self), {f.name: getattr(self, f.name) for f in fields(self)})
+        convert_settings(self)
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]):
@@ -140,6 +140,13 @@ def check_settings(cls: type, settings: Mapping[str, Any]) -> dict[str, Any]:
             f"`handful methods {cls.name}` lists every field with its type, default and reason",
         )
     return _settings_model(cls)(**settings).model_dump(include=set(settings))
+
+
+def convert_settings(instance: Any) -> None:
+    """`check_settings` for a frozen dataclass that was just made: its fields get their types. Raises: ConfigError."""
+    given = {f.name: getattr(instance, f.name) for f in fields(instance)}
+    for name, value in check_settings(type(instance), given).items():
+        object.__setattr__(instance, name, value)
 
 
 class AbstractAdapter(nn.Module, ABC):

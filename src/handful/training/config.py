@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Annotated, Any, ClassVar, Literal, final
 
-from handful.methods.base import check_settings, setting
+from handful.methods.base import check_settings, convert_settings, setting
 
 Validation = Literal["deterministic", "pooled", "averaged"]
 
@@ -51,7 +51,7 @@ class TrainingConfig:
     precision: Annotated[Literal["fp32", "bf16"], setting("bf16 is slower on CPUs without AMX")] = "fp32"
 
     def __post_init__(self) -> None:
-        check_settings(type(self), {f.name: getattr(self, f.name) for f in fields(self)})
+        convert_settings(self)
 
     @classmethod
     def from_settings(cls, settings: dict[str, Any]) -> TrainingConfig:
