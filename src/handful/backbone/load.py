@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, final
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -152,15 +153,47 @@ def load_backbone(
     resolved: Pooling | None
     if purpose == "lm":
         resolved = None
-        model = (AutoModelForSeq2SeqLM if kind == "encoder-decoder" else AutoModelForCausalLM).from_pretrained(folder)
+        model, missing = _read_model(
+            AutoModelForSeq2SeqLM if kind == "encoder-decoder" else AutoModelForCausalLM, folder, name
+        )
     elif pooling == "family":
         resolved = "family"
-        model, fresh = _headless_classifier(folder, name, tokenizer.pad_token_id)
+        model, missing = _read_model(AutoModelForSequenceClassification, folder, name, num_labels=MARKER_WIDTH)
+        model.config.pad_token_id = tokenizer.pad_token_id
+        fresh, missing = remove_last_linear(model, missing, name), ()
     else:
         resolved = default_pooling(kind) if pooling == "auto" else pooling
-        model = AutoModel.from_pretrained(folder, dtype=torch.float32)
+        model, missing = _read_model(AutoModel, folder, name)
         model = without_surplus(model, kind)
+    _refuse_missing(model, missing, name)
     return Backbone(model, tokenizer, name=name, kind=kind, pooling=resolved, fresh=fresh)
+
+
+def _read_model(cls: Any, folder: str, name: str, **options: Any) -> tuple[PreTrainedModel, Iterable[str]]:
+    """A model in float32 and the names of the parameters that its checkpoint lacks. Raises: ModelError."""
+    try:
+        model, info = cls.from_pretrained(
+            folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **options
+        )
+    except ValueError as error:  # transformers knows no such class for this family
+        raise ModelError(f"model {name!r}: {str(error).splitlines()[0]}", "use another model or pooling") from None
+    except (OSError, SafetensorError, RuntimeError) as error:
+        found = "they do not fit its config.json" if isinstance(error, RuntimeError) else str(error).splitlines()[0]
+        raise ModelError(
+            f"model {name!r}: its weights cannot be read: {found}", "give a model saved whole, as safetensors"
+        ) from None
+    return model, info["missing_keys"]
+
+
+def _refuse_missing(model: PreTrainedModel, missing: Iterable[str], name: str) -> None:
+    """Raises: ModelError where a parameter of the model was not in its checkpoint, and so is random."""
+    names = dict(model.named_parameters())
+    random = sorted(key for key in missing if any(key == n or key.endswith(f".{n}") for n in names))
+    if random:
+        raise ModelError(
+            f"model {name!r}: its checkpoint lacks {len(random)} of {len(names)} parameters, {random[0]!r} for one",
+            "give a folder whose weights are those of its config.json",
+        )
 
 
 def read_outline(folder: str, name: str) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
@@ -179,6 +212,11 @@ def read_outline(folder: str, name: str) -> tuple[PreTrainedConfig, PreTrainedTo
                 f"the tokenizer of {name!r} has neither a padding nor an end token", "set one in its folder"
             )
         tokenizer.pad_token = tokenizer.eos_token
+    if set(tokenizer("a b c")["input_ids"]) <= set(tokenizer.all_special_ids):
+        raise ModelError(
+            f"the tokenizer of {name!r} knows no words: its vocabulary is missing",
+            "save the tokenizer beside the model",
+        )
     return config, tokenizer
 
 
@@ -228,21 +266,6 @@ def model_kind(config: PreTrainedConfig) -> Kind:
         return "encoder-decoder"
     is_masked = type(config) in MODEL_FOR_MASKED_LM_MAPPING
     return "decoder" if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and not is_masked else "encoder"
-
-
-def _headless_classifier(folder: str, name: str, pad_token_id: Any) -> tuple[PreTrainedModel, tuple[str, ...]]:
-    """The stock classification model with its last linear layer replaced by the identity, and its fresh parameters."""
-    try:
-        model, info = AutoModelForSequenceClassification.from_pretrained(
-            folder, num_labels=MARKER_WIDTH, dtype=torch.float32, output_loading_info=True
-        )
-    except ValueError as error:
-        raise ModelError(
-            f"model {name!r} has no stock classification class: {str(error).splitlines()[0]}",
-            "use pooling 'mean' or 'last'",
-        ) from None
-    model.config.pad_token_id = pad_token_id
-    return model, remove_last_linear(model, info["missing_keys"], name)
 
 
 def remove_last_linear(model: PreTrainedModel, missing: Iterable[str], name: str) -> tuple[str, ...]:
