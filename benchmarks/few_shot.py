@@ -4,7 +4,7 @@
         --candidate "prefix-subspace learning_rate=0.03 num_vertices=3" --candidate "head"
 
 `--judge pool` is for choosing settings: K rows of the pool train, the next `--rows` rows of the pool judge, and test
-rows are never opened. `--judge test` is for the final comparison: the first `--rows` test rows. All candidates of a
+rows are never opened. `--judge test` is for the final comparison: `--rows` test rows. All candidates of a
 task and seed see the same rows. Trials that the output file holds already are skipped. One thread.
 """
 
@@ -52,11 +52,11 @@ def trial(task: Task, spec: RunSpec, backbone: Backbone, judge: str, rows: int, 
         judges = Split(task, options.shots or 0, options.seed, dev="separate", dev_rows=rows).dev
     else:
         assert task.test is not None
-        judges = task.test
+        judges = task.test.sample(rows)
     record: dict[str, Any] = {"cpu_seconds": round(seconds, 2), "judged_on": judge}
     for predictor in ["midpoint", "ensemble"] if ensemble and adapter.num_vertices > 1 else ["midpoint"]:
         scores: Scores = evaluate(
-            adapter, judges, task, max_length=options.max_length, predictor=predictor, limit=rows,
+            adapter, judges, task, max_length=options.max_length, predictor=predictor,
             generator=stream(options.seed, "judge"),
         )  # fmt: skip
         chosen = [task.metric, "mse"] if task.kind == "regression" else [task.metric, "nll", "ece"]

@@ -122,7 +122,7 @@ def test_test_rows_are_opened_here_and_scored_with_intervals():
     assert scores.sources[3] == "toy:4" and scores.targets.tolist() == targets.tolist() and scores.truncated == 0
     again = evaluate(adapter, TestRows(TASK.pool), TASK, max_length=64, generator=generator())
     assert again.estimates == scores.estimates
-    few = evaluate(adapter, TASK.pool, TASK, max_length=6, generator=generator(), limit=5)
+    few = evaluate(adapter, TASK.pool[:5], TASK, max_length=6, generator=generator())
     assert few.estimates["accuracy"].n == 5 and few.truncated == 4
 
 

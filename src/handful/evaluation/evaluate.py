@@ -41,13 +41,12 @@ def evaluate(
     predictor: str = "midpoint",
     draws: int = 10,
     generator: torch.Generator,
-    limit: int | None = None,
 ) -> Scores:
     """The task's metric and the usual others on these rows, with 95 % intervals.
 
-    `limit` scores the first rows only. Raises: DataError where a row has no label.
+    Raises: DataError where a row has no label.
     """
-    examples = (rows._examples if isinstance(rows, TestRows) else tuple(rows))[:limit]
+    examples = rows._examples if isinstance(rows, TestRows) else tuple(rows)
     encoded = encode_for(adapter, examples, task, max_length)
     if encoded.labels is None:
         raise DataError("expected labelled rows to evaluate, found none with a label")

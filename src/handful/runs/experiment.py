@@ -124,14 +124,14 @@ def train(
     return Training(Trained(spec, task, backbone, adapter), split, result, temperature, truncated)
 
 
-def score(trained: Trained, *, limit: int | None = None) -> Scores | None:
+def score(trained: Trained) -> Scores | None:
     """The score on the task's test rows, or None where there are none."""
     if trained.task.test is None or not len(trained.task.test):
         return None
     options = trained.spec.options
     return evaluate(
         trained.adapter, trained.task.test, trained.task, max_length=options.max_length, predictor=options.predictor,
-        draws=options.draws, generator=stream(options.seed, "evaluate"), limit=limit,
+        draws=options.draws, generator=stream(options.seed, "evaluate"),
     )  # fmt: skip
 
 
