@@ -76,5 +76,9 @@ def score_predictions(
 
 def encode_for(adapter: AbstractAdapter, rows: Sequence[Example], task: Task, max_length: int) -> EncodedRows:
     """Rows tokenised for an adapter's backbone, cut to the positions it leaves them."""
-    room = adapter.backbone.max_length - adapter.reserved_positions
-    return encode(rows, adapter.backbone.tokenizer, min(max_length, room), kind=task.kind)
+    return encode(rows, adapter.backbone.tokenizer, longest_row(adapter, max_length), kind=task.kind)
+
+
+def longest_row(adapter: AbstractAdapter, max_length: int) -> int:
+    """Most tokens of a row: `max_length`, or what backbone and adapter leave."""
+    return min(max_length, adapter.backbone.max_length - adapter.reserved_positions)

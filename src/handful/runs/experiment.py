@@ -23,7 +23,7 @@ from handful.data.split import Split
 from handful.data.task import Task, text_key
 from handful.errors import ConfigError, ModelError, RunError
 from handful.evaluation.calibration import fit_temperature
-from handful.evaluation.evaluate import Scores, encode_for, evaluate
+from handful.evaluation.evaluate import Scores, encode_for, evaluate, longest_row
 from handful.evaluation.metrics import check_metric
 from handful.evaluation.predict import Predictions, predict_rows
 from handful.methods import method_class
@@ -226,7 +226,7 @@ def describe(training: Training, scores: Scores | None, key: str, scoring_second
             "train": len(split.train), "dev": len(split.dev), "test": len(split.test or ()),
             "dropped_duplicates": split.dropped_duplicates, "dropped_overlap": split.dropped_overlap,
             "truncated": training.truncated | ({"test": scores.truncated} if scores else {}),
-            "max_length": min(trained.spec.options.max_length, backbone.max_length),
+            "max_length": longest_row(trained.adapter, trained.spec.options.max_length),
             "fingerprint": split.fingerprint,
         },
         "backbone": {

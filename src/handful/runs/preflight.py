@@ -13,7 +13,9 @@ from handful.backbone.skeleton import load_skeleton
 from handful.data.batching import encode
 from handful.data.split import Split
 from handful.data.task import Example, Task
+from handful.evaluation.evaluate import longest_row
 from handful.evaluation.metrics import check_metric
+from handful.methods.base import AbstractAdapter
 from handful.runs.experiment import attach, make_split
 from handful.runs.spec import RunSpec
 
@@ -47,8 +49,8 @@ def preflight(task: Task, spec: RunSpec) -> Preflight:
     check_metric(task.metric, task.kind, len(task.labels))
     split = make_split(task, spec)
     skeleton = load_skeleton(spec.model, pooling=spec.options.pooling)
-    max_length = min(spec.options.max_length, skeleton.max_length)
-    parameters, notes = _attached(task, spec, skeleton)
+    adapter = _attached(task, spec, skeleton)
+    max_length = longest_row(adapter, spec.options.max_length) if adapter else spec.options.max_length
     lengths, truncated = [], {}
     for part, rows in (("train", split.train), ("dev", split.dev)):
         truncated[part] = encode(rows, skeleton.tokenizer, max_length, kind=task.kind).truncated
@@ -57,8 +59,8 @@ def preflight(task: Task, spec: RunSpec) -> Preflight:
         split=split,
         classes=_classes(task, split.train),
         skeleton=skeleton,
-        parameters=parameters,
-        notes=notes,
+        parameters=_trained(adapter) if adapter else None,
+        notes=tuple(getattr(adapter, "notes", ())),
         max_length=max_length,
         longest=max(lengths),
         truncated=truncated,
@@ -71,12 +73,15 @@ def _classes(task: Task, rows: Sequence[Example]) -> dict[str, int]:
     return {label: counts[index] for index, label in enumerate(task.labels)}
 
 
-def _attached(task: Task, spec: RunSpec, skeleton: Backbone) -> tuple[int | None, tuple[str, ...]]:
-    """Trained numbers, and what the adapter chose for the user."""
+def _attached(task: Task, spec: RunSpec, skeleton: Backbone) -> AbstractAdapter | None:
+    """The adapter on the skeleton, or None where torch cannot do every step of that without content."""
     try:
-        adapter = attach(task, spec, skeleton)
-    except RuntimeError:  # torch cannot do every step of it without content
-        return None, ()
-    counted = sum(parameter.numel() for parameter in adapter.parameters() if parameter.requires_grad)
-    known = skeleton.pooling != "family"  # whose pooler is trained as well where the checkpoint lacks it
-    return counted if known else None, tuple(getattr(adapter, "notes", ()))
+        return attach(task, spec, skeleton)
+    except RuntimeError:
+        return None
+
+
+def _trained(adapter: AbstractAdapter) -> int | None:
+    if adapter.backbone.pooling == "family":  # its pooler is trained as well, where the checkpoint lacks it
+        return None
+    return sum(parameter.numel() for parameter in adapter.parameters() if parameter.requires_grad)
