@@ -173,13 +173,12 @@ class AbstractHeadedAdapter(AbstractAdapter):
         *,
         generator: torch.Generator,
         head_init: HeadInit = "soft-probe",
-        num_vertices: int = 1,
+        head_vertices: int = 1,
         geometry: Geometry = "simplex",
     ):
         super().__init__(backbone)
         self.task_kind, self.head_init = task.kind, head_init
-        self.num_vertices = num_vertices
-        self.head = LinearHead(backbone.hidden_size, task.num_outputs, num_vertices, geometry)
+        self.head = LinearHead(backbone.hidden_size, task.num_outputs, head_vertices, geometry)
         self.head.initialise(generator)
         self.pooler = borrow_fresh(backbone, generator)
 

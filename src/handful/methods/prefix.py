@@ -9,9 +9,10 @@ stay where they are (PEFT moves them by P), and any pooling.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal, final
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, final
 
 import torch
 from torch import nn
@@ -23,6 +24,9 @@ from handful.data.task import Task
 from handful.errors import ConfigError
 from handful.methods.base import AbstractMethod, Preset, setting
 from handful.methods.head import HEAD_INIT, AbstractHeadedAdapter, HeadInit
+
+if TYPE_CHECKING:
+    from handful.methods.prefix_subspace import PrefixSubspace
 
 PrefixForm = Literal["flat", "mlp"]
 PrefixInit = Literal["normal", "activations"]
@@ -190,40 +194,68 @@ class Prefix(AbstractMethod):
         return PrefixAdapter(backbone, task, self, generator=generator)
 
 
-@final
-class PrefixAdapter(AbstractHeadedAdapter):
-    """scores = head(features(x; prefix))."""
+class AbstractPrefixAdapter(AbstractHeadedAdapter):
+    """A head on features under M prefixes: what one prefix and a simplex of them have in common."""
 
-    def __init__(self, backbone: Backbone, task: Task, method: Prefix, *, generator: torch.Generator):
-        super().__init__(backbone, task, generator=generator, head_init=method.head_init)
-        self.method = method
+    def __init__(
+        self,
+        backbone: Backbone,
+        task: Task,
+        method: Prefix | PrefixSubspace,
+        *,
+        generator: torch.Generator,
+        num_vertices: int = 1,
+        scale: float = 1.0,
+        **head: Any,
+    ):
+        super().__init__(backbone, task, generator=generator, head_init=method.head_init, **head)
+        self.num_vertices = num_vertices
         self.sites = chosen_sites(backbone, method.layers)
         self.shift = shifts_positions(backbone, method.positions)
         self.reserved_positions = method.prefix_length if self.shift else 0
         self.lowest_layer = min(site.layer for site in self.sites)
+        self.starts_from_activations = method.init == "activations"
         self.prefix = KeyValuePrefix(
-            self.sites, method.prefix_length, 1, form=method.form, init_std=method.init_std, generator=generator
+            self.sites,
+            method.prefix_length,
+            num_vertices,
+            form=method.form,
+            init_std=method.init_std * scale,
+            generator=generator,
         )
 
     def warm_start(self, rows: EncodedRows, generator: torch.Generator) -> None:
         self.backbone.injection.clear()  # the probe reads the plain model, whatever was predicted before
         super().warm_start(rows, generator)
-        if self.method.init == "activations":
+        if self.starts_from_activations:
+            length = self.prefix.shape[4]
             self.prefix.start_from_activations(
-                sample_activations(self.backbone, rows, self.sites, 1, self.method.prefix_length, generator)
+                sample_activations(self.backbone, rows, self.sites, self.num_vertices, length, generator)
             )
+
+    @abstractmethod
+    def folded_prefix(self) -> torch.Tensor:
+        """The prefix (L, 2, H, P, d) of the deterministic predictor."""
+
+    def detach(self) -> None:
+        super().detach()
+        self.backbone.injection.clear()
+
+
+@final
+class PrefixAdapter(AbstractPrefixAdapter):
+    """scores = head(features(x; prefix))."""
+
+    def __init__(self, backbone: Backbone, task: Task, method: Prefix, *, generator: torch.Generator):
+        super().__init__(backbone, task, method, generator=generator)
+        self.method = method
 
     def forward(self, batch: Batch) -> torch.Tensor:
         inject(self.backbone, self.sites, self.prefix()[0].unsqueeze(1), self.shift)
         return self.head(self.backbone.features(batch.inputs))
 
     def folded_prefix(self) -> torch.Tensor:
-        """The prefix (L, 2, H, P, d) of the deterministic predictor."""
         return self.prefix()[0].detach()
-
-    def detach(self) -> None:
-        super().detach()
-        self.backbone.injection.clear()
 
 
 def inject(backbone: Backbone, sites: list[AttentionSite], prefix: torch.Tensor, shift: bool) -> None:

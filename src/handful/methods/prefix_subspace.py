@@ -23,18 +23,15 @@ from handful.data.batching import Batch, EncodedRows
 from handful.data.task import Task
 from handful.errors import ConfigError
 from handful.methods.base import AbstractMethod, Preset, setting
-from handful.methods.head import HEAD_INIT, AbstractHeadedAdapter, HeadInit
+from handful.methods.head import HEAD_INIT, HeadInit
 from handful.methods.prefix import (
-    KeyValuePrefix,
+    AbstractPrefixAdapter,
     Positions,
     PrefixForm,
     PrefixInit,
     check_prefix,
     check_start,
-    chosen_sites,
     inject,
-    sample_activations,
-    shifts_positions,
 )
 from handful.methods.simplex import (
     Geometry,
@@ -117,7 +114,7 @@ class PrefixSubspace(AbstractMethod):
 
 
 @final
-class PrefixSubspaceAdapter(AbstractHeadedAdapter):
+class PrefixSubspaceAdapter(AbstractPrefixAdapter):
     """scores = head(features(x; Σ w θ); Σ u φ)."""
 
     def __init__(self, backbone: Backbone, task: Task, method: PrefixSubspace, *, generator: torch.Generator):
@@ -125,35 +122,18 @@ class PrefixSubspaceAdapter(AbstractHeadedAdapter):
         super().__init__(
             backbone,
             task,
+            method,
             generator=generator,
-            head_init=method.head_init,
-            num_vertices=vertices if method.head_subspace else 1,
+            num_vertices=vertices,
+            scale=((vertices + 1) / 2) ** 0.5 if method.match_sampled else 1.0,
+            head_vertices=vertices if method.head_subspace else 1,
             geometry=method.geometry if method.head_subspace else "simplex",
         )
-        self.num_vertices, self.method = vertices, method
-        self.sites = chosen_sites(backbone, method.layers)
-        self.shift = shifts_positions(backbone, method.positions)
-        self.reserved_positions = method.prefix_length if self.shift else 0
-        self.lowest_layer = min(site.layer for site in self.sites)
-        scale = ((vertices + 1) / 2) ** 0.5 if method.match_sampled else 1.0
-        self.prefix = KeyValuePrefix(
-            self.sites,
-            method.prefix_length,
-            vertices,
-            form=method.form,
-            init_std=method.init_std * scale,
-            generator=generator,
-        )
+        self.method = method
         self.begin_batch(None)
 
     def warm_start(self, rows: EncodedRows, generator: torch.Generator) -> None:
-        self.backbone.injection.clear()  # the probe reads the plain model, whatever was predicted before
         super().warm_start(rows, generator)
-        method = self.method
-        if method.init == "activations":
-            self.prefix.start_from_activations(
-                sample_activations(self.backbone, rows, self.sites, self.num_vertices, method.prefix_length, generator)
-            )
         warn_if_degenerate(self.prefix())
 
     def begin_batch(
@@ -202,7 +182,6 @@ class PrefixSubspaceAdapter(AbstractHeadedAdapter):
         return self.method.cosine_weight * squared_cosine([self.prefix()], self._pair)
 
     def folded_prefix(self) -> torch.Tensor:
-        """The prefix (L, 2, H, P, d) of the midpoint (for a curve: of its point t = ½)."""
         weights = midpoint_weights(self.num_vertices, self.method.geometry)
         return self.mixed(weights.expand(1, len(self.sites), -1))[:, 0].detach()
 
@@ -214,10 +193,6 @@ class PrefixSubspaceAdapter(AbstractHeadedAdapter):
         vertices = [self.prefix()]
         cosines = [float(squared_cosine(vertices, pair)) for pair in zip(first, second, strict=True)]
         return {"spread": spread(vertices), "squared_cosine": sum(cosines) / len(cosines)}
-
-    def detach(self) -> None:
-        super().detach()
-        self.backbone.injection.clear()
 
 
 def warn_if_degenerate(vertices: torch.Tensor) -> None:
