@@ -17,7 +17,7 @@ class TrainingConfig:
 
     name: ClassVar[str] = "training"
 
-    epochs: Annotated[int, setting("passes over the training rows; 0 keeps the warm start", ge=0, le=10_000)] = 15
+    epochs: Annotated[int, setting("passes over the training rows; 0 keeps the warm start", ge=0, le=10_000)] = 20
     batch_size: Annotated[int, setting("rows a step", unit="rows", ge=1, le=4096)] = 16
     learning_rate: Annotated[float, setting("peak rate of AdamW", gt=0, le=10)] = 1e-2
     head_learning_rate: Annotated[float | None, setting("rate of the head; none: the same", gt=0, le=10)] = None
