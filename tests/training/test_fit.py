@@ -83,15 +83,13 @@ def same(first, second):
 def test_the_same_seed_gives_the_same_numbers_whatever_the_global_random_state(dropout):
     config = {"trunk_dropout": dropout, "validation": "pooled", "selection": "best"}
     first = Training().run(**config)
-    state = torch.get_rng_state(), np.random.get_state()[1].tolist()  # pyright: ignore
     torch.rand(3)
+    state = torch.get_rng_state(), np.random.get_state()[1].tolist()  # pyright: ignore
     second = Training().run(**config)
-    assert same(first, second) and first.result.history == second.result.history
-    assert not same(first, Training().run(seed=2, **config))
-    torch.set_rng_state(state[0])
-    Training().run(**config)
     assert torch.equal(torch.get_rng_state(), state[0])
     assert np.random.get_state()[1].tolist() == state[1]  # pyright: ignore
+    assert same(first, second) and first.result.history == second.result.history
+    assert not same(first, Training().run(seed=2, **config))
 
 
 def test_order_draws_and_dropout_do_not_depend_on_each_other():
