@@ -437,7 +437,7 @@ def test_check_08_counts_of_bert_base_as_in_the_sheet():
 
 
 def test_check_09_on_a_quadratic_the_mean_loss_is_the_closed_form():
-    """E[loss] = loss(θ̄) + Σᵢ (θᵢ − θ̄)ᵀ Hess (θᵢ − θ̄) / (2·m·(m + 1)); per-layer draws drop the blocks between layers."""
+    """E[loss] = loss(θ̄) + Σᵢ (θᵢ − θ̄)ᵀ Hess (θᵢ − θ̄) / (2·m·(m + 1)); draws per layer drop the blocks between them."""
     vertices, layers, size, samples = 3, 2, 4, 1_000_000
     theta = torch.randn(vertices, layers, size, generator=generator(), dtype=torch.float64)
     root = torch.randn(layers * size, layers * size, generator=generator(1), dtype=torch.float64)
