@@ -25,6 +25,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from handful.backbone.attention_patches import patch_of
+from handful.backbone.packing import Packing
 from handful.backbone.positions import PositionShift
 from handful.errors import ModelError
 
@@ -127,9 +128,13 @@ def attention_forward(
     scaling: float | None = None,
     is_causal: bool | None = None,
     position_bias: torch.Tensor | None = None,
+    packing: Packing | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The SDPA attention of transformers, with the module's prefix in front of its keys and values if it has one."""
+    if packing is not None:
+        query, key, value = map(packing.unpack_heads, (query, key, value))
+        attention_mask = packing.visible
     slot: Slot | None = module.__dict__.get(_SLOT)
     if slot is not None:
         causal = bool(is_causal if is_causal is not None else getattr(module, "is_causal", True))
@@ -151,7 +156,7 @@ def attention_forward(
                 position_bias = padded if bias is None else torch.cat((bias, position_bias), 3)
             key, value = prefix.before(key, value)  # before key/value heads are repeated for the query heads
             is_causal = False
-    return sdpa_attention_forward(
+    output, weights = sdpa_attention_forward(
         module,
         query,
         key,
@@ -163,6 +168,7 @@ def attention_forward(
         position_bias=position_bias,
         **kwargs,
     )
+    return output if packing is None else packing.pack(output), weights
 
 
 def _check_runs_as_sdpa(module: nn.Module, kwargs: Mapping[str, Any]) -> None:

@@ -27,6 +27,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, 
 
 from handful.backbone.attention import KeyValueInjection
 from handful.backbone.packaged import PACKAGED_MODELS, packaged_folder
+from handful.backbone.packing import PACKED_FAMILIES, Packing
 from handful.errors import ModelError, nearest
 
 Kind = Literal["encoder", "decoder", "encoder-decoder"]
@@ -83,10 +84,32 @@ class Backbone:
 
     def features(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Pooled features (B, D) of token ids (B, S), through whatever is injected at the moment."""
+        packing = self.packing(inputs)
+        if packing is not None:
+            return pool(packing.unpack(self._packed_states(inputs, packing)), inputs["attention_mask"], self.pooling)
         output = self.model(**self.accepted(inputs))
         if self.pooling == "family":
             return output.logits
         return pool(output.last_hidden_state, inputs["attention_mask"], self.pooling)
+
+    def packing(self, inputs: Mapping[str, torch.Tensor]) -> Packing | None:
+        """How to run a batch without its padding; None where it has none, or that is not possible.
+
+        It takes our attention function, so a model without an injection is left alone. Only on CPUs, where time goes
+        into arithmetic; what the additional kernels cost on GPUs was not measured.
+        """
+        possible = self.family in PACKED_FAMILIES and self.pooling != "family" and "injection" in vars(self)
+        if not possible or self.device.type != "cpu" or bool(inputs["attention_mask"].all()):
+            return None
+        return Packing.of(inputs["attention_mask"])
+
+    def _packed_states(self, inputs: Mapping[str, torch.Tensor], packing: Packing) -> torch.Tensor:
+        """The last hidden states (1, N, D) of the real tokens."""
+        rows = {name: tensor for name, tensor in self.accepted(inputs).items() if isinstance(tensor, torch.Tensor)}
+        rows["position_ids"] = self.injection.positions.unshifted(inputs["input_ids"])
+        del rows["attention_mask"]
+        packed = {name: packing.pack(tensor) for name, tensor in rows.items()}
+        return self.model(**packed, packing=packing).last_hidden_state
 
     def accepted(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor | bool]:
         """The inputs that this model's forward takes (a tokenizer may make more), without a cache."""

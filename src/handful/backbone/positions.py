@@ -93,6 +93,13 @@ class PositionShift:
         bias = self._biases[decoder].compute_bias(queries, total, past_seen_tokens=total - queries)
         return bias[..., : self.length]
 
+    def unshifted(self, ids: torch.Tensor) -> torch.Tensor:
+        """The `position_ids` (B, S) that token ids (B, S) get by themselves in a family of kind absolute or padding."""
+        if self._kind == "padding":
+            real = ids.ne(self._config.pad_token_id).long()
+            return real.cumsum(1) * real + self._config.pad_token_id
+        return torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+
     def _shift_inputs(self, base: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict] | None:
         """Forward pre-hook of the base model: the same inputs with shifted `position_ids`."""
         if not self.length:

@@ -33,7 +33,7 @@ class TrunkCache:
     """
 
     def __init__(self, backbone: Backbone, rows: EncodedRows, stop: int, run: Callable[[Batch], Any]):
-        self.layers = layer_lists(backbone)[0][:stop]
+        self.backbone, self.layers = backbone, layer_lists(backbone)[0][:stop]
         self._hidden: list[torch.Tensor] = [torch.empty(0)] * len(rows)
         self._current = torch.empty(0)
         self._others: tuple[Any, ...] | None = None
@@ -41,9 +41,12 @@ class TrunkCache:
         try:
             with torch.no_grad():
                 for indices in plan_batches(rows.lengths, 64):
+                    batch = rows.batch(indices).to(backbone.device)
                     with suppress(_TrunkDone):
-                        run(rows.batch(indices).to(backbone.device))
-                    for row, hidden in zip(indices, self._current, strict=True):
+                        run(batch)
+                    packing = backbone.packing(batch.inputs)
+                    states = self._current if packing is None else packing.unpack(self._current)
+                    for row, hidden in zip(indices, states, strict=True):
                         self._hidden[row] = hidden[: rows.lengths[row]].clone()
         finally:
             handle.remove()
@@ -54,7 +57,9 @@ class TrunkCache:
 
     def choose(self, batch: Batch) -> None:
         """Set the rows of the next forwards."""
-        self._current = nn.utils.rnn.pad_sequence([self._hidden[row] for row in batch.rows.tolist()], batch_first=True)
+        states = nn.utils.rnn.pad_sequence([self._hidden[row] for row in batch.rows.tolist()], batch_first=True)
+        packing = self.backbone.packing(batch.inputs)
+        self._current = states if packing is None else packing.pack(states)
 
     def __enter__(self) -> TrunkCache:
         for layer in self.layers:
