@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -23,3 +25,25 @@ def shared_data() -> Path:
             pytest.fail(f"{reason}, and HANDFUL_REQUIRE_SHARED=1 is set")
         pytest.skip(reason)
     return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def make_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
+    """`make_model(seed)`: the folder of a tiny BERT with random weights of that seed, and its tokenizer."""
+
+    @cache
+    def make(seed: int) -> Path:
+        from handful.backbone.tiny import tiny_model, tiny_tokenizer
+
+        folder = tmp_path_factory.mktemp("models") / f"tiny-bert-{seed}"
+        tiny_model("bert", seed=seed).save_pretrained(folder)
+        tiny_tokenizer("bert").save_pretrained(folder)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(make_model: Callable[[int], Path]) -> Path:
+    """The folder of a tiny BERT."""
+    return make_model(0)

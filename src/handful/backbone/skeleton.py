@@ -39,6 +39,7 @@ def load_skeleton(name: str, *, pooling: Literal["auto", "family", "mean", "last
             if resolved == "family":
                 config.num_labels = MARKER_WIDTH
                 model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
+                model.tie_weights()  # which is otherwise a part of the initialisation
                 remove_last_linear(model, (), name)
             else:
                 model = without_surplus(AutoModel.from_config(config, dtype=torch.float32), kind)

@@ -40,6 +40,7 @@ def show_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     for row in rows:
         table.add_row(*map(Text, row))  # Text: what looks like markup in the user's data stays as it is
     Console(width=None if sys.stdout.isatty() else WIDTH_OF_FILES, soft_wrap=False).print(table)
+    sys.stdout.flush()  # in step with the talk on stderr, where both go into one file
 
 
 def format_cell(value: object) -> str:

@@ -1,0 +1,238 @@
+"""`handful fit` and `check` on a tiny model, with every kind of data."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+
+def only_run(root: Path) -> Path:
+    """The one run folder there is."""
+    (found,) = [path.parent for path in root.glob("*/run.json")]
+    return found
+
+
+def test_a_fit_shows_score_cost_and_folder_and_says_what_was_chosen(command, table, quick, tmp_path):
+    outcome = command("fit", table(), *quick)
+    assert outcome.code == 0, outcome.err
+    folder = only_run(tmp_path / "runs")
+    record = json.loads((folder / "run.json").read_text())
+    score = record["scores"]["accuracy"]
+    first, second, third = outcome.out.splitlines()
+    assert first == f"accuracy {score['mean']:.3f} [{score['low']:.3f}, {score['high']:.3f}] on 8 test rows"
+    assert second.startswith(
+        f"trained {record['fit']['parameters']:,} of {record['backbone']['parameters']:,} parameters"
+    )
+    assert third == f"run {folder}"
+    for said in (
+        "8 of 40 rows were set apart as test rows, since no test file was given",
+        "metric accuracy: the default for classification",
+        "training.learning_rate = ",
+        "preset 'default'",
+        "run.pooling = mean",
+        "step 2 of 2",
+        f"handful predict {folder} --input new.csv",
+        f"handful export {folder} --output out",
+    ):
+        assert said in outcome.err, said
+    assert {path.name for path in folder.iterdir()} == {
+        "run.json", "adapter.safetensors", "metrics.jsonl", "predictions.jsonl", "README.md"
+    }  # fmt: skip
+    assert [path for path in (tmp_path / "runs").iterdir() if path != folder] == []
+
+
+def test_the_same_fit_is_not_trained_twice_unless_asked(command, table, quick):
+    data = table()
+    first = command("fit", data, *quick, "--json").json
+    again = command("fit", data, *quick, "--json")
+    assert "already trained" in again.err
+    assert "step 2 of 2" not in again.err
+    assert again.json == first
+    once_more = command("fit", data, *quick, "--again", "--json")
+    assert "step 2 of 2" in once_more.err
+    assert once_more.json["created"] >= first["created"]
+    assert once_more.json["scores"] == first["scores"]
+    assert once_more.json["weights_sha256"] == first["weights_sha256"]
+
+
+def test_another_seed_is_another_run(command, table, quick):
+    data = table()
+    first, second = (command("fit", data, *quick, "--seed", seed, "--json").json for seed in (0, 1))
+    assert first["key"] != second["key"]
+    assert first["folder"] != second["folder"]
+
+
+def test_pairs_regression_and_a_test_file(command, table, quick):
+    pairs = [(f"a {i}", f"{'a' if i % 2 else 'zz'} {i}", "same" if i % 2 else "other") for i in range(40)]
+    record = command("fit", table(pairs, "premise", "hypothesis", "label", name="pairs.csv"), *quick, "--json").json
+    assert record["task"]["kind"] == "pair-classification"
+    numbers = [("a" * (i + 1), i / 7) for i in range(30)]
+    outcome = command("fit", table(numbers, "text", "score", name="numbers.csv"), *quick)
+    assert outcome.code == 0, outcome.err
+    assert outcome.out.startswith("spearman ")
+    test = table([("aaaa bbbb new", "ab"), ("zz 99 zz new", "z9")], "text", "label", name="test.csv")
+    assert command("fit", table(), *quick, "--test", test, "--json").json["rows"]["test"] == 2
+
+
+def test_without_test_rows_there_is_no_score_and_it_says_so(command, table, quick, tmp_path):
+    outcome = command("fit", table(), *quick, "--test-fraction", "0")
+    assert outcome.out.startswith("not scored: there were no test rows")
+    assert "Nothing is known about how good it is." in (only_run(tmp_path / "runs") / "README.md").read_text()
+
+
+def test_a_config_file_gives_what_options_give(command, table, quick, tmp_path):
+    data = table()
+    config = tmp_path / "run.toml"
+    config.write_text(
+        'method = "prefix"\nmodel = "left-to-the-option"\n'
+        "[training]\nepochs = 9\nbatch_size = 8\n[run]\nmax_length = 32\nseed = 3\n"
+    )
+    from_file = command("fit", data, "--config", config, *quick, "--seed", "4", "--json").json
+    options = ("--method", "prefix", "--set", "training.batch_size=8", "--seed", 4)
+    assert from_file["key"] == command("fit", data, *quick, *options, "--json").json["key"]
+    assert from_file["spec"]["training"]["epochs"] == 2  # --set wins over the file
+    assert from_file["spec"]["run"]["seed"] == 4  # an option wins over both
+
+
+def test_the_spec_of_a_run_is_a_config_file(command, table, quick, tmp_path):
+    data = table()
+    record = command("fit", data, *quick, "--json").json
+    lines = [f"model = {json.dumps(record['spec']['model'])}"]
+    for section in ("method", "training", "run"):
+        lines.append(f"[{section}]")
+        values = record["spec"][section].items()
+        lines += [f"{name} = {json.dumps(value)}" for name, value in values if value is not None]
+    config = tmp_path / "again.toml"
+    config.write_text("\n".join(lines))
+    repeated = command("fit", data, "--config", config, "--output", tmp_path / "runs", "--json")
+    assert repeated.json["key"] == record["key"]
+    assert "already trained" in repeated.err
+
+
+def test_all_wrong_settings_come_at_once_with_where_they_stand(command, table, tmp_path):
+    config = tmp_path / "wrong.toml"
+    config.write_text('modell = "minilm"\n[training]\nepochs = "many"\nlearning_rate = -1.0\n[run]\ndev = "crved"\n')
+    wrong = ("--set", "method.prefix_lenght=3", "--set", "shotz", "--set", "epohs=2", "--seed", "x", "--preset", "papr")
+    outcome = command("fit", table(), "--config", config, *wrong)
+    assert outcome.code == 2
+    lines = outcome.err.splitlines()
+    assert lines[0] == "error: 9 wrong settings:"
+    for line in (
+        f"  {config}: modell: no such key; did you mean 'model'?",
+        "  --set shotz: expected NAME=VALUE, such as training.epochs=10",
+        "  --preset: preset: method 'prefix-subspace' has no preset 'papr'; did you mean 'paper'?",
+        "  --set: method.prefix_lenght: prefix-subspace has no such field; did you mean 'prefix_length'?",
+        "  --set: epohs: no such setting; did you mean 'epochs'?",
+        f"  {config}: training.epochs: expected a valid integer, found 'many'",
+        f"  {config}: training.learning_rate: expected greater than 0, found -1.0",
+        f"  {config}: run.dev: expected 'carved', 'separate' or 'none', found 'crved'",
+        "  --seed: run.seed: expected a valid integer, found 'x'",
+    ):
+        assert line in lines, line
+    assert lines[-1] == "hint: `handful methods prefix-subspace` lists every field"
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (b"epochs = = 3", "expected TOML in UTF-8"),
+        (b"\xff\xfe", "expected TOML in UTF-8"),
+        (b"method = 3", "method: expected a table, found 3"),
+        (b"preset = 3", "preset: expected a text, found 3"),
+        (b"[method]\nname = 'prefx'", "method: unknown method 'prefx'; did you mean 'prefix'?"),
+        (b"[run]\ndev = 'none'\n[training]\nselection = 'best'", "needs development rows, found 'none'"),
+    ],
+)
+def test_wrong_config_files(command, table, tmp_path, content, found):
+    config = tmp_path / "wrong.toml"
+    config.write_bytes(content)
+    outcome = command("fit", table(), "--config", config)
+    assert outcome.code == 2
+    assert found in outcome.err
+    assert str(config) in outcome.err or "run.dev" in outcome.err
+
+
+def test_a_missing_config_file(command, table, tmp_path):
+    outcome = command("fit", table(), "--config", tmp_path / "no.toml")
+    assert outcome.code == 2
+    assert "no.toml: cannot be read (No such file or directory)" in outcome.err
+
+
+def test_a_check_says_what_a_fit_does(command, table, quick, tmp_path):
+    data = table()
+    checked = command("check", data, *quick, "--dev", "carved", "--json").json
+    assert not (tmp_path / "runs").exists()  # a check leaves nothing behind
+    fitted = command("fit", data, *quick, "--dev", "carved", "--json").json
+    assert checked["ok"]
+    assert checked["spec"] == fitted["spec"]
+    assert checked["parameters"] == fitted["fit"]["parameters"]
+    assert checked["steps"] == fitted["fit"]["steps"]
+    for key in ("train", "dev", "test", "max_length", "dropped_duplicates"):
+        assert checked["rows"][key] == fitted["rows"][key], key
+    for part in ("train", "dev"):
+        assert checked["rows"]["truncated"][part] == fitted["rows"]["truncated"][part]
+    assert sum(checked["rows"]["classes"].values()) == checked["rows"]["train"]
+    assert checked["export"]["peft"]["possible"]
+    assert not checked["export"]["dense"]["possible"]
+
+
+def test_a_check_for_people(command, table, quick):
+    outcome = command("check", table(), *quick, "--set", "max_length=8")
+    assert outcome.code == 0
+    for said in (
+        "rows      16 to train, 0 to select, 8 to test",
+        "classes   ab: 8, z9: 8",
+        "16 of 16 are cut to 8",
+        "model     ",
+        "export    peft: a PEFT adapter",
+        "export    dense: not possible",
+        "training  2 steps, trained parameters: 11,910",
+    ):
+        assert said in outcome.out, said
+    assert "nothing is wrong" in outcome.err
+
+
+def test_a_check_finds_everything_that_is_wrong_at_once(command, table, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    wrong = ("--method", "prefx", "--label", "lable", "--output", tmp_path / "file" / "runs")
+    outcome = command("check", table(), *wrong)
+    assert outcome.code == 1
+    assert "did you mean 'prefix'?" in outcome.err
+    assert "expected a label column 'lable'" in outcome.err
+    assert "did you mean 'label'?" in outcome.err
+    assert "cannot be written (Not a directory)" in outcome.err
+    problems = command("check", table(), *wrong, "--json").json
+    assert (problems["ok"], len(problems["problems"])) == (False, 3)
+
+
+def test_a_check_of_wrong_settings_alone_is_wrong_usage(command, table):
+    assert command("check", table(), "--method", "prefx").code == 2
+
+
+def test_a_check_loads_no_weights(command, table, quick, tiny_folder, tmp_path):
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for file in tiny_folder.iterdir():
+        if file.suffix != ".safetensors":
+            (bare / file.name).write_bytes(file.read_bytes())
+    outcome = command("check", table(), *quick, "--model", bare)
+    assert outcome.code == 0, outcome.err
+    assert command("fit", table(), *quick, "--model", bare).code == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--method", "prefix", "--set", "layers=[1, 9]"), "layers: expected 0 <= first < stop <= 3, found [1, 9]"),
+        (("--method", "lora", "--set", 'target_modules=["qery"]'), "bert has no module called 'qery'"),
+        (("--metric", "spearman"), "expected a metric for classification tasks, found 'spearman'"),
+        (("--metric", "acuracy"), "did you mean 'accuracy'?"),
+    ],
+)
+def test_what_does_not_fit_model_or_task_is_found_by_check_and_fit(command, table, quick, options, message):
+    for verb in ("check", "fit"):
+        outcome = command(verb, table(), *quick, *options)
+        assert outcome.code == 2
+        assert message in outcome.err

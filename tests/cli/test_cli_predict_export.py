@@ -1,0 +1,177 @@
+"""`handful predict` and `export`: from a finished run to files."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+TEXTS = [("aaaa bbbb first", "x"), ("zz 99 zz second", "y"), ('a "quoted", text', "z")]
+
+
+@pytest.fixture
+def stdin(monkeypatch: pytest.MonkeyPatch):
+    """`stdin(b"...")`: what stdin holds."""
+    return lambda content: monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content), encoding="utf-8"))
+
+
+def as_rows(text: str, delimiter: str = ",") -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(text), delimiter=delimiter))
+
+
+def test_labels_probabilities_and_disagreement(command, table, finished):
+    outcome = command("predict", finished, "--input", table(TEXTS, "text", "other"))
+    assert outcome.code == 0, outcome.err
+    rows = as_rows(outcome.out)
+    assert [row["text"] for row in rows] == [text for text, _ in TEXTS]
+    for row in rows:
+        probabilities = {label: float(row[f"probability of {label}"]) for label in ("ab", "z9")}
+        assert sum(probabilities.values()) == pytest.approx(1, abs=1e-5)
+        assert row["label"] == max(probabilities, key=probabilities.__getitem__)
+        assert float(row["probability"]) == max(probabilities.values())
+        assert 0 < float(row["disagreement"]) < 1
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl"])
+def test_every_format_of_output_says_the_same(command, table, finished, tmp_path, suffix):
+    data, output = table(TEXTS, "text", "other"), tmp_path / f"out{suffix}"
+    expected = [json.loads(line) for line in command("predict", finished, "--input", data, "--json").out.splitlines()]
+    outcome = command("predict", finished, "--input", data, "--output", output)
+    assert (outcome.out, outcome.code) == ("", 0)
+    assert f"3 predictions written to {output}" in outcome.err
+    content = output.read_text(encoding="utf-8")
+    if suffix == ".jsonl":
+        assert [json.loads(line) for line in content.splitlines()] == expected
+    else:
+        found = as_rows(content, "\t" if suffix == ".tsv" else ",")
+        assert found == [{name: str(value) for name, value in row.items()} for row in expected]
+    assert [path.name for path in tmp_path.iterdir() if path.name.endswith(".partial")] == []
+
+
+def test_texts_from_stdin(command, finished, stdin):
+    stdin("\ufeffaaaa bbbb first\n\n  zz 99 é \n".encode())
+    rows = as_rows(command("predict", finished, "--input", "-").out)
+    assert [row["text"] for row in rows] == ["aaaa bbbb first", "zz 99 é"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(b"\n \n", "expected texts, one a line, found none"), (b"\xff\xfe\x00", "stdin: 'utf-8")]
+)
+def test_wrong_stdin(command, finished, stdin, content, message):
+    stdin(content)
+    outcome = command("predict", finished, "--input", "-")
+    assert outcome.code == 1
+    assert message in outcome.err
+
+
+def test_a_predictor_and_its_errors(command, table, finished):
+    data = table(TEXTS, "text", "other")
+    by = {
+        name: command("predict", finished, "--input", data, "--predictor", name).out
+        for name in ("midpoint", "vertex:2")
+    }
+    assert by["midpoint"] != by["vertex:2"]
+    for name, hint in (("vertex:3", "expected a vertex from 0 to 2"), ("mean", "known: midpoint, ensemble, draw")):
+        outcome = command("predict", finished, "--input", data, "--predictor", name)
+        assert outcome.code == 2
+        assert hint in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        (("--output", "out.xlsx"), 2, "expected a file ending in .csv, .tsv, .jsonl, found .xlsx"),
+        (("--output", "nowhere/out.csv"), 1, "there is no folder nowhere"),
+        (("--input", "no.csv"), 1, "no.csv: no such file"),
+        (("--text", "body"), 1, "expected a text column 'body', found the columns 'text', 'other'"),
+    ],
+)
+def test_wrong_files_and_columns(command, table, finished, options, code, message):
+    outcome = command("predict", finished, "--input", table(TEXTS, "text", "other"), *options)
+    assert outcome.code == code
+    assert message in outcome.err
+
+
+def test_the_input_is_never_overwritten(command, table, finished):
+    data = table(TEXTS, "text", "other")
+    before = data.read_bytes()
+    outcome = command("predict", finished, "--input", data, "--output", data)
+    assert outcome.code == 2
+    assert "expected another file than the input" in outcome.err
+    assert data.read_bytes() == before
+
+
+def test_pairs_need_pairs_and_numbers_come_as_numbers(command, table, quick, tmp_path, stdin):
+    pairs = [(f"a {i}", f"{'a' if i % 2 else 'zz'} {i}", "same" if i % 2 else "other") for i in range(40)]
+    command("fit", table(pairs, "text", "text_pair", "label"), *quick, "--method", "head")
+    (run,) = [path.parent for path in (tmp_path / "runs").glob("*/run.json")]
+    rows = as_rows(command("predict", run, "--input", table(pairs[:3], "text", "text_pair", "x", name="new.csv")).out)
+    assert [row["text_pair"] for row in rows] == ["zz 0", "a 1", "zz 2"]
+    assert "disagreement" not in rows[0]  # a probe has no simplex
+    single = command("predict", run, "--input", table(TEXTS, "text", "other", name="single.csv"))
+    assert (single.code, "expected a pair of texts, found one" in single.err) == (1, True)
+    stdin(b"a text\n")
+    assert "the run predicts pairs" in command("predict", run, "--input", "-").err
+    shutil.rmtree(tmp_path / "runs")
+    numbers = [("a" * (i + 1), i / 7) for i in range(30)]
+    command("fit", table(numbers, "text", "score"), *quick, "--method", "head")
+    (run,) = [path.parent for path in (tmp_path / "runs").glob("*/run.json")]
+    (row,) = as_rows(command("predict", run, "--input", table([("aaa",)], "text", name="one.csv")).out)
+    assert set(row) == {"text", "value"}
+    assert float(row["value"]) == float(row["value"])
+
+
+def test_an_export_is_reloaded_and_compared(command, finished, tmp_path):
+    record = command("export", finished, "--output", tmp_path / "out", "--json")
+    assert record.code == 0, record.err
+    assert record.json["form"] == "features"
+    assert record.json["difference"] < 1e-4
+    assert "computed by stock transformers and PEFT in a fresh process" in record.json["verification"]
+    assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
+    refused = command("export", finished, "--output", tmp_path / "out")
+    assert (refused.code, "expected no such folder, found one" in refused.err) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--format", "pfet"), "did you mean 'peft'?"),
+        (("--format", "dense"), "cannot be folded into the model's weights; use the format 'peft'"),
+    ],
+)
+def test_exports_that_cannot_be(command, finished, tmp_path, options, message):
+    outcome = command("export", finished, "--output", tmp_path / "out", *options)
+    assert outcome.code == 2
+    assert message in outcome.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_model_may_have_moved(command, table, finished, tiny_folder, tmp_path, make_model):
+    run, moved = tmp_path / "run", tmp_path / "moved"
+    shutil.copytree(finished, run)
+    shutil.copytree(tiny_folder, moved)
+    record = json.loads((run / "run.json").read_text())
+    record["spec"]["model"] = str(tmp_path / "gone")
+    (run / "run.json").write_text(json.dumps(record))
+    data = table(TEXTS, "text", "other")
+    gone = command("predict", run, "--input", data)
+    assert (gone.code, "no model is called" in gone.err) == (1, True)
+    assert (
+        command("predict", run, "--input", data, "--model", moved).out
+        == command("predict", finished, "--input", data).out
+    )
+    other = command("predict", run, "--input", data, "--model", make_model(1))
+    assert other.code == 1
+    assert "trained on other weights" in other.err
+
+
+def test_the_card_says_how_to_use_the_folder(finished, tiny_folder):
+    card = (Path(finished) / "README.md").read_text()
+    code = card.partition("```python\n")[2].partition("```")[0].replace("path/to/this/folder", str(finished))
+    namespace: dict = {}
+    exec(code.partition("model.export")[0], namespace)
+    assert namespace["model"].predict(["a text"])[0] in ("ab", "z9")

@@ -1,0 +1,73 @@
+"""Preflight: what it says of a run is what the run then is, and no weights are read for it."""
+
+from __future__ import annotations
+
+import pytest
+
+from handful.backbone.load import load_backbone
+from handful.backbone.skeleton import load_skeleton
+from handful.backbone.tiny import TINY_FAMILIES, tiny_model, tiny_tokenizer
+from handful.data.task import Example, Task
+from handful.errors import ConfigError, DataError, ModelError
+from handful.methods import METHODS
+from handful.runs.experiment import make_split, train
+from handful.runs.preflight import preflight
+from handful.runs.spec import resolve
+
+ROWS = tuple(Example("ab" * (i % 7 + 1), label=i % 2, source=f"data.csv:{i}") for i in range(7))
+TASK = Task("task", "classification", ("a", "b"), "accuracy", ROWS)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_it_says_what_training_then_does(tiny_folder, method):
+    overrides = {"dev": "carved", "max_length": 9, "training.epochs": 1, "batch_size": 2}
+    spec = resolve(method, model=str(tiny_folder), overrides=overrides)
+    told = preflight(TASK, spec)
+    done = train(TASK, spec)
+    assert told.steps == done.result.steps
+    assert told.truncated == done.truncated
+    assert told.truncated["train"] + told.truncated["dev"] > 0
+    assert told.parameters in (done.result.parameters, None)
+    assert told.parameters is not None or method == "prompt-tuning"  # torch's fake tensors cannot make its prompt
+    assert told.notes == tuple(getattr(done.trained.adapter, "notes", ()))
+    assert told.split.fingerprint == make_split(TASK, spec).fingerprint
+    assert sum(told.classes.values()) == len(told.split.train)
+    assert told.longest == 16  # [CLS] + 14 letters + [SEP]
+
+
+@pytest.mark.parametrize("pooling", ["auto", "family"])
+@pytest.mark.parametrize("family", TINY_FAMILIES)
+def test_a_skeleton_is_the_backbone_without_content(tmp_path, family, pooling):
+    tiny_model(family).save_pretrained(tmp_path)
+    tiny_tokenizer(family).save_pretrained(tmp_path)
+    backbone = load_backbone(str(tmp_path), pooling=pooling)
+    for weights in tmp_path.glob("*.safetensors"):
+        weights.unlink()
+    skeleton = load_skeleton(str(tmp_path), pooling=pooling)
+    for name in ("name", "kind", "family", "pooling", "num_layers", "hidden_size", "max_length"):
+        assert getattr(skeleton, name) == getattr(backbone, name), name
+    shapes = [{name: tuple(p.shape) for name, p in b.model.named_parameters()} for b in (skeleton, backbone)]
+    assert shapes[0] == shapes[1]
+    outlines = [[(s.index, s.layer, s.heads, s.width, s.kind) for s in b.injection.sites] for b in (skeleton, backbone)]
+    assert outlines[0] == outlines[1]
+
+
+@pytest.mark.parametrize(
+    ("method", "overrides", "error", "said"),
+    [
+        ("prefix", {"layers": [0, 4]}, ConfigError, "layers: expected 0 <= first < stop <= 3"),
+        ("lora", {"target_modules": ["qurey"]}, ConfigError, "did you mean 'query'?"),
+        ("head", {"shots": 50}, DataError, "expected at least 50 distinct labelled rows"),
+        ("prefix", {"positions": "shifted", "prefix_length": 255}, ConfigError, "leaves no room"),
+    ],
+)
+def test_it_refuses_what_the_run_would(tiny_folder, method, overrides, error, said):
+    spec = resolve(method, model=str(tiny_folder), overrides=overrides)
+    for attempt in (preflight, train):
+        with pytest.raises(error, match=said):
+            attempt(TASK, spec)
+
+
+def test_an_unknown_model_names_the_nearest():
+    with pytest.raises(ModelError, match="did you mean 'minilm'"):
+        preflight(TASK, resolve("head", model="minlm"))
