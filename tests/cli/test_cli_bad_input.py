@@ -24,7 +24,7 @@ def check_refused(outcome, *said: str, code: int = 1) -> None:
     """One error, its hint, no traceback, nothing on stdout."""
     assert outcome.code == code, outcome.err
     assert outcome.out == ""
-    assert outcome.err.count("error: ") == 1
+    assert sum(line.startswith("error: ") for line in outcome.err.splitlines()) == 1
     assert "Traceback" not in outcome.err
     assert "handful itself failed" not in outcome.err
     for text in said:
