@@ -48,6 +48,12 @@ def test_a_skeleton_is_the_backbone_without_content(tmp_path, family, pooling):
         assert getattr(skeleton, name) == getattr(backbone, name), name
     shapes = [{name: tuple(p.shape) for name, p in b.model.named_parameters()} for b in (skeleton, backbone)]
     assert shapes[0] == shapes[1]
+    if pooling == "family" and skeleton.kind == "encoder-decoder":  # their poolers look for the end token's place
+        with pytest.raises(RuntimeError):
+            _ = skeleton.injection
+        return
+    if pooling == "family" and backbone.kind == "encoder-decoder":
+        return  # their pooler looks for the end token, which needs content; `preflight` then does without the sites
     outlines = [[(s.index, s.layer, s.heads, s.width, s.kind) for s in b.injection.sites] for b in (skeleton, backbone)]
     assert outlines[0] == outlines[1]
 
