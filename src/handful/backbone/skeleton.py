@@ -26,8 +26,9 @@ from handful.errors import ModelError
 def load_skeleton(name: str, *, pooling: Literal["auto", "family", "mean", "last"] = "auto") -> Backbone:
     """The backbone that `load_backbone` would give, with tensors that have shapes but no content and take no memory.
 
-    Its layers, attention sites and widths are the real ones and a method can be attached, but nothing can be computed,
-    and which parameters the checkpoint lacks (`fresh`) is not known. Raises: ModelError as `load_backbone` does.
+    Its layers, attention sites and widths are the real ones and a method can be attached, but nothing can be computed
+    (torch raises a RuntimeError where a model looks at values), and which parameters the checkpoint lacks (`fresh`) is
+    not known. Raises: ModelError as `load_backbone` does.
     """
     folder = resolve_model(name)
     config, tokenizer = read_outline(folder, name)

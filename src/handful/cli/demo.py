@@ -24,7 +24,7 @@ MODEL, TASK, SHOTS, TEST_ROWS = "minilm", "bbc-news", 100, 300
 PROBE, SUBSPACE = "head", "prefix-subspace"
 METHODS = (PROBE, "lora", "prefix", SUBSPACE)
 TRAINING = {"training.epochs": 10}
-"""Of the methods that train in steps; the presets take more, which gains little here and takes longer."""
+"""Of the methods that train in steps; the presets take twice as many."""
 MAX_LENGTH = 32
 """Tokens kept of an article: its headline and first sentence."""
 
