@@ -13,6 +13,12 @@ from pathlib import Path
 import pytest
 
 EPOCHS = 150
+PROGRAM = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have left it ignored
+from handful.cli.main import main
+main()
+"""
 
 
 @pytest.mark.parametrize("kill", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "kill -9"])
@@ -23,7 +29,7 @@ def test_a_stopped_fit_continues_and_ends_with_the_same_numbers(command, table, 
     stopped, whole = tmp_path / "stopped", tmp_path / "whole"
 
     process = subprocess.Popen(
-        [sys.executable, "-c", "from handful.cli.main import main; main()", *arguments, "--output", str(stopped)],
+        [sys.executable, "-c", PROGRAM, *arguments, "--output", str(stopped)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     wait_for_checkpoint(stopped, process)
