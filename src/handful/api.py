@@ -139,19 +139,21 @@ def load(folder: str | Path, *, backbone: Backbone | None = None) -> FittedModel
 
 
 def as_examples(texts: Sequence[Text] | Sequence[Example]) -> list[Example]:
-    """Unlabelled rows from texts or pairs. Raises: DataError for anything else, with its position."""
+    """Unlabelled rows from texts or pairs. Raises: DataError for anything else, with its position, and for none."""
     if isinstance(texts, str):
         raise DataError("expected a sequence of texts, found one string", "put it into a list")
     rows = []
     for position, item in enumerate(texts):
+        parts = item if isinstance(item, list | tuple | np.ndarray) else (item,)
         if isinstance(item, Example):
             rows.append(replace(item, label=None))
-        elif isinstance(item, str):
-            rows.append(Example(item, source=f"row {position}"))
-        elif len(item) == 2 and all(isinstance(part, str) for part in item):
-            rows.append(Example(item[0], item[1], source=f"row {position}"))
+        elif len(parts) in (1, 2) and all(isinstance(part, str) for part in parts):
+            text, *pair = map(str, parts)  # str: numpy's texts are of a type of their own
+            rows.append(Example(text, pair[0] if pair else None, source=f"row {position}"))
         else:
             raise DataError(f"row {position}: expected a text or a pair of texts, found {item!r}")
+    if not rows:
+        raise DataError("expected texts, found none")
     return rows
 
 
@@ -179,15 +181,12 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
 
     def fit(self, X: Sequence[Any], y: Sequence[Any]) -> FewShotClassifier:
         """Train on texts and labels of the same length."""
-        texts = [_text(item) for item in X]
-        labels = np.asarray(y)
+        texts, labels = as_examples(_rows(X)), np.asarray(y)
         if len(texts) != len(labels):
             raise DataError(f"expected as many labels as texts, found {len(labels)} and {len(texts)}")
         self.classes_, indices = np.unique(labels, return_inverse=True)
-        rows = tuple(
-            replace(row, label=int(index)) for row, index in zip(as_examples(texts), indices.tolist(), strict=True)
-        )
-        kind = "pair-classification" if rows and rows[0].text_pair is not None else "classification"
+        rows = tuple(replace(row, label=int(index)) for row, index in zip(texts, indices, strict=True))
+        kind = "classification" if rows[0].text_pair is None else "pair-classification"
         task = Task("texts", kind, tuple(map(str, self.classes_)), "accuracy", pool=rows)
         settings = {"run.seed": self.random_state, **(self.settings or {})}
         self.model_ = fit(
@@ -198,16 +197,13 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
     def predict_proba(self, X: Sequence[Any]) -> np.ndarray:
         """Probabilities (N, C) in the order of `classes_`."""
         check_is_fitted(self)
-        return self.model_.predict_proba([_text(item) for item in X])
+        return self.model_.predict_proba(_rows(X))
 
     def predict(self, X: Sequence[Any]) -> np.ndarray:
         """Labels (N,) of the kind given to `fit`."""
         return self.classes_[self.predict_proba(X).argmax(1)]
 
 
-def _text(item: Any) -> Text:
-    """One row of X as a text or a pair."""
-    if isinstance(item, str):
-        return str(item)
-    parts = tuple(map(str, item)) if not np.isscalar(item) else ()
-    return parts[0] if len(parts) == 1 else parts  # type: ignore[return-value]
+def _rows(X: Any) -> Sequence[Any]:
+    """The rows of X; iterating over a data frame would give its columns' names."""
+    return X.to_numpy() if hasattr(X, "to_numpy") else X

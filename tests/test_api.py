@@ -1,0 +1,215 @@
+"""The public API: fit, load, predict, export, and the scikit-learn classifier."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.base import clone
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.pipeline import FeatureUnion, Pipeline
+from sklearn.preprocessing import FunctionTransformer
+
+import handful
+from handful import DataError, Example, FewShotClassifier, RunError, Task, TestRows
+from handful.errors import ConfigError, ModelError
+
+TEXTS = [f"{'aaaa bbbb' if i % 2 else 'zz 99 zz'} {i}" for i in range(40)]
+LABELS = ["ab" if i % 2 else "z9" for i in range(40)]
+QUICK = {"training.epochs": 2, "max_length": 24}
+
+
+@pytest.fixture(scope="module")
+def task() -> Task:
+    rows = [Example(text, label=("ab", "z9").index(label)) for text, label in zip(TEXTS, LABELS, strict=True)]
+    return Task("letters", "classification", ("ab", "z9"), "accuracy", tuple(rows[:24]), TestRows(rows[24:]))
+
+
+@pytest.fixture
+def fitted(task, tiny_folder, tmp_path):
+    """A model trained into a folder."""
+    return handful.fit(task, model=str(tiny_folder), output=tmp_path / "runs", settings=QUICK, shots=16)
+
+
+def test_fit_gives_scores_with_intervals_and_predictions(fitted):
+    accuracy = fitted.scores["accuracy"]
+    assert accuracy.low <= accuracy.mean <= accuracy.high
+    assert accuracy.n == 16
+    probabilities = fitted.predict_proba(TEXTS)
+    assert probabilities.shape == (40, 2)
+    np.testing.assert_allclose(probabilities.sum(1), 1)
+    assert fitted.predict(TEXTS) == [fitted.labels[index] for index in probabilities.argmax(1)]
+    assert fitted.disagreement(TEXTS).shape == (40,)
+    assert (fitted.disagreement(TEXTS) > 0).all()
+    assert fitted.num_vertices == 3
+
+
+def test_load_predicts_what_was_trained_to_the_bit(fitted, task):
+    expected = fitted.predict_proba(TEXTS)
+    fitted.detach()
+    loaded = handful.load(fitted.run.folder)
+    np.testing.assert_array_equal(loaded.predict_proba(TEXTS), expected)
+    np.testing.assert_array_equal(loaded.predict_proba(TEXTS, "ensemble"), loaded.predict_proba(TEXTS, "ensemble"))
+    assert loaded.scores == fitted.scores
+    assert loaded.spec.resolved() == fitted.spec.resolved()
+    records = loaded.run.lines("predictions.jsonl")
+    texts = [row.text for row in task.test._examples]
+    assert [record["prediction"] for record in records] == loaded.predict(texts)
+
+
+def test_in_memory_and_on_disk_are_the_same_model(fitted, task, tiny_folder):
+    in_memory = handful.fit(task, model=str(tiny_folder), settings=QUICK, shots=16)
+    assert in_memory.run is None
+    assert in_memory.scores == fitted.scores
+    np.testing.assert_array_equal(in_memory.predict_proba(TEXTS), fitted.predict_proba(TEXTS))
+
+
+def test_one_backbone_serves_one_model_after_another(task, tiny_folder):
+    backbone = handful.load_backbone(str(tiny_folder))
+    options = {"model": str(tiny_folder), "settings": QUICK, "backbone": backbone}
+    first = handful.fit(task, method="prefix", **options)
+    expected = first.predict_proba(TEXTS)
+    first.detach()
+    handful.fit(task, method="full", **options).detach()
+    again = handful.fit(task, method="prefix", **options)
+    np.testing.assert_array_equal(again.predict_proba(TEXTS), expected)
+
+
+def test_rows_are_set_apart_where_there_is_no_test(task, tiny_folder):
+    untested = Task("letters", "classification", ("ab", "z9"), "accuracy", task.pool)
+    assert handful.fit(untested, model=str(tiny_folder), method="head").scores["accuracy"].n == 4
+    assert handful.fit(untested, model=str(tiny_folder), method="head", test_fraction=None).scores == {}
+
+
+def test_regression_predicts_numbers(tiny_folder):
+    rows = tuple(Example("a" * (i + 1), label=i / 7) for i in range(30))
+    fitted = handful.fit(Task("n", "regression", (), "spearman", rows), model=str(tiny_folder), method="head")
+    assert set(fitted.scores) == {"spearman", "pearson", "mse", "mae"}
+    assert all(isinstance(value, float) for value in fitted.predict(["aaa", "a"]))
+    with pytest.raises(ConfigError, match="a regression model has no probabilities"):
+        fitted.predict_proba(["aaa"])
+
+
+def test_export_by_name(fitted, tmp_path):
+    report = fitted.export(tmp_path / "out")
+    assert report.difference is not None
+    assert report.difference < 1e-4
+    with pytest.raises(ConfigError, match="did you mean 'peft'"):
+        fitted.export(tmp_path / "other", "pefd")
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "said"),
+    [
+        (lambda task: handful.fit(task, method="prefx"), ConfigError, "did you mean 'prefix'?"),
+        (lambda task: handful.fit(task, shotz=3), ConfigError, "shotz: no such setting; did you mean 'shots'?"),
+        (lambda task: handful.fit(task, model="minilmm"), ModelError, "did you mean 'minilm'?"),
+        (lambda task: handful.fit("no.csv"), DataError, "no.csv: no such file"),
+        (lambda task: handful.load("no/run"), RunError, "no such run folder"),
+    ],
+)
+def test_mistakes_are_errors_of_ours(task, call, error, said):
+    with pytest.raises(error) as caught:
+        call(task)
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("texts", "said"),
+    [
+        ("one text", "found one string"),
+        ([3], "row 0: expected a text or a pair of texts"),
+        ([("a", 1)], "row 0: expected a"),
+    ],
+)
+def test_what_is_no_text_is_refused(fitted, texts, said):
+    with pytest.raises(DataError, match=said):
+        fitted.predict(texts)
+
+
+def test_another_backbone_is_refused(fitted, make_model):
+    with pytest.raises(ModelError, match="trained on other weights"):
+        handful.load(fitted.run.folder, backbone=handful.load_backbone(str(make_model(1))))
+
+
+@pytest.fixture
+def classifier(tiny_folder) -> FewShotClassifier:
+    return FewShotClassifier(method="head", model=str(tiny_folder), settings={"max_length": 24})
+
+
+def test_the_classifier_in_cross_validation(classifier):
+    scores = cross_val_score(classifier, TEXTS, LABELS, cv=4)
+    assert scores.shape == (4,)
+    assert scores.mean() > 0.9  # the letters tell the classes apart
+
+
+def test_the_classifier_in_a_pipeline_and_a_search(classifier):
+    pipeline = Pipeline(
+        [("strip", FunctionTransformer(lambda texts: [text.strip() for text in texts])), ("few", classifier)]
+    )
+    search = GridSearchCV(pipeline, {"few__method": ["head", "prefix"], "few__settings": [QUICK]}, cv=2)
+    search.fit(TEXTS, LABELS)
+    assert search.predict(["zz 99 zz"])[0] in ("ab", "z9")
+    assert set(search.cv_results_["param_few__method"]) == {"head", "prefix"}
+
+
+def test_the_classifier_keeps_scikit_learns_promises(classifier):
+    copy = clone(classifier).set_params(random_state=5, preset="default")
+    assert copy.get_params()["random_state"] == 5
+    assert copy.fit(TEXTS, LABELS) is copy
+    assert copy.classes_.tolist() == ["ab", "z9"]
+    probabilities = copy.predict_proba(TEXTS[:3])
+    assert probabilities.shape == (3, 2)
+    assert copy.predict(TEXTS[:3]).tolist() == copy.classes_[probabilities.argmax(1)].tolist()
+    assert copy.score(TEXTS, LABELS) > 0.9
+
+
+@pytest.mark.parametrize("labels", [[0, 1], [True, False], [2.0, 10.0], ["ä", "b"]])
+def test_the_classifier_takes_and_gives_labels_of_any_kind(classifier, labels):
+    given = np.array([labels[i % 2] for i in range(40)])
+    predicted = classifier.fit(np.array(TEXTS), given).predict(np.array(TEXTS))
+    assert predicted.dtype == given.dtype
+    assert set(predicted) <= set(given)
+    assert (predicted == given).mean() > 0.9
+
+
+def test_the_classifier_takes_pairs(classifier):
+    pairs = np.array([(f"a {i}", "aaaa" if i % 2 else "zz99") for i in range(40)])
+    classifier.fit(pairs, LABELS)
+    assert classifier.predict(pairs[:2]).shape == (2,)
+    assert classifier.predict_proba([("a", "zz"), ("b", "aa")]).shape == (2, 2)
+
+
+def test_the_classifier_takes_data_frames(classifier):
+    class Frame:  # as pandas and polars have it
+        def __init__(self, rows):
+            self.to_numpy = lambda: np.array(rows, dtype=object)
+
+        def __iter__(self):
+            return iter(["first", "second"])
+
+    pairs = [(f"a {i}", "aaaa" if i % 2 else "zz99") for i in range(40)]
+    assert classifier.fit(Frame(pairs), LABELS).predict(Frame(pairs[:3])).shape == (3,)
+    assert classifier.fit(Frame(TEXTS), LABELS).predict(Frame(TEXTS[:3])).shape == (3,)
+
+
+def test_the_classifier_beside_other_features(classifier):
+    union = FeatureUnion([("words", TfidfVectorizer(analyzer="char"))])
+    plain = Pipeline([("features", union), ("model", LogisticRegression())])
+    assert cross_val_score(plain, TEXTS, LABELS, cv=2).shape == cross_val_score(classifier, TEXTS, LABELS, cv=2).shape
+
+
+@pytest.mark.parametrize(
+    ("texts", "labels", "said"),
+    [
+        (TEXTS, LABELS[:3], "expected as many labels as texts, found 3 and 40"),
+        ([3, 4], ["a", "b"], "expected a text or a pair"),
+        (TEXTS[:4], ["a"] * 4, "all 4 rows have the class 'a'"),
+        ([], [], "expected texts"),
+        (["a", None], ["a", "b"], "expected a text or a pair"),
+    ],
+)
+def test_the_classifier_refuses_what_cannot_be_learnt(classifier, texts, labels, said):
+    with pytest.raises(DataError, match=said):
+        classifier.fit(texts, labels)
