@@ -211,7 +211,8 @@ def check_scores(case: Case) -> None:
             case.require(scores.is_floating_point(), f"scores should be floating point, found {scores.dtype}")
             case.require(bool(scores.isfinite().all()), "scores should be finite at the start")
         room = min(case.backbone.max_length - adapter.reserved_positions, LONGEST)
-        text = " ".join(row.text for row in case.task.pool) * room
+        text = " ".join(row.text for row in case.task.pool)
+        text = " ".join([text] * (1 + room // len(text.split())))
         long = [Example(text, None if case.task.pool[0].text_pair is None else text)]
         batch = encode(long, case.backbone.tokenizer, room, kind=case.task.kind).batch([0]).to(case.backbone.device)
         case.require(bool(adapter(batch).isfinite().all()), f"a row of {room} tokens should leave room for the adapter")

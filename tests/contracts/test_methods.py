@@ -70,12 +70,7 @@ def test_a_pooler_that_no_checkpoint_holds_is_part_of_the_contract(name):
     check(name, "roberta", "family")
 
 
-EATS_MEMORY = pytest.mark.skip(
-    reason="passes alone, but runs out of memory after the contracts above; cause not found yet"
-)
-
-
-@pytest.mark.parametrize("kind", [pytest.param("pair-classification", marks=EATS_MEMORY), "regression"])
+@pytest.mark.parametrize("kind", ["pair-classification", "regression"])
 def test_pairs_and_numbers_keep_the_contract(kind):
     check("prefix-subspace", "bert", kind=kind)
 

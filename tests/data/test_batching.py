@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+
 import pytest
 import torch
 from hypothesis import given
@@ -123,6 +125,28 @@ def test_cut_rows_are_counted_and_the_longer_text_is_cut_first(tokenizer):
     word = tokenizer("word", add_special_tokens=False)["input_ids"]
     assert encoded.token_type_ids is not None
     assert sum(encoded.token_type_ids[0]) == len(word) + 1  # the short second text and its separator are whole
+
+
+@given(first=st.integers(1, 300), second=st.integers(1, 300), max_length=st.integers(4, 30))
+def test_long_pairs_are_cut_as_the_tokenizer_would(tokenizer, first, second, max_length):
+    texts = ("ab c" * 75)[:first], ("xyz " * 75)[:second]
+    encoded = encode([Example(*texts)], tokenizer, max_length, kind="pair-classification")
+    plain = tokenizer(*texts, truncation="longest_first", max_length=max_length)
+    assert encoded.token_type_ids is not None
+    if min(first, second) <= 2 * max_length:
+        assert encoded.input_ids == [plain["input_ids"]] and encoded.token_type_ids == [plain["token_type_ids"]]
+    else:  # of two texts that are both far too long, either may get the odd token
+        assert encoded.lengths == [max_length]
+        assert abs(sum(encoded.token_type_ids[0]) - sum(plain["token_type_ids"])) <= 1
+    assert encoded.truncated == (len(tokenizer(*texts)["input_ids"]) > max_length)
+
+
+def test_memory_grows_with_a_long_pair_and_not_with_its_square(tokenizer):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    long = [Example("ab " * 3000, "cd " * 3000)]
+    assert encode(long, tokenizer, 64, kind="pair-classification").truncated == 1
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before  # the largest so far, in KiB
+    assert grown < 400 * 1024  # with all pieces of one text beside all of the other: 4 GiB
 
 
 def test_exactly_the_maximum_length_is_not_cut(tokenizer):
