@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import resource
 import shutil
@@ -33,7 +32,7 @@ from handful.runs.card import run_card
 from handful.runs.spec import RunOptions, RunSpec
 from handful.runs.store import METRICS, Run, check_writable, read_run, write_run
 from handful.training.config import TrainingConfig
-from handful.training.events import CheckpointSaved, Event, FitStarted, Listener, to_record
+from handful.training.events import Event, FitStarted, Listener, to_record
 from handful.training.fit import FitResult, fit
 
 WARM_ROWS = 8
@@ -178,24 +177,38 @@ def run(
 
 @final
 class EventLog:
-    """A listener that keeps every event, those before an interruption too, and passes each on."""
+    """A listener that keeps every event, those before an interruption too, and passes each on.
+
+    Each goes to a file before the next checkpoint does, so that none is missing when a fit continues.
+    """
 
     def __init__(self, folder: Path, on_event: Listener | None):
         self.path, self.on_event = folder / METRICS, on_event
         self.records: list[dict[str, Any]] = []
 
     def __call__(self, event: Event) -> None:
-        if isinstance(event, FitStarted) and event.resumed_at and self.path.is_file():
-            lines = self.path.read_text(encoding="utf-8").splitlines()
-            self.records = [record for record in map(json.loads, lines) if record.get("step", 0) <= event.resumed_at]
-        self.records.append(to_record(event))
-        if isinstance(event, CheckpointSaved):
-            partial = self.path.with_suffix(".partial")
-            with suppress(OSError):  # a full disk is for the checkpoint to complain about
-                partial.write_text("".join(json.dumps(record) + "\n" for record in self.records), encoding="utf-8")
-                os.replace(partial, self.path)
+        with suppress(OSError):  # a full disk is for the checkpoint to complain about
+            if isinstance(event, FitStarted):
+                self._begin(event.resumed_at)
+            self._append(to_record(event))
         if self.on_event:
             self.on_event(event)
+
+    def _begin(self, resumed_at: int) -> None:
+        """Take over what was logged up to the step that a checkpoint had reached."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        lines = self.path.read_text(encoding="utf-8").splitlines() if resumed_at and self.path.is_file() else []
+        for line in lines:
+            with suppress(json.JSONDecodeError):  # the last line of a killed process may be cut
+                record = json.loads(line)
+                if record.get("step", 0) <= resumed_at:
+                    self.records.append(record)
+        self.path.write_text("".join(json.dumps(record) + "\n" for record in self.records), encoding="utf-8")
+
+    def _append(self, record: dict[str, Any]) -> None:
+        self.records.append(record)
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
 
 
 def run_name(task: Task, spec: RunSpec, key: str) -> str:
