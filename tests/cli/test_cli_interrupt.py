@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-EPOCHS = 150
+EPOCHS = 60
 PROGRAM = """
 import signal
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have left it ignored
