@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any
 
 import typer
@@ -49,18 +50,29 @@ def describe(cls: Any) -> dict[str, Any]:
 
 def _show(record: dict[str, Any]) -> None:
     print(f"{record['name']}: {record['summary']}\nsource: {record['source']}")
-    for section in ("method", "training", "run"):
+    default = record["presets"]["default"]
+    preset_values = {"method": default["settings"], "training": default["training"], "run": default["run"]}
+    for section, chosen in preset_values.items():
         print(f"\n[{section}]  (on the command line: --set {section}.NAME=VALUE)")
         rows = []
         for f in record[section]:
-            kind = f["type"].replace("Literal", "one of ")
+            kind = re.sub(
+                r"Literal\[([^]]*)\]", lambda found: found[1].replace("'", "").replace(", ", " | "), f["type"]
+            )
             bounds = ", ".join(filter(None, (f["bounds"], f["unit"])))
-            rows.append((f["name"], kind, _shown(f["default"]), bounds, f["description"], f["source"]))
+            from_preset = f["name"] in chosen
+            value = _shown(chosen[f["name"]] if from_preset else f["default"])
+            origin = "the default preset" if from_preset else f["source"]
+            rows.append((f["name"], kind, value, bounds, f["description"], origin))
         show_table(("field", "type", "default", "bounds, unit", "what it does", "default from"), rows)
     for name, preset in record["presets"].items():
         values = {**preset["settings"], **preset["training"], **preset["run"]}
         print(f"\npreset {name}: {preset['reason']}")
         print("  " + ", ".join(f"{key} = {_shown(value)}" for key, value in values.items()))
+
+
+def _alternatives(literal: re.Match[str]) -> str:
+    return literal[1].replace("'", "").replace(", ", " | ")
 
 
 def _shown(value: Any) -> str:
