@@ -108,7 +108,6 @@ def subjects(arguments: argparse.Namespace, folder: Path) -> dict[str, Subject]:
     trainer = ["--cpu", "--epochs", str(epochs)]
     chosen = {
         f"handful fit, {epochs} epochs": handful_subject(train, test, f"training.epochs={epochs}"),
-        "handful fit, default preset": handful_subject(train, test),
         f"HF Trainer + PEFT prefix tuning, {epochs} epochs": script_subject(
             sys.executable, peer, train, test, *trainer
         ),
