@@ -1,0 +1,103 @@
+"""Finished runs as comparisons and reports need them: what was tried where, and what came out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple, final
+
+from handful.errors import RunError
+from handful.evaluation.estimate import Estimate
+from handful.runs.store import Run, find_runs
+
+
+class Cell(NamedTuple):
+    """What two methods must share to be compared: the same task, number of rows and seed, hence the same rows."""
+
+    task: str
+    shots: int
+    seed: int
+
+
+@final
+@dataclass(frozen=True)
+class Result:
+    """One finished run. `label` names what was tried: a method, with the settings that set it apart from others."""
+
+    label: str
+    cell: Cell
+    run: Run
+
+    @property
+    def record(self) -> Mapping[str, Any]:
+        """The content of the run's `run.json`."""
+        return self.run.record
+
+    @property
+    def metric(self) -> str:
+        """The metric that counts on this task."""
+        return self.record["task"]["metric"]
+
+    @property
+    def trials(self) -> int:
+        """How many settings were tried on development rows to arrive at this run's; 1 where there was no search."""
+        return self.record.get("study", {}).get("trials", 1)
+
+    def estimate(self, metric: str | None = None) -> Estimate | None:
+        """The test score, of the task's own metric or another; None where the run has none."""
+        found = self.record["scores"].get(metric or self.metric)
+        return None if found is None else Estimate.from_dict(found)
+
+
+def read_results(paths: Iterable[Path | str]) -> tuple[list[Result], list[tuple[Path, str]]]:
+    """All runs below these folders, and the damaged folders with what is wrong with each.
+
+    Runs of a study are called by their label there. Others are called by their method and, where a method was run
+    with several settings, by those that differ. Raises: RunError for a folder that does not exist.
+    """
+    good: dict[Path, Run] = {}
+    bad: dict[Path, str] = {}
+    for path in map(Path, paths):
+        if not path.is_dir():
+            raise RunError(f"{path}: no such folder", "give a folder with runs, such as the --output of `handful fit`")
+        found, damaged = find_runs(path)
+        good |= {run.folder.resolve(): run for run in found}
+        bad |= dict(damaged)
+    results = [_result(run) for run in good.values()]
+    return sorted(_told_apart(results), key=lambda r: (r.cell, r.label)), sorted(bad.items())
+
+
+def _result(run: Run) -> Result:
+    record, options = run.record, run.record["spec"]["run"]
+    shots = options["shots"] or record["rows"]["train"] + record["rows"]["dev"]
+    cell = Cell(record["task"]["name"], shots, options["seed"])
+    return Result(record.get("study", {}).get("label", record["spec"]["method"]["name"]), cell, run)
+
+
+def _told_apart(results: list[Result]) -> list[Result]:
+    """Labels with the settings that differ between runs of one label; runs of a study have labels of their own."""
+    settings = {id(result): _settings(result.record["spec"]) for result in results}
+    varying: dict[str, set[str]] = {}
+    for label in {result.label for result in results}:
+        same = [settings[id(r)] for r in results if r.label == label and "study" not in r.record]
+        names = set().union(*same) if same else set()
+        varying[label] = {name for name in names if len({repr(one.get(name)) for one in same}) > 1}
+    return [
+        result
+        if "study" in result.record or not varying[result.label]
+        else replace(result, label=_with_settings(result.label, settings[id(result)], varying[result.label]))
+        for result in results
+    ]
+
+
+def _settings(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that tell methods apart, by dotted name: not those that say which rows were used."""
+    settings = {f"{part}.{name}": value for part in ("method", "training", "run") for name, value in spec[part].items()}
+    cell = {"method.name", "run.shots", "run.seed"}
+    return {"model": spec["model"]} | {name: value for name, value in settings.items() if name not in cell}
+
+
+def _with_settings(label: str, settings: Mapping[str, Any], names: Iterable[str]) -> str:
+    parts = [f"{name.rpartition('.')[2]}={settings[name]}" for name in sorted(names) if name in settings]
+    return f"{label} ({', '.join(parts)})"
