@@ -12,7 +12,6 @@ from typing import final
 
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
 
 from handful.backbone.load import Backbone
 from handful.backbone.trunk import TrunkCache, recomputing, trunk_cache
@@ -32,6 +31,7 @@ from handful.training.events import (
     Stopped,
 )
 from handful.training.optim import LateAverage, make_optimizer, rate_factor
+from handful.training.process_group import ProcessGroup
 from handful.training.selection import Selector
 
 
@@ -40,7 +40,8 @@ from handful.training.selection import Selector
 class FitResult:
     """What a fit did; the trained weights are in the adapter.
 
-    `history` has one record an evaluation; `stopped` says why the run ended early (None: it ran to its end).
+    `history` has one record an evaluation; `stopped` says why the run ended early (None: it ran to its end), and
+    `diverged` whether that was a loss or gradient that is no finite number.
     """
 
     steps: int
@@ -49,6 +50,7 @@ class FitResult:
     parameters: int
     history: list[dict[str, float]] = field(default_factory=list)
     stopped: str | None = None
+    diverged: bool = False
 
 
 def fit(
@@ -67,7 +69,8 @@ def fit(
 
     All randomness comes from `generator`, split into streams of their own for order, draws, validation and dropout,
     so that none depends on how much another drew. With `checkpoint_folder`, progress is saved after every epoch
-    and an interrupted fit continues from there bit for bit.
+    and an interrupted fit continues from there bit for bit. Started by `accelerate launch`, the processes share out each
+    batch and end with the numbers of a single one, up to rounding and dropout; events come from the main process alone.
     Raises: DataError for test rows or unlabelled rows; ConfigError when nothing is trainable, or "best" without dev.
     """
     _check(train, dev, config)
@@ -105,8 +108,9 @@ class _Fit:
         self.dev: EncodedRows | None = dev if dev is not None and len(dev) else None
         self.config: TrainingConfig = config
         self.kind: TaskKind = kind
-        self.emit: Listener = on_event or (lambda event: None)
-        self.checkpoint = Checkpoint(checkpoint_folder) if checkpoint_folder else None
+        self.group = ProcessGroup(adapter.backbone.device)
+        self.emit: Listener = on_event if on_event and self.group.is_main else lambda event: None
+        self.checkpoint = Checkpoint(checkpoint_folder) if checkpoint_folder and self.group.is_main else None
         seeds = torch.randint(2**62, (5,), generator=generator).tolist()
         self.order, self.draws, self.start = (torch.Generator().manual_seed(seed) for seed in seeds[:3])
         self.selector = Selector(config, kind, metric, seeds[3])
@@ -116,47 +120,45 @@ class _Fit:
         self.seconds = 0.0
         self.history: list[dict[str, float]] = []
         self.stopped: str | None = None
+        self.diverged = False
         self.chosen: dict[str, torch.Tensor] = {}
 
     def run(self) -> FitResult:
         adapter, config = self.adapter, self.config
         self.clock = time.perf_counter()
-        cpu = adapter.backbone.device.type == "cpu"
-        self.accelerator = Accelerator(cpu=cpu, mixed_precision="no")  # its own choice would hold for the whole process
-        adapter.backbone.to(self.accelerator.device)
-        adapter.to(self.accelerator.device)
+        adapter.backbone.to(self.group.device)
+        adapter.to(self.group.device)
         self.optimizer = make_optimizer(adapter, config)
         parameters = sum(p.numel() for p in adapter.parameters() if p.requires_grad)
         late = round(self.steps * (1 - config.average_last))
         self.average = LateAverage(adapter, late if config.average_last else self.steps)
         if not self._resume():
             adapter.warm_start(self.train, self.start)
+            self.group.align(adapter)
             self._keep()
         self._count_seconds()
         self.emit(FitStarted(self.steps, config.epochs, len(self.train), len(self.dev or ()), parameters, self.step))
         if self.steps:
-            device = self.accelerator.device
+            device = self.group.device
             with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
                 self._train()
         adapter.load_state_dict(self.chosen)
         if self.stopped is None:
             self.average.copy_to(adapter)
         self.emit(FitFinished(self.step, self.seconds, self.chosen_step))
-        return FitResult(self.step, self.chosen_step, self.seconds, parameters, self.history, self.stopped)
+        return FitResult(
+            self.step, self.chosen_step, self.seconds, parameters, self.history, self.stopped, self.diverged
+        )
 
     def _train(self) -> None:
         adapter, config = self.adapter, self.config
         caching = config.cache_trunk and not config.trunk_dropout
         trunk = self._cache(self.train) if caching else None
         dev_trunk = self._cache(self.dev) if caching and self.dev else None
-        module = self.accelerator.prepare(adapter)
-        torch.manual_seed(self.dropout_seed)  # noqa: TID251 - inside fork_rng; dropout takes no generator
-        if self.random_state is not None:
-            torch.set_rng_state(self.random_state)
         while self.epoch < config.epochs and self.stopped is None:
             adapter.train()
             with training_mode(adapter.backbone, config.trunk_dropout, config.gradient_checkpointing):
-                self._epoch(module, trunk)
+                self._epoch(trunk)
             if self.stopped is None:
                 self.epoch += 1
                 self._evaluate(dev_trunk)
@@ -176,43 +178,43 @@ class _Fit:
         adapter.begin_batch(None)
         return trunk_cache(adapter.backbone, rows, adapter.lowest_layer, adapter)
 
-    def _epoch(self, module: torch.nn.Module, trunk: TrunkCache | None) -> None:
-        device = self.accelerator.device
+    def _epoch(self, trunk: TrunkCache | None) -> None:
+        # Dropout takes no generator. Seeded anew each epoch, it needs no place in a checkpoint, on whatever device.
+        seed = self.dropout_seed + self.epoch * self.group.count + self.group.index
+        torch.manual_seed(seed)  # noqa: TID251 - inside fork_rng
         for indices in plan_batches(self.train.lengths, self.config.batch_size, self.order):
-            batch = self.train.batch(indices).to(device)
             factor = rate_factor(self.step, self.steps, self.config)
             for group in self.optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * factor
-            loss = self._step(module, batch, trunk)
+            loss = self._step(indices, trunk)
             if not math.isfinite(loss):
+                self.diverged = True
                 kept = f"kept the weights of step {self.chosen_step}; try a lower training.learning_rate"
                 self._stop(f"the loss or its gradient became {loss} at step {self.step + 1}: {kept}")
                 return
             self.step += 1
             self.adapter.after_step(self.step)
             self.average.update(self.adapter, self.step)
-            tokens = int(batch.inputs["attention_mask"].sum())
+            tokens = sum(len(self.train.input_ids[row]) for row in indices)
             self.emit(StepDone(self.step, loss, self.optimizer.param_groups[0]["lr"], tokens))
 
-    def _step(self, module: torch.nn.Module, batch: Batch, trunk: TrunkCache | None) -> float:
-        """One forward, backward and update; returns the loss.
+    def _step(self, indices: list[int], trunk: TrunkCache | None) -> float:
+        """One forward, backward and update on the rows at these positions; returns the loss.
 
         Where the loss or the norm of its gradient is not finite, returns that and leaves the weights alone.
         """
-        self.adapter.begin_batch(batch, self.draws)
-        half = torch.autocast(batch.rows.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
-        with trunk or nullcontext():
-            if trunk:
-                trunk.choose(batch)
-            with half:
-                loss = batch_loss(module(batch), batch, self.adapter, self.kind, self.config.label_smoothing)
-                penalty = self.adapter.penalty()
-            total = loss if penalty is None else loss + penalty
-            value = float(total.detach())
-            if not math.isfinite(value):
-                return value
-            self.optimizer.zero_grad(set_to_none=True)
-            self.accelerator.backward(total)
+        whole, mine = self.train.batch(indices).to(self.group.device), indices[self.group.share]
+        self.adapter.begin_batch(whole, self.draws)
+        self.adapter.narrow(self.group.share)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = torch.zeros((), device=self.group.device)
+        if mine:
+            batch = whole if len(mine) == len(indices) else self.train.batch(mine).to(self.group.device)
+            loss = self._loss(batch, trunk) * (len(mine) / len(indices))
+            loss.backward()
+        value = self.group.sum_up(loss, self.adapter.parameters())
+        if not math.isfinite(value):
+            return value
         limit = self.config.gradient_clip or math.inf
         norm = float(torch.nn.utils.clip_grad_norm_(self.adapter.parameters(), limit))
         if not math.isfinite(norm):
@@ -220,13 +222,25 @@ class _Fit:
         self.optimizer.step()
         return value
 
+    def _loss(self, batch: Batch, trunk: TrunkCache | None) -> torch.Tensor:
+        """The mean loss of a batch, with the adapter's penalty."""
+        half = torch.autocast(batch.rows.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
+        with trunk or nullcontext():
+            if trunk:
+                trunk.choose(batch)
+            with half:
+                scores = self.adapter(batch)
+                loss = batch_loss(scores, batch, self.adapter, self.kind, self.config.label_smoothing)
+                penalty = self.adapter.penalty()
+        return loss if penalty is None else loss + penalty
+
     def _evaluate(self, trunk: TrunkCache | None) -> None:
         """Score dev, and keep the weights if they are the best so far (or simply the last)."""
         keep_last = self.config.selection == "last"
         if self.dev is None:
             self._keep()
             return
-        result = self.selector.evaluate(self.adapter, self.dev, trunk)
+        result = self.group.agree(self.selector.evaluate(self.adapter, self.dev, trunk))
         improved = self.selector.improves(result.score)
         if improved or keep_last:
             self._keep()
@@ -261,7 +275,6 @@ class _Fit:
         tensors |= {f"average/{name}": tensor for name, tensor in self.average.sums.items()}
         tensors |= pack_optimizer(self.optimizer)
         tensors |= {"random/order": self.order.get_state(), "random/draws": self.draws.get_state()}
-        tensors["random/global"] = torch.get_rng_state()
         record = {"selector": self.selector.state(), "averaged": self.average.count}
         record |= {name: getattr(self, name) for name in _RECORDED}
         self.checkpoint.save(tensors, record)
@@ -269,20 +282,18 @@ class _Fit:
 
     def _resume(self) -> bool:
         """Continue from the checkpoint, if there is a readable one."""
-        self.random_state: torch.Tensor | None = None
-        loaded = self.checkpoint.load() if self.checkpoint else None
+        loaded = self.group.agree(self.checkpoint.load() if self.checkpoint else None)
         if loaded is None:
             return False
         tensors, record = loaded
         part = lambda prefix: {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}  # noqa: E731
         self.adapter.load_state_dict(part("adapter/"))
         self.chosen = part("chosen/")
-        self.average.sums = {name: tensor.to(self.accelerator.device) for name, tensor in part("average/").items()}
+        self.average.sums = {name: tensor.to(self.group.device) for name, tensor in part("average/").items()}
         self.average.count = record["averaged"]
         unpack_optimizer(self.optimizer, tensors)
         self.order.set_state(tensors["random/order"])
         self.draws.set_state(tensors["random/draws"])
-        self.random_state = tensors["random/global"]
         self.selector.restore(record["selector"])
         for name in _RECORDED:
             setattr(self, name, record[name])
