@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 import numpy as np
 import torch
@@ -83,27 +83,26 @@ def predict_rows(
     rows: EncodedRows,
     kind: TaskKind,
     *,
-    predictor: str = "midpoint",
+    predictor: str | torch.Tensor = "midpoint",
     draws: int = 10,
     generator: torch.Generator | None = None,
     batch_size: int = 64,
     trunk: TrunkCache | None = None,
 ) -> Predictions:
-    """Predict rows with one of the predictors of the sheet (section 2).
+    """Predict rows with one of the predictors of the sheet (section 2), or at the point of these weights (M,).
 
     "ensemble" takes `draws` random points for each row, "draw" one; both need a generator. An adapter without a
     simplex has one point, whatever is asked. Raises: ConfigError for an unknown predictor, DataError without rows.
     """
-    check_predictor(predictor, adapter.num_vertices)
     if not len(rows):
         raise DataError("expected at least one row to predict, found none")
-    if adapter.num_vertices == 1 or predictor == "midpoint" or predictor.startswith("vertex:"):
-        points, generator = 1, None
+    points, where = 1, _place(predictor, adapter.num_vertices)
+    if where or adapter.num_vertices == 1 or predictor == "midpoint":
+        generator = None
     else:
         points = draws if predictor == "ensemble" else 1
         if generator is None:
             raise ConfigError(f"predictor {predictor!r} draws random points and needs a generator")
-    vertex = int(predictor[7:]) if predictor.startswith("vertex:") else None
     was_training = adapter.training
     adapter.eval()
     device = next(adapter.parameters()).device
@@ -114,7 +113,7 @@ def predict_rows(
             if trunk:
                 trunk.choose(batch)
             for point in range(points):
-                adapter.begin_batch(batch, generator, vertex=vertex)
+                adapter.begin_batch(batch, generator, **where)
                 result = adapter.target_scores(batch).float().cpu()
                 if scores is None:
                     scores = torch.empty(points, len(rows), result.shape[1])
@@ -123,3 +122,11 @@ def predict_rows(
     adapter.train(was_training)
     assert scores is not None
     return Predictions(scores.double().numpy(), kind)
+
+
+def _place(predictor: str | torch.Tensor, num_vertices: int) -> dict[str, Any]:
+    """What `begin_batch` has to be told for a fixed place of the simplex; nothing for the midpoint and for draws."""
+    if isinstance(predictor, torch.Tensor):
+        return {"point": predictor}
+    check_predictor(predictor, num_vertices)
+    return {"vertex": int(predictor[7:])} if predictor.startswith("vertex:") else {}

@@ -190,12 +190,17 @@ class AbstractAdapter(nn.Module, ABC):
         """Initialise from training rows (a probe's weights, activations) before the first step."""
 
     def begin_batch(
-        self, batch: Batch | None, generator: torch.Generator | None = None, *, vertex: int | None = None
+        self,
+        batch: Batch | None,
+        generator: torch.Generator | None = None,
+        *,
+        vertex: int | None = None,
+        point: torch.Tensor | None = None,
     ) -> None:
         """Choose the point of the simplex (gate noise, routing) for the next forward of `batch`.
 
-        With a generator, draw one for that batch; with `vertex`, take that vertex; with neither, the deterministic
-        predictor (midpoint), for batches of any size.
+        With a generator, draw one for that batch; with `vertex`, take that vertex; with `point`, the point of these
+        weights (M,); with none of them, the deterministic predictor (midpoint), for batches of any size.
         """
 
     def penalty(self) -> torch.Tensor | None:

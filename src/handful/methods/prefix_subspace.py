@@ -137,13 +137,20 @@ class PrefixSubspaceAdapter(AbstractPrefixAdapter):
         warn_if_degenerate(self.prefix())
 
     def begin_batch(
-        self, batch: Batch | None, generator: torch.Generator | None = None, *, vertex: int | None = None
+        self,
+        batch: Batch | None,
+        generator: torch.Generator | None = None,
+        *,
+        vertex: int | None = None,
+        point: torch.Tensor | None = None,
     ) -> None:
         count, layers, head_count = self.num_vertices, len(self.sites), len(self.head.weight)
         self._pair = None
         if vertex is not None:
-            self._weights = torch.eye(count)[vertex].expand(1, layers, count)
-            self._head_weights = torch.eye(head_count)[min(vertex, head_count - 1)][None]
+            point = torch.eye(count)[vertex]
+        if point is not None:
+            self._weights = point.expand(1, layers, count)
+            self._head_weights = point[None] if head_count == count else torch.ones(1, 1)
         elif generator is None or batch is None:
             self._weights = midpoint_weights(count, self.method.geometry).expand(1, layers, count)
             self._head_weights = midpoint_weights(head_count, self.head.geometry)[None]

@@ -23,6 +23,7 @@ from handful.data.task import Task, text_key
 from handful.errors import ConfigError, ModelError, RunError
 from handful.evaluation.calibration import fit_temperature
 from handful.evaluation.evaluate import Scores, encode_for, evaluate, longest_row
+from handful.evaluation.landscape import measure_landscape
 from handful.evaluation.metrics import check_metric
 from handful.evaluation.predict import Predictions, predict_rows
 from handful.methods import method_class
@@ -169,10 +170,22 @@ def run(
     record = describe(training, scores, key, time.perf_counter() - started)
     weights = trained.adapter.state_dict()
     predictions = prediction_records(scores, task) if scores else []
-    saved = write_run(folder, record, weights, metrics=log.records, predictions=predictions, card=run_card(record))
+    saved = write_run(
+        folder, record, weights, metrics=log.records, predictions=predictions,
+        landscape=dev_landscape(training), card=run_card(record),
+    )  # fmt: skip
     reopened = verify(saved, training)
     shutil.rmtree(progress, ignore_errors=True)
     return saved, reopened
+
+
+def dev_landscape(training: Training) -> dict[str, Any] | None:
+    """The content of `landscape.json`, or None where none was asked for."""
+    trained, options = training.trained, training.trained.spec.options
+    if not options.landscape:
+        return None
+    rows = encode_for(trained.adapter, training.split.dev, trained.task, options.max_length)
+    return measure_landscape(trained.adapter, rows, trained.task.kind, options.landscape)
 
 
 @final

@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal, final
 
 from handful.data.split import DevRows
 from handful.errors import ConfigError, nearest
+from handful.evaluation.landscape import CORNERS
 from handful.evaluation.predict import check_predictor
 from handful.methods import method_class
 from handful.methods.base import AbstractMethod, Preset, check_settings, setting, wrong_settings
@@ -35,6 +36,9 @@ class RunOptions:
     max_length: Annotated[int, setting("tokens kept of a row", unit="tokens", ge=4)] = 128
     predictor: Annotated[str, setting("midpoint, ensemble, draw or vertex:N, for the test score")] = "midpoint"
     draws: Annotated[int, setting("random points S for the ensemble and the disagreement", ge=2, le=1000)] = 10
+    landscape: Annotated[
+        int, setting("dev loss over the triangle of the first three vertices: steps a side; 0: none", ge=0, le=60)
+    ] = 0
 
     def __post_init__(self) -> None:
         check_settings(type(self), {f.name: getattr(self, f.name) for f in fields(self)})
@@ -63,12 +67,12 @@ class RunSpec:
     choices: tuple[Choice, ...] = field(default=(), compare=False)
 
     def resolved(self) -> dict[str, Any]:
-        """The spec as plain JSON values."""
+        """The spec as plain JSON values; no landscape is left out, so that the key does not change with it."""
         return {
             "model": self.model,
             "method": {"name": self.method.name, **self.method.settings()},
             "training": self.training.settings(),
-            "run": asdict(self.options),
+            "run": {name: value for name, value in asdict(self.options).items() if value or name != "landscape"},
         }
 
     def key(self, data_fingerprint: str, backbone_fingerprint: str) -> str:
@@ -142,6 +146,11 @@ def _check_together(built: Mapping[str, Any], problems: dict[str, str]) -> None:
             check_predictor(options.predictor, getattr(method, "num_vertices", 1))
         except ConfigError as error:
             problems["run.predictor"] = error.message
+    if options and options.landscape:
+        if method and getattr(method, "num_vertices", 1) < CORNERS:
+            problems["run.landscape"] = f"expected at least {CORNERS} vertices, found fewer in {method.name!r}"
+        elif options.dev == "none":
+            problems["run.landscape"] = "is measured on development rows; set run.dev to 'carved' or 'separate'"
     if options and training and training.epochs and training.selection == "best" and options.dev == "none":
         problems["run.dev"] = (
             "training.selection = 'best' needs development rows, found 'none'; use 'carved' or 'separate'"

@@ -1,8 +1,9 @@
 """Run folders: written completely or not at all, checked when they are read.
 
 A run is a folder with `run.json` (everything about it), `adapter.safetensors`, `metrics.jsonl` (one line an event),
-`predictions.jsonl` (one line a test row) and `README.md` (the card). It is written under a temporary name beside its
-final one, flushed to disk and renamed, so that a folder with its final name is always whole.
+`predictions.jsonl` (one line a test row), `README.md` (the card) and, where it was asked for, `landscape.json`. It is
+written under a temporary name beside its final one, flushed to disk and renamed, so that a folder with its final name
+is always whole.
 """
 
 from __future__ import annotations
@@ -25,11 +26,12 @@ from safetensors.torch import load_file, save_file
 from handful.errors import RunError
 
 FORMAT_VERSION = 1
-RECORD, WEIGHTS, METRICS, PREDICTIONS, CARD = (
+RECORD, WEIGHTS, METRICS, PREDICTIONS, LANDSCAPE, CARD = (
     "run.json",
     "adapter.safetensors",
     "metrics.jsonl",
     "predictions.jsonl",
+    "landscape.json",
     "README.md",
 )
 
@@ -137,6 +139,7 @@ def write_run(
     *,
     metrics: Iterable[Mapping[str, Any]] = (),
     predictions: Iterable[Mapping[str, Any]] = (),
+    landscape: Mapping[str, Any] | None = None,
     card: str = "",
 ) -> Run:
     """Write a run folder atomically; an older folder of that name is replaced only once the new one is whole."""
@@ -147,6 +150,9 @@ def write_run(
         for name, rows in ((METRICS, metrics), (PREDICTIONS, predictions)):
             with open(partial / name, "w", encoding="utf-8") as file:
                 file.writelines(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+        if landscape is not None:
+            content = json.dumps(landscape, ensure_ascii=False, allow_nan=False)
+            (partial / LANDSCAPE).write_text(content, encoding="utf-8")
         (partial / CARD).write_text(card, encoding="utf-8")
     return Run(final, full)
 
