@@ -243,6 +243,12 @@ def check_draws(case: Case) -> None:
         )
         if adapter.num_vertices > 1:
             case.require(not torch.equal(drawn(2, 3), drawn(5, 3)), "two generators gave the same point of the simplex")
+        whole = drawn(2, 3)
+        adapter.begin_batch(case.batch, generator(2))
+        adapter.narrow(slice(1, None, 2))
+        part = adapter(case.rows.batch([1, 3]).to(case.backbone.device))
+        kept = torch.allclose(part, whole[1::2], atol=1e-4)
+        case.require(kept, "narrow() should keep what was drawn for those rows of a batch")
         for vertex in range(adapter.num_vertices):
             adapter.begin_batch(case.batch, vertex=vertex)
             case.require(bool(adapter(case.batch).isfinite().all()), f"scores of vertex {vertex} should be finite")

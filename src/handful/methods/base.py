@@ -206,6 +206,12 @@ class AbstractAdapter(nn.Module, ABC):
     def penalty(self) -> torch.Tensor | None:
         """A term added to the loss of the current batch, or None."""
         return None
+    def narrow(self, rows: slice) -> None:
+        """Of what `begin_batch` drew for each example keep these rows': the next forward is of that part alone.
+
+        Called where several processes share a batch. Nothing to do where nothing is drawn, or once for all rows.
+        """
+
 
     def after_step(self, step: int) -> None:
         """Called after every optimiser step, counted from 1."""

@@ -167,6 +167,10 @@ class PrefixSubspaceAdapter(AbstractPrefixAdapter):
         shape = (rows, layers) if self.method.draw_layers == "per-layer" else (rows, 1)
         weights = draw_weights(
             shape,
+    def narrow(self, rows: slice) -> None:
+        if len(self._weights) > 1:
+            self._weights, self._head_weights = self._weights[rows], self._head_weights[rows]
+
             self.num_vertices,
             generator,
             geometry=self.method.geometry,

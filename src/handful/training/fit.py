@@ -69,8 +69,8 @@ def fit(
 
     All randomness comes from `generator`, split into streams of their own for order, draws, validation and dropout,
     so that none depends on how much another drew. With `checkpoint_folder`, progress is saved after every epoch
-    and an interrupted fit continues from there bit for bit. Started by `accelerate launch`, the processes share out each
-    batch and end with the numbers of a single one, up to rounding and dropout; events come from the main process alone.
+    and an interrupted fit continues from there bit for bit. Started by `accelerate launch`, the processes share out
+    each batch and end with the numbers of a single one up to rounding (and dropout); only the main one emits events.
     Raises: DataError for test rows or unlabelled rows; ConfigError when nothing is trainable, or "best" without dev.
     """
     _check(train, dev, config)
