@@ -1,0 +1,341 @@
+"""A study as one TOML file says it: tasks × shots × seeds × methods, all wrong values told at once.
+
+name = "news"
+tasks = ["bbc-news", { name = "tickets", path = "tickets.csv", label = "topic" }]
+shots = [50, 100]
+seeds = 5                                    # 0 to 4; or a list
+methods = ["head", { name = "long", method = "prefix", set = { prefix_length = 20 } }]
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, Self, final
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from handful.data.files import read_folder
+from handful.data.holdout import with_held_out_test
+from handful.data.open import open_task
+from handful.data.task import Task
+from handful.errors import ConfigError, DataError, HandfulError, nearest
+from handful.methods import METHODS, method_class
+from handful.runs.experiment import make_split
+from handful.runs.spec import RunSpec, resolve
+from handful.studies.jobs import Job
+
+
+class _Table(BaseModel):
+    """A table of the recipe: closed, and unchanged once it is read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+    settings: Mapping[str, Any] = Field(default={}, alias="set")
+
+    @field_validator("settings", mode="before")
+    @classmethod
+    def _flatten(cls, value: Any) -> Any:
+        return dict(_dotted(value)) if isinstance(value, Mapping) else value
+
+
+def _dotted(table: Mapping[str, Any], prefix: str = "") -> Sequence[tuple[str, Any]]:
+    """{"training": {"epochs": 5}} and {"training.epochs": 5} alike → [("training.epochs", 5)]."""
+    pairs: list[tuple[str, Any]] = []
+    for name, value in table.items():
+        inner = isinstance(value, Mapping) and name in ("method", "training", "run")
+        pairs += _dotted(value, f"{prefix}{name}.") if inner else [(prefix + name, value)]
+    return pairs
+
+
+@final
+class TaskEntry(_Table):
+    """A task by its name; `path` is a file, folder, packaged name or "hub:OWNER/NAME" where it differs from that.
+
+    Below the folder given as --data, a task folder of this name is taken instead. The other fields say what the
+    columns of a file are called, and which splits of the hub are meant.
+    """
+
+    name: str
+    path: str | None = None
+    config: str | None = None
+    revision: str | None = None
+    pool: str | None = None
+    test: str | None = None
+    text: str | None = None
+    text_pair: str | None = None
+    label: str | None = None
+    kind: str | None = None
+    metric: str | None = None
+    encoding: str | None = None
+    test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
+
+    def open(self, data: Path | None) -> Task:
+        """The task under its name in the study. Raises: DataError or ConfigError, as `open_task`."""
+        own = {"name", "path", "test_fraction", "settings"}
+        if data and (data / self.name / "task.json").is_file():
+            task = read_folder(data / self.name)
+        else:
+            if data and self.path is None and not Path(self.name).exists():
+                found = sorted(str(file.parent.relative_to(data)) for file in data.glob("**/task.json"))
+                raise DataError(f"task {self.name!r}: no such folder below {data}", nearest(self.name, found))
+            task = open_task(self.path or self.name, **self.model_dump(exclude=own, exclude_none=True))
+        if task.test is None:
+            task = with_held_out_test(task, self.test_fraction)
+        return replace(task, name=self.name)
+
+
+@final
+class Start(_Table):
+    """The run that another one starts from: of `method` (a name of this recipe), by default on the same rows."""
+
+    method: str
+    task: str | None = None
+    shots: Annotated[int | None, Field(ge=2)] = None
+    seed: Annotated[int | None, Field(ge=0)] = None
+
+
+@final
+class MethodEntry(_Table):
+    """A method with its settings, under the name that tables show.
+
+    `stage` says that it is there for others to start from: it is run only where one does.
+    """
+
+    method: str
+    name: str
+    preset: str = "default"
+    model: str | None = None
+    start: Start | None = None
+    space: Mapping[str, Any] | None = None
+    stage: bool = False
+
+
+@final
+class SearchEntry(_Table):
+    """Every method gets the same number of trials of its search space, judged on development rows carved for that."""
+
+    strategy: str = "random"
+    trials: Annotated[int, Field(ge=1)] = 8
+    dev_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.3
+    points: Annotated[int, Field(ge=2)] = 3
+
+
+@final
+class Recipe(_Table):
+    """A study. `settings` (in the file: `set`) holds for all methods, where it does not hold for those of one.
+
+    `test_rows` keeps at most so many test rows of every task, the same ones for all runs. `threads` is for each
+    worker: results depend on it in the last bits, so it is part of the recipe.
+    """
+
+    name: str
+    tasks: tuple[TaskEntry, ...] = Field(min_length=1)
+    shots: tuple[Annotated[int, Field(ge=2)], ...] = Field(min_length=1)
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1)
+    methods: tuple[MethodEntry, ...] = Field(min_length=1)
+    model: str = "minilm"
+    search: SearchEntry | None = None
+    test_rows: Annotated[int | None, Field(ge=1)] = None
+    threads: Annotated[int, Field(ge=1)] = 1
+
+    @field_validator("tasks", mode="before")
+    @classmethod
+    def _named_tasks(cls, value: Any) -> Any:
+        return [{"name": entry} if isinstance(entry, str) else entry for entry in value] if _is_list(value) else value
+
+    @field_validator("methods", mode="before")
+    @classmethod
+    def _named_methods(cls, value: Any) -> Any:
+        if not _is_list(value):
+            return value
+        entries = [{"method": entry} if isinstance(entry, str) else entry for entry in value]
+        return [{"name": e.get("method"), **e} if isinstance(e, Mapping) else e for e in entries]
+
+    @field_validator("shots", mode="before")
+    @classmethod
+    def _listed_shots(cls, value: Any) -> Any:
+        return [value] if isinstance(value, int) else value
+
+    @field_validator("seeds", mode="before")
+    @classmethod
+    def _counted_seeds(cls, value: Any) -> Any:
+        return list(range(value)) if isinstance(value, int) else value
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any], origin: str = "recipe") -> Self:
+        """The recipe of these values. Raises: ConfigError with everything that is wrong."""
+        try:
+            recipe = cls.model_validate(record)
+        except ValidationError as error:
+            raise _wrong(origin, [_explain(cls, problem) for problem in error.errors()]) from None
+        if problems := recipe.problems():
+            raise _wrong(origin, problems)
+        return recipe
+
+    def to_dict(self) -> dict[str, Any]:
+        """The recipe as plain JSON values."""
+        return self.model_dump(mode="json", by_alias=True)
+
+    def problems(self) -> list[str]:
+        """What is wrong between the values, and with the settings of methods."""
+        problems = [f"{what}: {_repeated(names)}" for what, names in self._names().items() if _repeated(names)]
+        problems += [
+            f"set.{name}: only settings of training and run can be common to all methods"
+            for name in self.settings
+            if not name.startswith(("training.", "run."))
+        ]
+        for index, method in enumerate(self.methods):
+            for task in self.tasks:
+                try:
+                    self._spec(method, task, self.shots[0], self.seeds[0])
+                except ConfigError as error:
+                    _, *lines = error.message.split("\n  ")
+                    problems += [f"methods.{index} ({method.name}): {line}" for line in lines]
+                    break
+            problems += self._wrong_start(index, method)
+        return problems
+
+    def _names(self) -> dict[str, list[str]]:
+        lists = {"tasks": [t.name for t in self.tasks], "methods": [m.name for m in self.methods]}
+        return lists | {"shots": [str(k) for k in self.shots], "seeds": [str(s) for s in self.seeds]}
+
+    def _wrong_start(self, index: int, method: MethodEntry) -> list[str]:
+        if method.start is None:
+            return []
+        where, start = f"methods.{index} ({method.name}): start", method.start
+        methods, tasks = {m.name: m for m in self.methods}, [t.name for t in self.tasks]
+        if start.method not in methods:
+            return [f"{where}.method: no method {start.method!r}; {nearest(start.method, methods)}"]
+        if start.task is not None and start.task not in tasks:
+            return [f"{where}.task: no task {start.task!r} among the tasks; {nearest(start.task, tasks)}"]
+        seen, behind = {method.name}, start.method
+        while behind not in seen and (further := methods[behind].start):
+            seen.add(behind)
+            behind = further.method if further.method in methods else method.name
+        return [f"{where}: {method.name} would start from itself"] if behind == method.name else []
+
+    def jobs(self) -> list[Job]:
+        """Every run, each after the one that it starts from. Seeds are outermost: a part of it is a smaller study."""
+        methods = {method.name: method for method in self.methods}
+        jobs: dict[str, Job] = {}
+
+        def add(label: str, task: str, shots: int, seed: int) -> str:
+            start, behind = methods[label].start, None
+            if start:
+                own = (task if start.task is None else start.task, start.shots or shots)
+                behind = add(start.method, *own, seed if start.seed is None else start.seed)
+            job = Job(label, task, shots, seed, behind)
+            jobs.setdefault(job.name, job)
+            return job.name
+
+        for seed in self.seeds:
+            for task in self.tasks:
+                for shots in self.shots:
+                    for method in self.methods:
+                        if not method.stage:
+                            add(method.name, task.name, shots, seed)
+        return list(jobs.values())
+
+    def spec(self, job: Job, overrides: Mapping[str, Any] | None = None) -> RunSpec:
+        """What a job runs; `overrides` are what a search has found."""
+        method = next(method for method in self.methods if method.name == job.label)
+        task = next(task for task in self.tasks if task.name == job.task)
+        return self._spec(method, task, job.shots, job.seed, overrides)
+
+    def _spec(
+        self, method: MethodEntry, task: TaskEntry, shots: int, seed: int, overrides: Mapping[str, Any] | None = None
+    ) -> RunSpec:
+        sections = ("training.", "run.") if _takes_steps(method) else ("run.",)
+        common = {name: value for name, value in self.settings.items() if name.startswith(sections)}
+        given = {**common, **task.settings, **method.settings, **(overrides or {})}
+        given |= {"run.shots": shots, "run.seed": seed}
+        return resolve(method.method, model=method.model or self.model, preset=method.preset, overrides=given)
+
+    def open_task(self, name: str, data: Path | None) -> Task:
+        """A task of the study with its test rows. Raises: DataError or ConfigError."""
+        task = next(task for task in self.tasks if task.name == name).open(data)
+        if self.test_rows and task.test:
+            task = replace(task, test=task.test.sample(self.test_rows))
+        return task
+
+    def check_rows(self, data: Path | None) -> dict[str, Task]:
+        """All tasks, each with enough rows for every number of shots.
+
+        Raises: DataError with everything that is wrong with any of them.
+        """
+        tasks: dict[str, Task] = {}
+        problems: dict[str, None] = {}
+        for entry in self.tasks:
+            try:
+                tasks[entry.name] = task = self.open_task(entry.name, data)
+                for job in {(job.label, job.shots): job for job in self.jobs() if job.task == entry.name}.values():
+                    make_split(task, self.spec(job))
+            except HandfulError as error:
+                problems[f"{error.message}{f' ({error.hint})' if error.hint else ''}"] = None
+        if problems:
+            raise DataError(f"{self.name}: {len(problems)} wrong with the tasks:\n  " + "\n  ".join(problems))
+        return tasks
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list | tuple)
+
+
+def _takes_steps(method: MethodEntry) -> bool:
+    """Whether the preset trains in steps: common settings of training are not for a method that is fitted at once."""
+    preset = method_class(method.method).presets.get(method.preset) if method.method in METHODS else None
+    return preset is None or preset.training.get("epochs") != 0
+
+
+def _repeated(names: Sequence[str]) -> str:
+    twice = sorted({name for name in names if names.count(name) > 1})
+    return f"{', '.join(map(repr, twice))} more than once; give each a name of its own" if twice else ""
+
+
+def _wrong(origin: str, problems: Sequence[str]) -> ConfigError:
+    count = f"{len(problems)} wrong value{'s' * (len(problems) > 1)}"
+    return ConfigError(f"{origin}: {count}:\n  " + "\n  ".join(problems), "docs/guides/studies.md shows every key")
+
+
+def _explain(cls: type[BaseModel], problem: Any) -> str:
+    """One of pydantic's complaints as a line: where, what was expected, what was found."""
+    where = ".".join(map(str, problem["loc"]))
+    if problem["type"] == "missing":
+        return f"{where}: expected a value, found none"
+    if problem["type"] == "extra_forbidden":
+        tables = {"tasks": TaskEntry, "methods": MethodEntry, "search": SearchEntry}
+        known = Start if "start" in problem["loc"] else tables.get(str(problem["loc"][0]), cls)
+        names = [field.alias or name for name, field in known.model_fields.items()]
+        return f"{where}: no such key; {nearest(str(problem['loc'][-1]), names)}"
+    return f"{where}: {problem['msg'].lower().replace('input should be', 'expected')}, found {problem['input']!r}"
+
+
+def read_recipe(path: Path | str, overrides: Mapping[str, Any] | None = None) -> Recipe:
+    """The recipe in a TOML file; `overrides` are dotted keys, such as "shots" or "search.trials", put in its place.
+
+    Paths of tasks are relative to the file's folder. Raises: ConfigError for an unreadable file and for everything
+    that is wrong in it.
+    """
+    path = Path(path)
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        others = sorted(str(file) for file in path.parent.glob("*.toml")) if path.parent.is_dir() else []
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})", nearest(str(path), others)) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: expected TOML in UTF-8, found {error}", "correct the file") from None
+    for name, value in (overrides or {}).items():
+        *tables, key = name.split(".") if not name.startswith("set.") else ("set", name.removeprefix("set."))
+        table = content
+        for part in tables:
+            table = table.setdefault(part, {})
+        table[key] = value
+    content.setdefault("name", path.stem)
+    for entry in content.get("tasks", ()) if _is_list(content.get("tasks")) else ():
+        beside = path.parent / entry["path"] if isinstance(entry, dict) and isinstance(entry.get("path"), str) else None
+        if beside and beside.exists():
+            entry["path"] = str(beside.resolve())
+    return Recipe.from_dict(content, str(path))
