@@ -18,6 +18,7 @@ from pydantic.fields import FieldInfo
 from torch import nn
 
 from handful.errors import ConfigError, nearest
+from handful.methods.search_space import SearchSpace
 
 if TYPE_CHECKING:
     from handful.backbone.load import Backbone
@@ -54,6 +55,8 @@ class AbstractMethod(ABC):
     summary: ClassVar[str]
     source: ClassVar[str]
     presets: ClassVar[Mapping[str, Preset]]
+    search_space: ClassVar[SearchSpace] = {}
+    """What a search varies, by dotted name, unless it is told otherwise; empty: nothing is worth it."""
 
     def __post_init__(self) -> None:
         convert_settings(self)

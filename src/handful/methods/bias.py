@@ -23,6 +23,7 @@ from handful.errors import ModelError
 from handful.methods.base import AbstractMethod, BorrowedParameters, Preset, setting
 from handful.methods.full import feeding_parameters
 from handful.methods.head import HEAD_INIT, AbstractHeadedAdapter, HeadInit
+from handful.methods.search_space import EPOCHS, SearchSpace, around
 
 
 @final
@@ -38,6 +39,10 @@ class Bias(AbstractMethod):
             "ours, not searched: the largest rate of the paper's grid, for few steps",
             training={"learning_rate": 1e-3, "head_learning_rate": 1e-3},
         ),
+    }
+    search_space: ClassVar[SearchSpace] = {
+        "training.learning_rate": around(1e-4, 1e-3, 1e-2),
+        "training.epochs": EPOCHS,
     }
 
     head_init: Annotated[HeadInit, setting(HEAD_INIT)] = "soft-probe"

@@ -20,6 +20,7 @@ from handful.data.batching import Batch
 from handful.data.task import Task
 from handful.methods.base import AbstractMethod, BorrowedParameters, Preset, setting
 from handful.methods.head import HEAD_INIT, AbstractHeadedAdapter, HeadInit
+from handful.methods.search_space import EPOCHS, SearchSpace, around
 
 
 def feeding_parameters(backbone: Backbone) -> frozenset[str]:
@@ -54,6 +55,10 @@ class Full(AbstractMethod):
             "ours, not searched: the customary range for encoders is 2e-5 to 1e-4; the head may move faster",
             training={"learning_rate": 1e-4, "head_learning_rate": 1e-3},
         ),
+    }
+    search_space: ClassVar[SearchSpace] = {
+        "training.learning_rate": around(1e-5, 1e-4, 5e-4),
+        "training.epochs": EPOCHS,
     }
 
     head_init: Annotated[HeadInit, setting(HEAD_INIT)] = "soft-probe"

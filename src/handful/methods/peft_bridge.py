@@ -29,6 +29,7 @@ from handful.data.task import Task
 from handful.errors import ConfigError, nearest
 from handful.methods.base import AbstractMethod, BorrowedParameters, Preset, setting
 from handful.methods.head import HEAD_INIT, AbstractHeadedAdapter, HeadInit
+from handful.methods.search_space import EPOCHS, OneOf, SearchSpace, around
 from handful.methods.targets import (
     Targets,
     check_targets,
@@ -262,6 +263,13 @@ class LoRA(AbstractMethod):
             training={"learning_rate": 2e-3, "head_learning_rate": 1e-3},
         ),
     }
+    search_space: ClassVar[SearchSpace] = {
+        "training.learning_rate": around(2e-4, 2e-3, 1e-2),
+        "training.epochs": EPOCHS,
+        "method.rank": OneOf(
+            (4, 8, 16), "ours: half, all and twice the preset's; alpha stays, as the rate does its work"
+        ),
+    }
 
     rank: Annotated[int, setting("rank r of every update", ge=1, le=1024)] = 8
     alpha: Annotated[float, setting("the update is scaled by alpha / rank", gt=0)] = 16.0
@@ -308,6 +316,10 @@ class IA3(AbstractMethod):
             "ours, not searched: a little above the paper's 3e-3, for few steps",
             training={"learning_rate": 1e-2, "head_learning_rate": 1e-3},
         ),
+    }
+    search_space: ClassVar[SearchSpace] = {
+        "training.learning_rate": around(1e-3, 1e-2, 5e-2),
+        "training.epochs": EPOCHS,
     }
 
     target_modules: Annotated[
@@ -357,6 +369,11 @@ class PromptTuning(AbstractMethod):
             "ours, not searched: as for prefixes", training={"learning_rate": 3e-2, "head_learning_rate": 1e-3}
         ),
     }
+    search_space: ClassVar[SearchSpace] = {
+        "training.learning_rate": around(3e-3, 3e-2, 3e-1),
+        "training.epochs": EPOCHS,
+        "method.prompt_length": OneOf((5, 10, 20), "ours: half, all and twice the preset's"),
+    }
 
     prompt_length: Annotated[int, setting("trained vectors P", unit="positions", ge=1, le=512)] = 10
     init: Annotated[
@@ -389,6 +406,10 @@ class Peft(AbstractMethod):
         "default": Preset(
             "ours, not searched: LoRA's rate", training={"learning_rate": 2e-3, "head_learning_rate": 1e-3}
         ),
+    }
+    search_space: ClassVar[SearchSpace] = {
+        "training.learning_rate": around(2e-4, 2e-3, 2e-2),
+        "training.epochs": EPOCHS,
     }
 
     config: Annotated[

@@ -24,6 +24,7 @@ from handful.data.task import Task
 from handful.errors import ConfigError
 from handful.methods.base import AbstractMethod, Preset, setting
 from handful.methods.head import HEAD_INIT, AbstractHeadedAdapter, HeadInit
+from handful.methods.search_space import EPOCHS, OneOf, SearchSpace, around
 
 if TYPE_CHECKING:
     from handful.methods.prefix_subspace import PrefixSubspace
@@ -169,6 +170,11 @@ class Prefix(AbstractMethod):
             "search on training pools (docs/experiments.md)",
             training={"learning_rate": 3e-2, "head_learning_rate": 1e-3},
         ),
+    }
+    search_space: ClassVar[SearchSpace] = {
+        "training.learning_rate": around(3e-3, 3e-2, 1e-1),
+        "training.epochs": EPOCHS,
+        "method.prefix_length": OneOf((5, 10, 20), "ours: half, all and twice the preset's"),
     }
 
     prefix_length: Annotated[int, setting("virtual keys and values a layer", unit="positions", ge=1, le=512)] = 10

@@ -33,6 +33,7 @@ from handful.methods.prefix import (
     check_start,
     inject,
 )
+from handful.methods.search_space import EPOCHS, OneOf, SearchSpace, around
 from handful.methods.simplex import (
     Geometry,
     check_geometry,
@@ -67,6 +68,11 @@ class PrefixSubspace(AbstractMethod):
             run={"dev": "carved", "dev_fraction": 0.5, "pooling": "family"},
         ),
     }  # fmt: skip
+    search_space: ClassVar[SearchSpace] = {
+        "training.learning_rate": around(3e-3, 3e-2, 1e-1),
+        "training.epochs": EPOCHS,
+        "method.num_vertices": OneOf((2, 3, 5), "ours: one vertex is the method 'prefix'; 3 is the preset's"),
+    }
 
     num_vertices: Annotated[int, setting("vertices M of the simplex", ge=1, le=16)] = 3
     prefix_length: Annotated[int, setting("virtual keys and values a layer", unit="positions", ge=1, le=512)] = 10

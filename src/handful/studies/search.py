@@ -1,0 +1,234 @@
+"""Search for a method's settings on the labelled rows of one run, and on nothing else.
+
+Each trial trains on a part of the run's K rows and is judged on the rest, which is carved out of them whatever the
+run itself does with development rows: no trial sees a row that the run would not have. Test rows are not merely left
+alone, they are not there. The first trial has the preset's own values, so that on these development rows a search ends
+at least as well as it starts; on twenty rows that says little about others.
+
+A search that is killed and started again goes on from its journal as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from math import isfinite
+from pathlib import Path
+from typing import Any, final
+
+from handful.backbone.load import Backbone, load_backbone
+from handful.data.split import Split
+from handful.data.task import Task
+from handful.errors import ConfigError, HandfulError
+from handful.evaluation.evaluate import encode_for
+from handful.evaluation.metrics import get_metric, score
+from handful.evaluation.predict import Predictions, predict_rows
+from handful.methods.search_space import SearchSpace
+from handful.randomness import stream
+from handful.runs.experiment import Training, make_split, train
+from handful.runs.spec import RunSpec, resolve
+from handful.studies.strategies import STRATEGIES
+from handful.studies.trials import Journal, SearchSettings, Trial
+from handful.training.events import Evaluated, Event, FitStarted, Listener
+
+TENTHS = 10
+"""Parts of a run at whose ends its dev curve is read, so that runs of 10 and of 40 epochs can be compared midway."""
+
+
+@final
+@dataclass(frozen=True)
+class SearchOutcome:
+    """`overrides` of the best trial (empty: the preset's own values), all trials, and a sentence on what was done."""
+
+    overrides: dict[str, Any]
+    trials: tuple[Trial, ...]
+    note: str
+
+    @property
+    def tried(self) -> int:
+        """How many settings the choice was made from, failed and pruned ones among them; 1 without a search."""
+        return max(1, len(self.trials))
+
+
+def search(
+    task: Task,
+    spec: RunSpec,
+    settings: SearchSettings,
+    space: SearchSpace,
+    *,
+    journal: Path,
+    backbone: Backbone | None = None,
+    on_event: Listener | None = None,
+    on_trial: Callable[[Trial], None] | None = None,
+) -> SearchOutcome:
+    """Try settings from `space` on the rows of `spec` and choose the best: by dev score, then dev loss, then number.
+
+    `spec` is the run that they are for, with the preset's values. Trials are kept in the file `journal` and not
+    repeated. With one trial, or nothing to vary, nothing is trained. A trial that diverges or ends in an error of ours
+    has failed, and counts. Raises: ConfigError for a search that cannot be done, or whose trials all failed;
+    DataError where no development rows can be carved; RunError for the journal of another search.
+    """
+    name = spec.method.name
+    if not space or settings.trials == 1:
+        return SearchOutcome({}, (), f"{name}: 1 trial, {'as asked' if space else 'there is nothing to search'}")
+    start = {setting: _value(spec, setting) for setting in space}
+    higher = get_metric(task.metric).higher_is_better
+    strategy = STRATEGIES[settings.strategy](settings, space, start, seed=spec.options.seed, maximise=higher)
+    split = carve(task, spec, settings.dev_fraction)
+    backbone = backbone or load_backbone(spec.model, pooling=spec.options.pooling)
+    book = Journal(journal, _identity(split, spec, settings, space, backbone))
+    while len(book.trials) < settings.trials:
+        overrides = strategy.propose(book.trials) if book.trials else {}
+        if overrides is None:
+            break
+        known = next((trial for trial in book.trials if {**start, **trial.overrides} == {**start, **overrides}), None)
+        if known:
+            trial = replace(known, number=len(book.trials), seconds=0.0)  # it would give the same numbers again
+        else:
+            gives_up = strategy.gives_up if book.trials else lambda tenth, score: False
+            attempt = _Attempt(spec, settings, overrides, on_event, gives_up)
+            trial = attempt.run(len(book.trials), split, backbone)
+        book.append(trial)
+        if on_trial:
+            on_trial(trial)
+    best = choose(book.trials, higher)
+    if best is None:
+        raise ConfigError(
+            f"{name}: all {len(book.trials)} trials failed, the first with: {book.trials[0].error}",
+            f"see `handful methods {name}`; the trials are in {journal}, remove it to try again",
+        )
+    return SearchOutcome(best.overrides, tuple(book.trials), _note(name, best, book.trials, task.metric))
+
+
+def carve(task: Task, spec: RunSpec, fraction: float) -> Split:
+    """The run's labelled rows, this fraction of them for development, in a task that has no other rows.
+
+    Raises: DataError where a class has a single row.
+    """
+    split = make_split(task, spec)
+    rows = split.train + (split.dev if spec.options.dev == "carved" else ())
+    alone = replace(task, pool=rows, test=None, dev=None)
+    return Split(alone, len(rows), spec.options.seed, dev="carved", dev_fraction=fraction)
+
+
+def choose(trials: Sequence[Trial], higher_is_better: bool) -> Trial | None:
+    """The trial with the best dev score; of those the one with the lowest dev loss; of those the first."""
+    sign = -1 if higher_is_better else 1
+    finished = [trial for trial in trials if trial.status == "done"]
+    return min(finished, key=lambda t: (sign * (t.score or 0), t.loss or 0, t.number), default=None)
+
+
+class _GivenUp(Exception):
+    """Leaves a fit from inside its listener."""
+
+
+@final
+class _Attempt:
+    """One trial while it runs; listens to its own fit."""
+
+    def __init__(
+        self,
+        spec: RunSpec,
+        settings: SearchSettings,
+        overrides: dict[str, Any],
+        on_event: Listener | None,
+        gives_up: Callable[[int, float], bool],
+    ):
+        self.spec, self.settings, self.overrides = spec, settings, overrides
+        self.on_event, self.gives_up = on_event, gives_up
+        self.epochs = 0
+        self.curve: dict[int, float] = {}
+
+    def run(self, number: int, split: Split, backbone: Backbone) -> Trial:
+        """Train with the overrides and judge on the development rows."""
+        started = time.perf_counter()
+        result: dict[str, Any]
+        try:
+            result = self._judge(split, backbone)
+        except _GivenUp:
+            result = {"status": "pruned"}
+        except HandfulError as error:
+            result = {"status": "failed", "error": error.message}
+        seconds = round(time.perf_counter() - started, 3)
+        return Trial(number, self.overrides, seconds=seconds, curve=tuple(self.curve.items()), **result)
+
+    def __call__(self, event: Event) -> None:
+        if self.on_event:
+            self.on_event(event)
+        if isinstance(event, FitStarted):
+            self.epochs = event.epochs
+        elif isinstance(event, Evaluated):
+            tenth = TENTHS * event.epoch // self.epochs
+            if tenth and tenth not in self.curve and isfinite(event.score):
+                self.curve[tenth] = event.score
+                if tenth < TENTHS and self.gives_up(tenth, event.score):
+                    raise _GivenUp
+
+    def _judge(self, split: Split, backbone: Backbone) -> dict[str, Any]:
+        dev = {"run.dev": "carved", "run.dev_fraction": self.settings.dev_fraction}
+        spec = with_overrides(self.spec, {**self.overrides, **dev})
+        training = train(split.task, spec, split=split, backbone=backbone, on_event=self)
+        try:
+            if training.result.diverged:
+                return {"status": "failed", "error": training.result.stopped}
+            return dev_scores(training)
+        finally:
+            training.trained.adapter.detach()
+
+
+def dev_scores(training: Training) -> dict[str, Any]:
+    """Score and loss of the trained adapter on the development rows, by the run's own predictor.
+
+    The loss is of the scores before calibration, which was fitted on these same rows.
+    """
+    adapter, task, options = training.trained.adapter, training.trained.task, training.trained.spec.options
+    rows = encode_for(adapter, training.split.dev, task, options.max_length)
+    calibrated = predict_rows(
+        adapter, rows, task.kind, predictor=options.predictor, draws=options.draws,
+        generator=stream(options.seed, "search/dev"),
+    )  # fmt: skip
+    predictions = Predictions(calibrated.scores * training.temperature, task.kind)
+    assert rows.labels is not None
+    targets, loss = rows.labels.numpy(), "mse" if task.kind == "regression" else "nll"
+    values = {what: score(m, predictions.needed_by(m), targets) for what, m in (("score", task.metric), ("loss", loss))}
+    if not all(map(isfinite, values.values())):
+        return {"status": "failed", "error": f"its {task.metric} or {loss} on dev is no finite number"}
+    return {"status": "done", **values}
+
+
+def with_overrides(spec: RunSpec, overrides: dict[str, Any]) -> RunSpec:
+    """The spec with some of its settings changed, by dotted name."""
+    parts = {part: values for part, values in spec.resolved().items() if part != "model"}
+    settings = {f"{part}.{name}": value for part, values in parts.items() for name, value in values.items()}
+    del settings["method.name"]
+    return resolve(spec.method.name, model=spec.model, preset=spec.preset, overrides=settings | overrides)
+
+
+def _value(spec: RunSpec, name: str) -> Any:
+    """The value of a setting by its dotted name."""
+    section, _, field = name.partition(".")
+    return getattr({"method": spec.method, "training": spec.training}[section], field)
+
+
+def _identity(
+    split: Split, spec: RunSpec, settings: SearchSettings, space: SearchSpace, backbone: Backbone
+) -> dict[str, Any]:
+    """What decides a search's trials. Not how many there are: a search may be continued with more."""
+    fixed = {name: value for name, value in asdict(settings).items() if name != "trials"}
+    dimensions = {name: {k: v for k, v in asdict(dim).items() if k != "reason"} for name, dim in space.items()}
+    return {
+        "rows": split.fingerprint,
+        "backbone": backbone.fingerprint,
+        "spec": spec.resolved(),
+        "settings": fixed,
+        "space": dimensions,
+    }
+
+
+def _note(name: str, best: Trial, trials: Sequence[Trial], metric: str) -> str:
+    """How many trials of what kind, and which was chosen."""
+    kinds = [(status, sum(trial.status == status for trial in trials)) for status in ("pruned", "failed")]
+    counts = [f"{len(trials)} trials", *(f"{count} {status}" for status, count in kinds if count)]
+    chosen = ", ".join(f"{setting} = {value}" for setting, value in best.overrides.items()) or "the preset's own values"
+    return f"{name}: {', '.join(counts)}; chosen on dev ({metric} {best.score:.3f}): {chosen}"
