@@ -15,6 +15,7 @@ from handful.cli.fit import fit
 from handful.cli.methods import methods
 from handful.cli.models import models
 from handful.cli.predict import predict
+from handful.cli.study import study
 from handful.cli.tasks import tasks
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -35,5 +36,6 @@ def common(
 
 for verb in (demo, check, fit, predict, export):
     app.command(rich_help_panel="Train and use")(verb)
+app.command(rich_help_panel="Compare")(study)
 for verb in (methods, models, tasks, doctor):
     app.command(rich_help_panel="See what there is")(verb)

@@ -89,12 +89,13 @@ class Study:
             for name in state.failed if retry_failed else ():
                 (self.folder / FAILED / f"{name}.json").unlink()
             left = Queue(self.state().open, state.done)
-            engine.run(left, self._order(), self._keep(on_event))
+            engine.run(left, self.order(), self._keep(on_event))
             state = self.state()
             _write(self.folder / RESULTS, "".join(json.dumps(line) + "\n" for line in results_lines(state)))
         return state
 
-    def _order(self) -> WorkOrder:
+    def order(self) -> WorkOrder:
+        """What its workers must know."""
         return WorkOrder(self.recipe.to_dict(), str(self.folder / RUNS), str(self.data) if self.data else None)
 
     def _keep(self, on_event: JobListener) -> JobListener:

@@ -1,0 +1,114 @@
+"""What a study will cost: one short timed fit per method, scaled to the rows, lengths and steps of every job."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from math import ceil
+from statistics import fmean, median
+from typing import final
+
+from handful.backbone.load import Backbone
+from handful.data.batching import encode
+from handful.data.split import Split
+from handful.data.task import Task
+from handful.evaluation.evaluate import encode_for
+from handful.evaluation.predict import predict_rows
+from handful.runs.experiment import make_split, train
+from handful.runs.spec import RunSpec
+from handful.studies.jobs import Job
+from handful.studies.recipe import Recipe
+from handful.studies.worker import Worker
+from handful.training.events import Event, FitStarted, StepDone
+
+
+@final
+@dataclass(frozen=True)
+class Forecast:
+    """What jobs of one label, task and number of shots need; `seconds` of one of them, test rows included."""
+
+    label: str
+    task: str
+    shots: int
+    parameters: int
+    steps: int
+    seconds: float
+
+
+@final
+@dataclass(frozen=True)
+class _Pace:
+    """Seconds of one method on rows of `tokens` on average: to begin, for a step, and to score a row."""
+
+    tokens: float
+    parameters: int
+    start: float
+    step: float
+    row: float
+
+
+def forecast(recipe: Recipe, worker: Worker, jobs: Sequence[Job]) -> dict[str, Forecast]:
+    """By the name of every job. A step is taken to cost in proportion to the tokens of a row.
+
+    One epoch of every method is trained on the first task that it is for; nothing is saved. Raises: as the job would.
+    """
+    paces: dict[str, _Pace] = {}
+    forecasts: dict[tuple[str, str, int], Forecast] = {}
+    for job in jobs:
+        key = (job.label, job.task, job.shots)
+        if key in forecasts:
+            continue
+        spec, task = recipe.spec(job), worker.task(job.task)
+        backbone = worker.backbone(spec)
+        if job.label not in paces:
+            paces[job.label] = _time(task, spec, backbone)
+        forecasts[key] = _scale(job, paces[job.label], task, spec, backbone)
+        if recipe.search and forecasts[key].steps:
+            searched = forecasts[key].seconds * (1 + recipe.search.trials)
+            forecasts[key] = replace(forecasts[key], seconds=searched)
+    trials = recipe.search.trials if recipe.search else 0
+    searched = {
+        name: f.seconds * (1 + trials) if f.steps else f.seconds for name, f in _by_name(jobs, forecasts).items()
+    }
+    return {name: replace(f, seconds=searched[name]) for name, f in _by_name(jobs, forecasts).items()}
+
+
+def _by_name(jobs: Sequence[Job], found: Mapping[tuple[str, str, int], Forecast]) -> dict[str, Forecast]:
+    return {job.name: found[job.label, job.task, job.shots] for job in jobs}
+
+
+def _time(task: Task, spec: RunSpec, backbone: Backbone) -> _Pace:
+    """Train for an epoch and predict the training rows, by the clock."""
+    if spec.training.epochs:
+        spec = replace(spec, training=replace(spec.training, epochs=1))
+    split = make_split(task, spec)
+    begun = time.perf_counter()
+    stamps: list[tuple[Event, float]] = []
+    training = train(
+        task, spec, split=split, backbone=backbone, on_event=lambda event: stamps.append((event, time.perf_counter()))
+    )
+    started = next(stamp for event, stamp in stamps if isinstance(event, FitStarted))
+    steps = [started] + [stamp for event, stamp in stamps if isinstance(event, StepDone)]
+    adapter = training.trained.adapter
+    rows = encode_for(adapter, split.train, task, spec.options.max_length)
+    scoring = time.perf_counter()
+    predict_rows(adapter, rows, task.kind)
+    row = (time.perf_counter() - scoring) / len(rows)
+    adapter.detach()
+    step = median(after - before for before, after in pairwise(steps)) if steps[1:] else 0.0
+    return _Pace(_tokens(split, spec, backbone), training.result.parameters, started - begun, step, row)
+
+
+def _scale(job: Job, pace: _Pace, task: Task, spec: RunSpec, backbone: Backbone) -> Forecast:
+    split = make_split(task, spec)
+    longer = _tokens(split, spec, backbone) / pace.tokens
+    steps = spec.training.epochs * ceil(len(split.train) / spec.training.batch_size)
+    seconds = pace.start + longer * (steps * pace.step + len(split.test or ()) * pace.row)
+    return Forecast(job.label, job.task, job.shots, pace.parameters, steps, seconds)
+
+
+def _tokens(split: Split, spec: RunSpec, backbone: Backbone) -> float:
+    """Tokens of a training row on average."""
+    return fmean(encode(split.train, backbone.tokenizer, spec.options.max_length, kind=split.task.kind).lengths)
