@@ -68,15 +68,7 @@ def forecast(recipe: Recipe, worker: Worker, jobs: Sequence[Job]) -> dict[str, F
         if recipe.search and forecasts[key].steps:
             searched = forecasts[key].seconds * (1 + recipe.search.trials)
             forecasts[key] = replace(forecasts[key], seconds=searched)
-    trials = recipe.search.trials if recipe.search else 0
-    searched = {
-        name: f.seconds * (1 + trials) if f.steps else f.seconds for name, f in _by_name(jobs, forecasts).items()
-    }
-    return {name: replace(f, seconds=searched[name]) for name, f in _by_name(jobs, forecasts).items()}
-
-
-def _by_name(jobs: Sequence[Job], found: Mapping[tuple[str, str, int], Forecast]) -> dict[str, Forecast]:
-    return {job.name: found[job.label, job.task, job.shots] for job in jobs}
+    return {job.name: forecasts[job.label, job.task, job.shots] for job in jobs}
 
 
 def _time(task: Task, spec: RunSpec, backbone: Backbone) -> _Pace:
