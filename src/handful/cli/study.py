@@ -131,7 +131,7 @@ def show_study(study: Study, state: State, as_json: bool) -> None:
     if as_json:
         show_json(list(results_lines(state)))
     else:
-        results, _ = read_results([study.folder / RUNS])
+        results = read_results([study.folder / RUNS])[0] if state.done else []
         rows = [
             [s.task or "mean over tasks", s.shots, s.label, s.metric, s.estimate, s.estimate.n]
             for s in summary(results)

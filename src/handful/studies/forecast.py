@@ -65,8 +65,9 @@ def forecast(recipe: Recipe, worker: Worker, jobs: Sequence[Job]) -> dict[str, F
         if job.label not in paces:
             paces[job.label] = _time(task, spec, backbone)
         forecasts[key] = _scale(job, paces[job.label], task, spec, backbone)
-        if recipe.search and forecasts[key].steps:
-            searched = forecasts[key].seconds * (1 + recipe.search.trials)
+        settings = recipe.search_settings()
+        if settings and recipe.space(recipe.method(job.label)):
+            searched = forecasts[key].seconds * (1 + settings.trials)
             forecasts[key] = replace(forecasts[key], seconds=searched)
     return {job.name: forecasts[job.label, job.task, job.shots] for job in jobs}
 

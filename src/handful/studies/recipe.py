@@ -10,7 +10,7 @@ methods = ["head", { name = "long", method = "prefix", set = { prefix_length = 2
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Self, final
@@ -23,9 +23,12 @@ from handful.data.open import open_task
 from handful.data.task import Task
 from handful.errors import ConfigError, DataError, HandfulError, nearest
 from handful.methods import METHODS, method_class
+from handful.methods.search_space import SearchSpace
 from handful.runs.experiment import make_split
 from handful.runs.spec import RunSpec, resolve
 from handful.studies.jobs import Job
+from handful.studies.space import read_space
+from handful.studies.trials import SearchSettings
 
 
 class _Table(BaseModel):
@@ -114,21 +117,12 @@ class MethodEntry(_Table):
 
 
 @final
-class SearchEntry(_Table):
-    """Every method gets the same number of trials of its search space, judged on development rows carved for that."""
-
-    strategy: str = "random"
-    trials: Annotated[int, Field(ge=1)] = 8
-    dev_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.3
-    points: Annotated[int, Field(ge=2)] = 3
-
-
-@final
 class Recipe(_Table):
     """A study. `settings` (in the file: `set`) holds for all methods, where it does not hold for those of one.
 
     `test_rows` keeps at most so many test rows of every task, the same ones for all runs. `threads` is for each
-    worker: results depend on it in the last bits, so it is part of the recipe.
+    worker: results depend on it in the last bits, so it is part of the recipe. With `search` (the fields of
+    `SearchSettings`), every method has the same number of trials of its space in every cell.
     """
 
     name: str
@@ -137,7 +131,7 @@ class Recipe(_Table):
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1)
     methods: tuple[MethodEntry, ...] = Field(min_length=1)
     model: str = "minilm"
-    search: SearchEntry | None = None
+    search: Mapping[str, Any] | None = None
     test_rows: Annotated[int | None, Field(ge=1)] = None
     threads: Annotated[int, Field(ge=1)] = 1
 
@@ -187,14 +181,14 @@ class Recipe(_Table):
             for name in self.settings
             if not name.startswith(("training.", "run."))
         ]
+        problems += _complaints("search", self.search_settings)
         for index, method in enumerate(self.methods):
+            where = f"methods.{index} ({method.name})"
             for task in self.tasks:
-                try:
-                    self._spec(method, task, self.shots[0], self.seeds[0])
-                except ConfigError as error:
-                    _, *lines = error.message.split("\n  ")
-                    problems += [f"methods.{index} ({method.name}): {line}" for line in lines]
-                    break
+                wrong = _complaints(where, lambda: self._spec(method, task, self.shots[0], self.seeds[0]))  # noqa: B023
+                problems += [line for line in wrong if line not in problems]
+            if method.method in METHODS:
+                problems += _complaints(where, lambda: self.space(method))  # noqa: B023
             problems += self._wrong_start(index, method)
         return problems
 
@@ -241,7 +235,7 @@ class Recipe(_Table):
 
     def spec(self, job: Job, overrides: Mapping[str, Any] | None = None) -> RunSpec:
         """What a job runs; `overrides` are what a search has found."""
-        method = next(method for method in self.methods if method.name == job.label)
+        method = self.method(job.label)
         task = next(task for task in self.tasks if task.name == job.task)
         return self._spec(method, task, job.shots, job.seed, overrides)
 
@@ -253,6 +247,18 @@ class Recipe(_Table):
         given = {**common, **task.settings, **method.settings, **(overrides or {})}
         given |= {"run.shots": shots, "run.seed": seed}
         return resolve(method.method, model=method.model or self.model, preset=method.preset, overrides=given)
+
+    def search_settings(self) -> SearchSettings | None:
+        """How every method is searched, or None. Raises: ConfigError with all that is wrong."""
+        return None if self.search is None else SearchSettings.from_settings(self.search)
+
+    def space(self, method: MethodEntry) -> SearchSpace:
+        """What is searched of a method: not what the recipe fixes. Raises: ConfigError with all that is wrong."""
+        return read_space(method.method, method.space, fixed=[*self.settings, *method.settings])
+
+    def method(self, label: str) -> MethodEntry:
+        """The entry of this name."""
+        return next(method for method in self.methods if method.name == label)
 
     def open_task(self, name: str, data: Path | None) -> Task:
         """A task of the study with its test rows. Raises: DataError or ConfigError."""
@@ -290,6 +296,16 @@ def _takes_steps(method: MethodEntry) -> bool:
     return preset is None or preset.training.get("epochs") != 0
 
 
+def _complaints(where: str, attempt: Callable[[], object]) -> list[str]:
+    """What is wrong with one part, a line each; empty where nothing is."""
+    try:
+        attempt()
+    except ConfigError as error:
+        first, *lines = error.message.split("\n  ")
+        return [f"{where}: {line}" for line in lines or [f"{first}; {error.hint}"]]
+    return []
+
+
 def _repeated(names: Sequence[str]) -> str:
     twice = sorted({name for name in names if names.count(name) > 1})
     return f"{', '.join(map(repr, twice))} more than once; give each a name of its own" if twice else ""
@@ -306,7 +322,7 @@ def _explain(cls: type[BaseModel], problem: Any) -> str:
     if problem["type"] == "missing":
         return f"{where}: expected a value, found none"
     if problem["type"] == "extra_forbidden":
-        tables = {"tasks": TaskEntry, "methods": MethodEntry, "search": SearchEntry}
+        tables = {"tasks": TaskEntry, "methods": MethodEntry}
         known = Start if "start" in problem["loc"] else tables.get(str(problem["loc"][0]), cls)
         names = [field.alias or name for name, field in known.model_fields.items()]
         return f"{where}: no such key; {nearest(str(problem['loc'][-1]), names)}"

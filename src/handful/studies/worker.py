@@ -30,7 +30,11 @@ from handful.runs.store import Run, read_run
 from handful.studies.engines import JobAdvanced, JobDone, JobFailed, JobListener, WorkOrder
 from handful.studies.jobs import Job
 from handful.studies.recipe import Recipe
+from handful.studies.search import search
 from handful.training.events import Event, FitStarted, StepDone
+
+TRIALS = "trials"
+"""Folder, beside that of the runs, of the trials of searches: a file a job."""
 
 QUIET_SECONDS = 0.5
 """A job tells of its progress at most so often."""
@@ -53,10 +57,17 @@ class Worker:
         start = read_run(self.runs / job.start) if job.start else None
         spec = recipe.spec(job)
         backbone = self.backbone(spec)
+        progress = Progress(on_advance)
         study = {"name": recipe.name, "job": job.name, "label": job.label, "trials": 1, "start": job.start}
-        saved, trained = run(
-            task, spec, self.runs, backbone=backbone, start=start, study=study, on_event=Progress(on_advance)
-        )
+        if settings := recipe.search_settings():
+            space = recipe.space(recipe.method(job.label))
+            journal = self.runs.parent / TRIALS / f"{job.name}.jsonl"
+            progress.what = "searching"
+            found = search(task, spec, settings, space, journal=journal, backbone=backbone, on_event=progress)
+            progress.what = "training"
+            spec = recipe.spec(job, found.overrides)
+            study |= {"trials": found.tried, "search": found.note}
+        saved, trained = run(task, spec, self.runs, backbone=backbone, start=start, study=study, on_event=progress)
         trained.adapter.detach()
         return saved
 
