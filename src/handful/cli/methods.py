@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from handful.cli.console import show_json, show_table
+
+if TYPE_CHECKING:
+    from handful.methods.search_space import SearchSpace
 
 
 def methods(
@@ -25,12 +28,16 @@ def methods(
             ("method", "what it is", "source"), [list(m.values()) for m in listed]
         )
         return
-    record = describe(method_class(name))
-    show_json(record) if as_json else _show(record)
+    cls = method_class(name)
+    if as_json:
+        show_json(describe(cls))
+        return
+    _show(describe(cls))
+    _show_space(cls.search_space)
 
 
 def describe(cls: Any) -> dict[str, Any]:
-    """A method as JSON values: its fields, those of training and of the run, and its presets."""
+    """A method as JSON values: its fields, those of training and of the run, its presets and its search space."""
     from dataclasses import asdict
 
     from handful.methods.base import describe_settings
@@ -42,6 +49,7 @@ def describe(cls: Any) -> dict[str, Any]:
         "summary": cls.summary,
         "source": cls.source,
         "presets": {name: asdict(preset) for name, preset in cls.presets.items()},
+        "search_space": {name: asdict(dimension) for name, dimension in cls.search_space.items()},
         "method": describe_settings(cls),
         "training": describe_settings(TrainingConfig),
         "run": describe_settings(RunOptions),
@@ -56,9 +64,7 @@ def _show(record: dict[str, Any]) -> None:
         print(f"\n[{section}]  (on the command line: --set {section}.NAME=VALUE)")
         rows = []
         for f in record[section]:
-            kind = re.sub(
-                r"Literal\[([^]]*)\]", lambda found: found[1].replace("'", "").replace(", ", " | "), f["type"]
-            )
+            kind = re.sub(r"Literal\[([^]]*)\]", _alternatives, f["type"])
             bounds = ", ".join(filter(None, (f["bounds"], f["unit"])))
             from_preset = f["name"] in chosen
             value = _shown(chosen[f["name"]] if from_preset else f["default"])
@@ -69,6 +75,15 @@ def _show(record: dict[str, Any]) -> None:
         values = {**preset["settings"], **preset["training"], **preset["run"]}
         print(f"\npreset {name}: {preset['reason']}")
         print("  " + ", ".join(f"{key} = {_shown(value)}" for key, value in values.items()))
+
+
+def _show_space(space: SearchSpace) -> None:
+    print("\n[search]  (what a study with trials varies, where its recipe says nothing else)")
+    if space:
+        rows = [(name, str(dimension), dimension.reason) for name, dimension in space.items()]
+        show_table(("setting", "values", "why these"), rows)
+    else:
+        print("nothing: there is one trial")
 
 
 def _alternatives(literal: re.Match[str]) -> str:

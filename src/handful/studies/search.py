@@ -11,7 +11,7 @@ A search that is killed and started again goes on from its journal as if nothing
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import isfinite
 from pathlib import Path
@@ -28,12 +28,16 @@ from handful.methods.search_space import SearchSpace
 from handful.randomness import stream
 from handful.runs.experiment import Training, make_split, train
 from handful.runs.spec import RunSpec, resolve
+from handful.runs.store import Run
 from handful.studies.strategies import STRATEGIES
 from handful.studies.trials import Journal, SearchSettings, Trial
 from handful.training.events import Evaluated, Event, FitStarted, Listener
 
 TENTHS = 10
 """Parts of a run at whose ends its dev curve is read, so that runs of 10 and of 40 epochs can be compared midway."""
+
+SearchListener = Callable[[Event | Trial], None]
+"""Hears every event of every fit, and each trial when it is finished."""
 
 
 @final
@@ -59,44 +63,44 @@ def search(
     *,
     journal: Path,
     backbone: Backbone | None = None,
-    on_event: Listener | None = None,
-    on_trial: Callable[[Trial], None] | None = None,
+    start: Run | None = None,
+    on_event: SearchListener = lambda event: None,
 ) -> SearchOutcome:
     """Try settings from `space` on the rows of `spec` and choose the best: by dev score, then dev loss, then number.
 
-    `spec` is the run that they are for, with the preset's values. Trials are kept in the file `journal` and not
-    repeated. With one trial, or nothing to vary, nothing is trained. A trial that diverges or ends in an error of ours
-    has failed, and counts. Raises: ConfigError for a search that cannot be done, or whose trials all failed;
-    DataError where no development rows can be carved; RunError for the journal of another search.
+    `spec` is the run that they are for, with the preset's values, and `start` the run that it starts from, if any.
+    Trials are kept in the file `journal` and not repeated. With one trial, or nothing to vary, nothing is trained. A
+    trial that diverges or ends in an error of ours has failed, and counts.
+    Raises: ConfigError for a search that cannot be done, or whose trials all failed; DataError where no development
+    rows can be carved; RunError for the journal of another search.
     """
     name = spec.method.name
     if not space or settings.trials == 1:
         return SearchOutcome({}, (), f"{name}: 1 trial, {'as asked' if space else 'there is nothing to search'}")
-    start = {setting: _value(spec, setting) for setting in space}
+    preset = {setting: _value(spec, setting) for setting in space}
     higher = get_metric(task.metric).higher_is_better
-    strategy = STRATEGIES[settings.strategy](settings, space, start, seed=spec.options.seed, maximise=higher)
+    strategy = STRATEGIES[settings.strategy](settings, space, preset, seed=spec.options.seed, maximise=higher)
     split = carve(task, spec, settings.dev_fraction)
     backbone = backbone or load_backbone(spec.model, pooling=spec.options.pooling)
+    judge = _Judge(spec, split, backbone, start, on_event)
     book = Journal(journal, _identity(split, spec, settings, space, backbone))
     while len(book.trials) < settings.trials:
-        overrides = strategy.propose(book.trials) if book.trials else {}
+        number = len(book.trials)
+        overrides = strategy.propose(book.trials) if number else {}
         if overrides is None:
             break
-        known = next((trial for trial in book.trials if {**start, **trial.overrides} == {**start, **overrides}), None)
-        if known:
-            trial = replace(known, number=len(book.trials), seconds=0.0)  # it would give the same numbers again
+        same = next((t for t in book.trials if {**preset, **t.overrides} == {**preset, **overrides}), None)
+        if same:
+            trial = replace(same, number=number, seconds=0.0)  # it would give the same numbers again
         else:
-            gives_up = strategy.gives_up if book.trials else lambda tenth, score: False
-            attempt = _Attempt(spec, settings, overrides, on_event, gives_up)
-            trial = attempt.run(len(book.trials), split, backbone)
+            trial = judge.attempt(number, overrides, strategy.gives_up if number else _never)
         book.append(trial)
-        if on_trial:
-            on_trial(trial)
+        on_event(trial)
     best = choose(book.trials, higher)
     if best is None:
         raise ConfigError(
             f"{name}: all {len(book.trials)} trials failed, the first with: {book.trials[0].error}",
-            f"see `handful methods {name}`; the trials are in {journal}, remove it to try again",
+            f"the trials are in {journal}; remove it to try again",
         )
     return SearchOutcome(best.overrides, tuple(book.trials), _note(name, best, book.trials, task.metric))
 
@@ -119,62 +123,80 @@ def choose(trials: Sequence[Trial], higher_is_better: bool) -> Trial | None:
     return min(finished, key=lambda t: (sign * (t.score or 0), t.loss or 0, t.number), default=None)
 
 
-class _GivenUp(Exception):
-    """Leaves a fit from inside its listener."""
+def with_overrides(spec: RunSpec, overrides: Mapping[str, Any]) -> RunSpec:
+    """The spec with some of its settings changed, by dotted name. Raises: ConfigError for a wrong value."""
+    parts = {part: spec.resolved()[part] for part in ("method", "training", "run")}
+    settings = {f"{part}.{name}": value for part, values in parts.items() for name, value in values.items()}
+    del settings["method.name"]
+    changed = resolve(spec.method.name, model=spec.model, preset=spec.preset, overrides={**settings, **overrides})
+    return replace(spec, method=changed.method, training=changed.training, options=changed.options)
 
 
 @final
-class _Attempt:
-    """One trial while it runs; listens to its own fit."""
+class _Judge:
+    """Trains one setting after another on the same carved rows, and scores it there."""
 
-    def __init__(
-        self,
-        spec: RunSpec,
-        settings: SearchSettings,
-        overrides: dict[str, Any],
-        on_event: Listener | None,
-        gives_up: Callable[[int, float], bool],
-    ):
-        self.spec, self.settings, self.overrides = spec, settings, overrides
-        self.on_event, self.gives_up = on_event, gives_up
-        self.epochs = 0
-        self.curve: dict[int, float] = {}
+    def __init__(self, spec: RunSpec, split: Split, backbone: Backbone, start: Run | None, on_event: SearchListener):
+        self.spec = with_overrides(spec, {"run.dev": "carved"})
+        self.split, self.backbone, self.start, self.on_event = split, backbone, start, on_event
 
-    def run(self, number: int, split: Split, backbone: Backbone) -> Trial:
-        """Train with the overrides and judge on the development rows."""
-        started = time.perf_counter()
+    def attempt(self, number: int, overrides: dict[str, Any], gives_up: Callable[[int, float], bool]) -> Trial:
+        """One trial; what goes wrong with it is its outcome."""
+        started, curve = time.perf_counter(), DevCurve(self.split.task.metric, self.on_event, gives_up)
         result: dict[str, Any]
         try:
-            result = self._judge(split, backbone)
+            result = self._train(overrides, curve)
         except _GivenUp:
             result = {"status": "pruned"}
         except HandfulError as error:
             result = {"status": "failed", "error": error.message}
         seconds = round(time.perf_counter() - started, 3)
-        return Trial(number, self.overrides, seconds=seconds, curve=tuple(self.curve.items()), **result)
+        return Trial(number, overrides, seconds=seconds, curve=tuple(curve.scores.items()), **result)
 
-    def __call__(self, event: Event) -> None:
-        if self.on_event:
-            self.on_event(event)
-        if isinstance(event, FitStarted):
-            self.epochs = event.epochs
-        elif isinstance(event, Evaluated):
-            tenth = TENTHS * event.epoch // self.epochs
-            if tenth and tenth not in self.curve and isfinite(event.score):
-                self.curve[tenth] = event.score
-                if tenth < TENTHS and self.gives_up(tenth, event.score):
-                    raise _GivenUp
-
-    def _judge(self, split: Split, backbone: Backbone) -> dict[str, Any]:
-        dev = {"run.dev": "carved", "run.dev_fraction": self.settings.dev_fraction}
-        spec = with_overrides(self.spec, {**self.overrides, **dev})
-        training = train(split.task, spec, split=split, backbone=backbone, on_event=self)
+    def _train(self, overrides: dict[str, Any], curve: DevCurve) -> dict[str, Any]:
+        spec = with_overrides(self.spec, overrides)
+        training = train(
+            self.split.task, spec, split=self.split, backbone=self.backbone, start=self.start, on_event=curve
+        )
         try:
             if training.result.diverged:
                 return {"status": "failed", "error": training.result.stopped}
             return dev_scores(training)
         finally:
             training.trained.adapter.detach()
+
+
+@final
+class DevCurve:
+    """A listener of one fit that keeps the dev score after each tenth of it, and ends a fit that is given up.
+
+    A fit that selects by another metric than the task's has no such curve.
+    """
+
+    def __init__(self, metric: str, on_event: Listener, gives_up: Callable[[int, float], bool]):
+        self.metric, self.on_event, self.gives_up = metric, on_event, gives_up
+        self.epochs = 0
+        self.scores: dict[int, float] = {}
+
+    def __call__(self, event: Event) -> None:
+        self.on_event(event)
+        if isinstance(event, FitStarted):
+            self.epochs = event.epochs
+        elif isinstance(event, Evaluated) and event.metric == self.metric:
+            tenth = TENTHS * event.epoch // self.epochs
+            if tenth and tenth not in self.scores and isfinite(event.score):
+                self.scores[tenth] = event.score
+                if tenth < TENTHS and self.gives_up(tenth, event.score):
+                    raise _GivenUp
+
+
+class _GivenUp(Exception):
+    """Leaves a fit from inside its listener."""
+
+
+def _never(tenth: int, score: float) -> bool:
+    del tenth, score
+    return False
 
 
 def dev_scores(training: Training) -> dict[str, Any]:
@@ -195,14 +217,6 @@ def dev_scores(training: Training) -> dict[str, Any]:
     if not all(map(isfinite, values.values())):
         return {"status": "failed", "error": f"its {task.metric} or {loss} on dev is no finite number"}
     return {"status": "done", **values}
-
-
-def with_overrides(spec: RunSpec, overrides: dict[str, Any]) -> RunSpec:
-    """The spec with some of its settings changed, by dotted name."""
-    parts = {part: values for part, values in spec.resolved().items() if part != "model"}
-    settings = {f"{part}.{name}": value for part, values in parts.items() for name, value in values.items()}
-    del settings["method.name"]
-    return resolve(spec.method.name, model=spec.model, preset=spec.preset, overrides=settings | overrides)
 
 
 def _value(spec: RunSpec, name: str) -> Any:

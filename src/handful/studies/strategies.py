@@ -130,7 +130,7 @@ class OptunaStrategy(AbstractStrategy):
         if self.trial is None or not self.settings.prune:
             return False
         self.trial.report(score, tenth)
-        return self.trial.should_prune()
+        return bool(self.trial.should_prune())
 
     def _told(self, trial: Trial) -> Any:
         """A trial in Optuna's terms. Values outside the space, which the preset may have, cannot be told."""
