@@ -11,7 +11,8 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
@@ -27,7 +28,7 @@ def run(arguments: Sequence[str]) -> int:
     try:
         from handful.cli.app import app  # here, so that Ctrl-C while it is imported is handled too
 
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _one_voice():
             _quieten_libraries()
             code = app(list(arguments), prog_name="handful", standalone_mode=False)
             sys.stdout.flush()
@@ -77,6 +78,16 @@ def _complain(message: str, hint: str | None) -> None:
     print(message, file=sys.stderr)
     if hint:
         print(f"hint: {hint}", file=sys.stderr)
+
+
+@contextmanager
+def _one_voice() -> Iterator[None]:
+    """Of the processes of `accelerate launch` only the main one speaks; an error is told by whoever has it."""
+    if all(os.environ.get(name, "0") == "0" for name in ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK")):
+        yield
+        return
+    with open(os.devnull, "w") as silence, redirect_stdout(silence), redirect_stderr(silence):
+        yield
 
 
 def _quieten_libraries() -> None:

@@ -35,6 +35,7 @@ from handful.runs.store import METRICS, Run, check_writable, read_run, write_run
 from handful.training.config import TrainingConfig
 from handful.training.events import Event, FitStarted, Listener, to_record
 from handful.training.fit import FitResult, fit
+from handful.training.process_group import ProcessGroup
 
 WARM_ROWS = 8
 """Rows on which a saved adapter is compared with the one in memory."""
@@ -147,7 +148,8 @@ def run(
 ) -> tuple[Run, Trained]:
     """Train, score and save one run below `root`; a run with the same key is opened and not trained again.
 
-    An interrupted run keeps its checkpoint in a hidden folder and continues from there when started again.
+    An interrupted run keeps its checkpoint in a hidden folder and continues from there when started again. Of several
+    processes (`accelerate launch`), which see the same files, the main one writes and the others read.
     """
     check_metric(task.metric, task.kind, len(task.labels))
     split = make_split(task, spec)
@@ -155,12 +157,13 @@ def run(
     backbone = backbone or load_backbone(spec.model, pooling=spec.options.pooling)
     key = spec.key(split.fingerprint, backbone.fingerprint)
     folder = root / run_name(task, spec, key)
-    if folder.exists() and not again:
+    group = ProcessGroup(backbone.device)
+    if group.agree(folder.exists() and not again):
         existing = read_run(folder)
         on_message(f"already trained: {folder} (train once more with --again)")
         return existing, open_trained(existing, backbone=backbone)
     progress = root / f".{folder.name}.progress"
-    if again:
+    if again and group.is_main:
         shutil.rmtree(progress, ignore_errors=True)
     log = EventLog(progress, on_event)
     training = train(task, spec, split=split, backbone=backbone, on_event=log, checkpoint_folder=progress)
@@ -170,12 +173,18 @@ def run(
     record = describe(training, scores, key, time.perf_counter() - started)
     weights = trained.adapter.state_dict()
     predictions = prediction_records(scores, task) if scores else []
-    saved = write_run(
-        folder, record, weights, metrics=log.records, predictions=predictions,
-        landscape=dev_landscape(training), card=run_card(record),
-    )  # fmt: skip
+    landscape = dev_landscape(training)
+    if group.is_main:
+        write_run(
+            folder, record, weights, metrics=log.records, predictions=predictions,
+            landscape=landscape, card=run_card(record),
+        )  # fmt: skip
+    group.wait()
+    saved = read_run(folder)
     reopened = verify(saved, training)
-    shutil.rmtree(progress, ignore_errors=True)
+    group.wait()
+    if group.is_main:
+        shutil.rmtree(progress, ignore_errors=True)
     return saved, reopened
 
 

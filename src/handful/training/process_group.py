@@ -77,6 +77,6 @@ def _together() -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise RunError(
-            f"another process of this run has ended ({error})",
-            "what that process printed says why; the same command continues from the last checkpoint",
+            "another process of this run has ended, or answers no longer",
+            "what it printed says why; the same command continues from the last checkpoint",
         ) from error
