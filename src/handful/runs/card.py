@@ -31,10 +31,10 @@ def headline(record: Mapping[str, Any]) -> str:
     return f"{metric} {Estimate.from_dict(record['scores'][metric])} on {record['rows']['test']:,} test rows"
 
 
-def escape(text: object) -> str:
+def escape(text: object, longest: int = _LONGEST_TEXT) -> str:
     """A text of the data as it is, on one line, in Markdown: nothing in it is mark-up any more."""
     line = " ".join(str(text).split())
-    line = line if len(line) <= _LONGEST_TEXT else line[: _LONGEST_TEXT - 1] + "…"
+    line = line if len(line) <= longest else line[: longest - 1] + "…"
     line = "".join(letter for letter in line if letter.isprintable())
     line = re.sub(r"([\\`*_\[\]#|~$@]|:(?=//)|(?<=[wW]{3})\.)", r"\\\1", line)  # the last two: links without brackets
     line = re.sub(r"^(\d*)([-+=.)])", r"\1\\\2", line)  # a list or a rule

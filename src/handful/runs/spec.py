@@ -67,17 +67,19 @@ class RunSpec:
     choices: tuple[Choice, ...] = field(default=(), compare=False)
 
     def resolved(self) -> dict[str, Any]:
-        """The spec as plain JSON values; no landscape is left out, so that the key does not change with it."""
+        """The spec as plain JSON values."""
         return {
             "model": self.model,
             "method": {"name": self.method.name, **self.method.settings()},
             "training": self.training.settings(),
-            "run": {name: value for name, value in asdict(self.options).items() if value or name != "landscape"},
+            "run": asdict(self.options),
         }
 
     def key(self, data_fingerprint: str, backbone_fingerprint: str) -> str:
         """Identity of the run's numbers: SHA-256 of the resolved spec, the rows and the weights."""
-        content = json.dumps([self.resolved(), data_fingerprint, backbone_fingerprint], sort_keys=True)
+        deciding = self.resolved()
+        del deciding["run"]["landscape"]  # it is measured afterwards
+        content = json.dumps([deciding, data_fingerprint, backbone_fingerprint], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, final
 
 from handful.errors import RunError
 from handful.evaluation.estimate import Estimate
-from handful.runs.store import Run, find_runs
+from handful.runs.store import RECORD, Run, find_runs
 
 
 class Cell(NamedTuple):
@@ -64,7 +64,12 @@ def read_results(paths: Iterable[Path | str]) -> tuple[list[Result], list[tuple[
         found, damaged = find_runs(path)
         good |= {run.folder.resolve(): run for run in found}
         bad |= dict(damaged)
-    results = [_result(run) for run in good.values()]
+    results = []
+    for run in good.values():
+        try:
+            results.append(_result(run))
+        except (KeyError, TypeError, AttributeError) as error:
+            bad[run.folder] = f"{run.folder / RECORD}: not the record of a run ({type(error).__name__}: {error})"
     return sorted(_told_apart(results), key=lambda r: (r.cell, r.label)), sorted(bad.items())
 
 
@@ -72,6 +77,7 @@ def _result(run: Run) -> Result:
     record, options = run.record, run.record["spec"]["run"]
     shots = options["shots"] or record["rows"]["train"] + record["rows"]["dev"]
     cell = Cell(record["task"]["name"], shots, options["seed"])
+    _settings(record["spec"])  # a record without them is damaged, and is to be found here
     return Result(record.get("study", {}).get("label", record["spec"]["method"]["name"]), cell, run)
 
 
@@ -94,8 +100,8 @@ def _told_apart(results: list[Result]) -> list[Result]:
 def _settings(spec: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that tell methods apart, by dotted name: not those that say which rows were used."""
     settings = {f"{part}.{name}": value for part in ("method", "training", "run") for name, value in spec[part].items()}
-    cell = {"method.name", "run.shots", "run.seed"}
-    return {"model": spec["model"]} | {name: value for name, value in settings.items() if name not in cell}
+    others = {"method.name", "run.shots", "run.seed", "run.landscape"}
+    return {"model": spec["model"]} | {name: value for name, value in settings.items() if name not in others}
 
 
 def _with_settings(label: str, settings: Mapping[str, Any], names: Iterable[str]) -> str:
