@@ -31,7 +31,7 @@ from handful.methods.base import AbstractAdapter
 from handful.randomness import stream
 from handful.runs.card import run_card
 from handful.runs.spec import RunOptions, RunSpec
-from handful.runs.store import METRICS, Run, check_writable, read_run, write_run
+from handful.runs.store import LANDSCAPE, METRICS, Run, check_writable, read_run, write_run
 from handful.training.config import TrainingConfig
 from handful.training.events import Event, FitStarted, Listener, to_record
 from handful.training.fit import FitResult, fit
@@ -161,6 +161,8 @@ def run(
     if group.agree(folder.exists() and not again):
         existing = read_run(folder)
         on_message(f"already trained: {folder} (train once more with --again)")
+        if spec.options.landscape and not (folder / LANDSCAPE).is_file():
+            on_message("it was trained without a landscape, which is measured when it is trained once more")
         return existing, open_trained(existing, backbone=backbone)
     progress = root / f".{folder.name}.progress"
     if again and group.is_main:

@@ -1,0 +1,95 @@
+"""What a figure shows: its panels as numbers, drawn by `plots`, and the same numbers as a table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+from handful.evaluation.estimate import Estimate
+from handful.reports.table import Table
+
+
+@final
+@dataclass(frozen=True)
+class Scores:
+    """Estimates (y) at numbers of shots (x), a series a label."""
+
+    series: dict[str, list[tuple[int, Estimate]]]
+    metric: str
+
+
+@final
+@dataclass(frozen=True)
+class Intervals:
+    """One estimate a label, under each other; `reference` is a value to compare with, such as 0."""
+
+    rows: list[tuple[str, Estimate]]
+    axis: str
+    reference: float | None = None
+
+
+@final
+@dataclass(frozen=True)
+class Curves:
+    """Points (epoch, score) of runs, several a label."""
+
+    runs: list[tuple[str, list[tuple[float, float]]]]
+    axis: str
+
+
+@final
+@dataclass(frozen=True)
+class Reliability:
+    """Bins of confidence of one label: (confidence, accuracy, share of the rows)."""
+
+    label: str
+    bins: list[tuple[float, Estimate, float]]
+
+
+@final
+@dataclass(frozen=True)
+class Strips:
+    """Values of runs, a row a label."""
+
+    rows: list[tuple[str, list[float]]]
+    axis: str
+
+
+@final
+@dataclass(frozen=True)
+class Triangle:
+    """Losses at points (w1, w2, w3, loss) of a triangle; `midpoint` where it lies in the middle of it."""
+
+    points: list[tuple[float, float, float, float]]
+    metric: str
+    has_midpoint: bool
+
+
+Drawing = Scores | Intervals | Curves | Reliability | Strips | Triangle
+
+
+@final
+@dataclass(frozen=True)
+class Panel:
+    """One drawing with a title and a line below it."""
+
+    title: str
+    drawing: Drawing
+    note: str = ""
+
+
+@final
+@dataclass(frozen=True)
+class Figure:
+    """Panels that share a legend of labels, and the numbers in them."""
+
+    title: str
+    note: str
+    panels: tuple[Panel, ...]
+    numbers: Table
+    legend: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The name of the CSV file with its numbers."""
+        return self.numbers.name

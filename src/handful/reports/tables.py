@@ -1,0 +1,212 @@
+"""The tables of a report: what was run, scores, ranks, comparisons in pairs, cost, every run."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import combinations
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from handful.errors import RunError
+from handful.evaluation.estimate import Estimate
+from handful.evaluation.metrics import get_metric
+from handful.reports.table import Table, Value
+from handful.studies.compare import Comparison, Summary, compare, labels_of, with_label
+from handful.studies.ranking import Ranking
+from handful.studies.results import Result
+
+MEAN = "mean over tasks"
+
+
+def methods_table(results: Sequence[Result]) -> Table:
+    """What each label is, and how much was spent on finding its settings."""
+    rows: list[tuple[Value, ...]] = []
+    for label in labels_of(results):
+        runs = with_label(results, label)
+        backbones = {run.record["backbone"]["name"]: run.record["backbone"]["parameters"] for run in runs}
+        trained = [run.record["fit"]["parameters"] for run in runs]
+        rows.append((
+            label, _listed(run.record["spec"]["method"]["name"] for run in runs), _listed(backbones), len(runs),
+            _range(run.trials for run in runs), int(median(trained)),
+            100 * median(run.record["fit"]["parameters"] / run.record["backbone"]["parameters"] for run in runs),
+        ))  # fmt: skip
+    columns = ("label", "method", "model", "runs", "trials", "trained numbers", "share of the model")
+    return Table(
+        "methods", "Methods", columns, tuple(rows), details=("", "", "", "", "settings tried", "median", "%"),
+        note="Trials: how many settings were tried on development rows for each run's; 1 means no search.",
+    )  # fmt: skip
+
+
+def tasks_table(results: Sequence[Result]) -> Table:
+    """What each task is."""
+    rows: list[tuple[Value, ...]] = []
+    for name in sorted({result.cell.task for result in results}):
+        runs = [result for result in results if result.cell.task == name]
+        task = runs[0].record["task"]
+        rows.append((
+            name, task["kind"], len(task["labels"]) or None, _listed(run.metric for run in runs),
+            _range(run.record["rows"]["test"] for run in runs), _listed(run.cell.shots for run in runs),
+            len({run.cell.seed for run in runs}), task["origin"],
+        ))  # fmt: skip
+    columns = ("task", "kind", "classes", "metric", "test rows", "shots", "seeds", "origin")
+    return Table("tasks", "Tasks", columns, tuple(rows))
+
+
+def settings_table(results: Sequence[Result]) -> Table:
+    """Every setting of every label; first those in which labels differ."""
+    labels = labels_of(results)
+    found: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+    for result in results:
+        spec = result.record["spec"]
+        for part in ("method", "training", "run"):
+            for name, value in spec[part].items():
+                if (part, name) not in (("method", "name"), ("run", "shots"), ("run", "seed")):
+                    found[f"{part}.{name}"][result.label].add(json.dumps(value, ensure_ascii=False))
+        found["preset"][result.label].add(result.record["preset"])
+    rows = [(name, *(_listed(of_label[label], 4) or "–" for label in labels)) for name, of_label in found.items()]
+    rows.sort(key=lambda row: (len(set(row[1:])) == 1, row[0]))
+    note = "First what differs between methods. Several values: they differ between runs of one method."
+    return Table("settings", "Every setting", ("setting", *labels), tuple(rows), note)
+
+
+def score_tables(summaries: Sequence[Summary], results: Sequence[Result]) -> list[Table]:
+    """One table a number of shots: labels by tasks, each score with its interval."""
+    labels = labels_of(results)
+    tables = []
+    for shots in sorted({one.shots for one in summaries}):
+        here = [one for one in summaries if one.shots == shots]
+        columns = sorted({(one.task is None, one.task or MEAN, one.metric) for one in here})
+        cells = {(one.label, one.task or MEAN, one.metric): score_estimate(one, results) for one in here}
+        rows = tuple(
+            (label, *(cells.get((label, task, metric)) for _, task, metric in columns))
+            for label in labels
+            if any(one.label == label for one in here)
+        )
+        tables.append(
+            Table(
+                f"scores-{shots}-shots",
+                f"{shots:,} shots",
+                ("method", *(task for _, task, _ in columns)),
+                rows,
+                details=("", *(metric for *_, metric in columns)),
+                best=_best(rows, [metric for *_, metric in columns]),
+            )
+        )
+    return tables
+
+
+def score_estimate(one: Summary, results: Sequence[Result]) -> Estimate:
+    """The estimate over seeds; where there is one seed, that of its run over test rows."""
+    if one.task is None or one.estimate.n > 1:
+        return one.estimate
+    runs = [r for r in results if (r.label, r.cell.task, r.cell.shots) == (one.label, one.task, one.shots)]
+    found = [estimate for run in runs if (estimate := run.estimate(one.metric)) and run.metric == one.metric]
+    return found[0] if len(found) == 1 else one.estimate
+
+
+def _best(rows: Sequence[tuple[Value, ...]], metrics: Sequence[str]) -> frozenset[tuple[int, int]]:
+    """The places of the best mean in each column that compares several labels."""
+    places = set()
+    for column, metric in enumerate(metrics, 1):
+        means = {at: cell.mean for at, row in enumerate(rows) if isinstance(cell := row[column], Estimate)}
+        if len(means) > 1:
+            best = (max if get_metric(metric.partition(" and ")[0]).higher_is_better else min)(means.values())
+            places |= {(at, column) for at, mean in means.items() if mean == best}
+    return frozenset(places)
+
+
+def rank_table(ranking: Ranking) -> Table:
+    """Labels by their average rank."""
+    rows = tuple((s.label, s.rank, s.wins, s.ties, s.losses) for s in ranking.standings)
+    return Table("ranks", "Average ranks", ("method", "rank", "wins", "ties", "losses"), rows)
+
+
+def pair_comparisons(
+    results: Sequence[Result], ranking: Ranking | None, generator: np.random.Generator
+) -> list[Comparison]:
+    """Every two labels that were run on the same rows, the better ranked first."""
+    labels = [standing.label for standing in ranking.standings] if ranking else labels_of(results)
+    pairs = []
+    for a, b in combinations(labels, 2):
+        try:
+            pairs.append(compare(with_label(results, a), with_label(results, b), generator=generator))
+        except RunError:  # they share no rows
+            continue
+    return pairs
+
+
+def pairs_table(pairs: Sequence[Comparison]) -> Table:
+    """Every two labels compared in pairs, the surest differences first."""
+    surest = sorted(pairs, key=lambda pair: (pair.better is None, -abs(pair.advantage.mean)))
+    rows = tuple(
+        (c.a, c.b, c.advantage, c.wins, c.ties, c.losses, c.pairs, c.p, c.better or "not told apart") for c in surest
+    )
+    columns = ("a", "b", "advantage of a", "wins", "ties", "losses", "pairs", "sign test", "better")
+    return Table("pairs", "In pairs", columns, rows, details=("", "", "", "", "", "", "", "p", "by the interval"))
+
+
+def cost_table(results: Sequence[Result]) -> Table:
+    """Time and memory by label: the median over runs."""
+    rows: list[tuple[Value, ...]] = []
+    for label in labels_of(results):
+        fits = [run.record["fit"] for run in with_label(results, label)]
+        seconds = [fit["seconds"] for fit in fits]
+        rows.append((
+            label, len(fits), float(median(seconds)), float(min(seconds)), float(max(seconds)),
+            float(median(fit["scoring_seconds"] for fit in fits)), int(median(fit["steps"] for fit in fits)),
+            float(median(fit["peak_memory_mb"] for fit in fits)),
+        ))  # fmt: skip
+    columns = ("method", "runs", "training", "shortest", "longest", "scoring", "steps", "peak memory")
+    return Table(
+        "cost", "Cost", columns, tuple(rows), details=("", "", "s, median", "s", "s", "s, median", "median", "MB")
+    )
+
+
+def runs_table(results: Sequence[Result]) -> Table:
+    """Every run: what was tried where, what came out, what it cost."""
+    rows: list[tuple[Value, ...]] = []
+    for result in results:
+        record, fit = result.record, result.record["fit"]
+        rows.append((
+            result.cell.task, result.cell.shots, result.cell.seed, result.label, result.metric, result.estimate(),
+            result.trials, fit["parameters"], fit["steps"], float(fit["seconds"]), float(fit["peak_memory_mb"]),
+            record["backbone"]["name"], fit["stopped"], result.run.folder.name,
+        ))  # fmt: skip
+    columns = (
+        "task", "shots", "seed", "method", "metric", "score", "trials", "trained numbers", "steps", "seconds",
+        "peak MB", "model", "ended early", "folder",
+    )  # fmt: skip
+    note = "The interval of a run is over its test rows: how its score may differ on others."
+    return Table("runs", f"All {len(rows):,} runs", columns, tuple(rows), note)
+
+
+def failed_table(failed: Iterable[Mapping[str, Any]]) -> Table:
+    """Runs of studies that did not end, and why."""
+    rows = tuple((one["job"], one["error"], one["hint"]) for one in failed)
+    return Table("failed", f"{_count(len(rows), 'run')} failed", ("run", "error", "hint"), rows)
+
+
+def skipped_table(skipped: Sequence[tuple[str, str]]) -> Table:
+    """Folders that cannot be read, and why."""
+    title = f"{_count(len(skipped), 'folder')} left out, damaged"
+    return Table("skipped", title, ("folder", "problem"), tuple(skipped))
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _listed(values: Iterable[object], longest: int = 12) -> str:
+    """Different values in their order, the last ones counted where they are many."""
+    found = sorted(set(values), key=lambda value: (isinstance(value, str), value))  # type: ignore[type-var]
+    more = f" and {len(found) - longest} more" if len(found) > longest else ""
+    return ", ".join(str(value) for value in found[:longest]) + more
+
+
+def _range(values: Iterable[int]) -> int | str:
+    found = sorted(set(values))
+    return found[0] if len(found) == 1 else f"{found[0]:,} to {found[-1]:,}"
