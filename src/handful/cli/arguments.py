@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from handful.runs.spec import RunSpec
 
 DEFAULT_METHOD, DEFAULT_MODEL, DEFAULT_PRESET, TEST_FRACTION = "prefix-subspace", "minilm", "default", 0.2
+AUTO = "auto"
+"""The method that stands for choosing one; also in `studies.auto`, which is too slow to import for a help page."""
 
 
 def _option(flag: str, text: str, default: str, metavar: str | None = None) -> Any:
@@ -59,7 +61,7 @@ class RunArguments:
     model: Annotated[
         str | None, _option("--model", "A name of 'handful models', a folder, or OWNER/NAME.", DEFAULT_MODEL)
     ] = None
-    method: Annotated[str | None, _option("--method", "A name of 'handful methods'.", DEFAULT_METHOD)] = None
+    method: Annotated[str | None, _option("--method", "A name of 'handful methods', or auto.", DEFAULT_METHOD)] = None
     preset: Annotated[str | None, _option("--preset", "A preset of the method.", DEFAULT_PRESET)] = None
     shots: Annotated[str | None, _option("--shots", "Labelled rows to use, in all.", "every row", "<int>")] = None
     seed: Annotated[str | None, _option("--seed", "Decides rows, start, order and draws.", "0", "<int>")] = None
@@ -86,26 +88,29 @@ class RunArguments:
         task = open_task(self.data, **mapping)
         return with_held_out_test(task, self.test_fraction) if task.test is None and self.test_fraction else task
 
-    def spec(self) -> RunSpec:
-        """The resolved run: options win over `--set`, `--set` over the file, the file over the preset."""
+    def is_auto(self) -> bool:
+        """Whether the method is to be chosen by resampling."""
+        try:
+            return self._given([])[0].get("method") == AUTO
+        except ConfigError:  # an unreadable file, which `spec` complains about
+            return False
+
+    def spec(self, method: str | None = None) -> RunSpec:
+        """The resolved run: options win over `--set`, `--set` over the file, the file over the preset.
+
+        `method` takes the place of the one that was given.
+        """
         from handful.runs.spec import resolve
 
         problems: list[str] = []
-        given = read_config(self.config, problems) if self.config else {}
-        origins = dict.fromkeys(given, str(self.config))
-        assigned = read_assignments(self.assignments, problems)
-        options = {"model": self.model, "method": self.method, "preset": self.preset}
-        options |= {"run.shots": self.shots, "run.seed": self.seed, "run.dev": self.dev}
-        options = {name: value for name, value in options.items() if value is not None}
-        origins |= dict.fromkeys(assigned, "--set") | {name: f"--{name.removeprefix('run.')}" for name in options}
-        given |= assigned | options
-        method, model, preset = (
+        given, origins = self._given(problems)
+        chosen, model, preset = (
             given.pop(name, default)
             for name, default in (("method", DEFAULT_METHOD), ("model", DEFAULT_MODEL), ("preset", DEFAULT_PRESET))
         )
         hint = None
         try:
-            spec = resolve(method, model=model, preset=preset, overrides=given, origins=origins)
+            spec = resolve(method or chosen, model=model, preset=preset, overrides=given, origins=origins)
         except ConfigError as error:
             first, *lines = error.message.split("\n  ")
             problems, hint = [*problems, *(lines or [first])], error.hint
@@ -115,6 +120,17 @@ class RunArguments:
                 f"{count}:\n  " + "\n  ".join(problems), hint or "`handful methods NAME` lists every field"
             )
         return spec
+
+    def _given(self, problems: list[str]) -> tuple[dict[str, Any], dict[str, str]]:
+        """Every setting that was given and where; what is no setting is added to `problems`."""
+        given = read_config(self.config, problems) if self.config else {}
+        origins = dict.fromkeys(given, str(self.config))
+        assigned = read_assignments(self.assignments, problems)
+        options = {"model": self.model, "method": self.method, "preset": self.preset}
+        options |= {"run.shots": self.shots, "run.seed": self.seed, "run.dev": self.dev}
+        options = {name: value for name, value in options.items() if value is not None}
+        origins |= dict.fromkeys(assigned, "--set") | {name: f"--{name.removeprefix('run.')}" for name in options}
+        return given | assigned | options, origins
 
 
 def read_config(path: Path, problems: list[str]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -27,7 +27,7 @@ def check(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Check data, settings, model name, output folder and export, and say what 'fit' would do. Trains nothing."""
-    from handful.cli.fit import tell_choices
+    from handful.cli.fit import auto_specs, tell_choices
     from handful.runs.preflight import preflight
     from handful.runs.store import check_writable
 
@@ -40,20 +40,23 @@ def check(
             problems.append(error)
             return None
 
-    spec, task = attempt(arguments.spec), attempt(arguments.task)
+    is_auto = arguments.is_auto()
+    specs = attempt(lambda: auto_specs(arguments) if is_auto else [arguments.spec()]) or []
+    spec, task = specs[0] if specs else None, attempt(arguments.task)
     is_new = not output.exists()
     attempt(lambda: check_writable(output))
     if is_new and output.is_dir():
         output.rmdir()  # a check leaves nothing behind
     found = attempt(lambda: preflight(task, spec)) if task and spec else None
+    record: dict[str, Any] = describe(task, spec, found) if task and spec and found else {}
+    if task and record and is_auto:
+        record["auto"] = describe_auto(task, specs)
     if as_json:
         errors = [{"message": problem.message, "hint": problem.hint} for problem in problems]
-        show_json(
-            {"ok": not problems, "problems": errors, **(describe(task, spec, found) if task and spec and found else {})}
-        )
-    elif task and spec and found:
+        show_json({"ok": not problems, "problems": errors, **record})
+    elif task and spec and record:
         tell_choices(task, spec)
-        show(describe(task, spec, found))
+        show(record)
     for problem in problems:
         say(f"error: {problem.message}" + (f"\nhint: {problem.hint}" if problem.hint else ""))
     if problems:
@@ -90,8 +93,30 @@ def describe(task: Task, spec: RunSpec, found: Preflight) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def describe_auto(task: Task, specs: Sequence[RunSpec]) -> dict[str, Any]:
+    """What `--method auto` would choose among: folds, and every candidate with what keeps it from being tried."""
+    from handful.runs.preflight import preflight
+    from handful.studies.auto import count_folds
+
+    candidates: dict[str, str | None] = {}
+    for spec in specs:
+        try:
+            preflight(task, spec)
+            candidates[spec.method.name] = None
+        except HandfulError as error:
+            candidates[spec.method.name] = error.message
+    return {"candidates": candidates, "folds": count_folds(task, specs[0])}
+
+
 def show(record: dict[str, Any]) -> None:
     """The run for people."""
+    if auto := record.get("auto"):
+        able = [name for name, problem in auto["candidates"].items() if problem is None]
+        print(f"auto      {' or '.join(able)}, by at most {auto['folds']} folds of the training rows; ", end="")
+        print(f"below is {able[0]}, which is kept unless another is better beyond noise")
+        for name, problem in auto["candidates"].items():
+            if problem:
+                print(f"auto      {name} cannot be tried: {problem}")
     rows, model = record["rows"], record["model"]
     print(f"rows      {rows['train']:,} to train, {rows['dev']:,} to select, {rows['test']:,} to test")
     if rows["classes"]:

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from handful.cli.arguments import RunArguments, spread_arguments
+from handful.cli.arguments import AUTO, RunArguments, spread_arguments
 from handful.cli.console import FitProgress, format_cell, say, show_json
+from handful.errors import ConfigError
 
 if TYPE_CHECKING:
+    from handful.backbone.load import Backbone
     from handful.data.task import Task
     from handful.runs.spec import RunSpec
     from handful.runs.store import Run
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
 def fit(
     arguments: RunArguments,
     output: Annotated[Path, typer.Option(help="Folder for run folders.")] = Path("runs"),
+    budget: Annotated[
+        float | None, typer.Option(min=1, help="Seconds for --method auto to choose in.", show_default="300")
+    ] = None,
     again: Annotated[bool, typer.Option("--again", help="Train once more what has been trained already.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the run's record as JSON.")] = False,
 ) -> None:
@@ -30,19 +35,45 @@ def fit(
     from handful.runs.experiment import run
     from handful.runs.store import check_writable
 
-    spec = arguments.spec()
+    is_auto = arguments.is_auto()
+    if budget is not None and not is_auto:
+        raise ConfigError("--budget: only --method auto chooses within a time", "leave it out")
+    specs = auto_specs(arguments) if is_auto else [arguments.spec()]
     check_writable(output)
     task = arguments.task()
+    spec, backbone = choose_method(task, specs, budget) if is_auto else (specs[0], None)
     tell_choices(task, spec)
-    say(f"loading model {spec.model} …")
+    if backbone is None:
+        say(f"loading model {spec.model} …")
     with FitProgress(spec.method.name) as progress:
-        saved, trained = run(task, spec, output, on_event=progress, again=again, on_message=progress.say)
+        saved, trained = run(
+            task, spec, output, backbone=backbone, on_event=progress, again=again, on_message=progress.say
+        )
     trained.adapter.detach()
     if as_json:
         show_json({"folder": str(saved.folder), **saved.record})
     else:
         show_run(saved)
     tell_next(saved)
+
+
+def auto_specs(arguments: RunArguments) -> list[RunSpec]:
+    """The runs among which `--method auto` chooses, the probe's first."""
+    from handful.studies.auto import candidate_specs
+
+    return candidate_specs(arguments.spec)
+
+
+def choose_method(task: Task, specs: list[RunSpec], budget: float | None) -> tuple[RunSpec, Backbone]:
+    """The spec that resampling the training rows speaks for, and the loaded model."""
+    from handful.backbone.load import load_backbone
+    from handful.runs.experiment import make_split
+    from handful.studies.auto import BUDGET, choose
+
+    make_split(task, specs[0])  # what is wrong with the rows is said before the model is loaded
+    say(f"loading model {specs[0].model} …")
+    backbone = load_backbone(specs[0].model, pooling=specs[0].options.pooling)
+    return choose(task, specs, backbone=backbone, budget=budget or BUDGET, on_message=say).spec, backbone
 
 
 def tell_choices(task: Task, spec: RunSpec) -> None:
@@ -52,7 +83,7 @@ def tell_choices(task: Task, spec: RunSpec) -> None:
         say(f"  {note}")
     say(f"method {spec.method.name}: {spec.method.summary}")
     reasons: dict[str, list[str]] = {}
-    for choice in spec.choices:
+    for choice in (c for c in spec.choices if not c.name.startswith(AUTO)):  # what was weighed has been told
         reasons.setdefault(choice.reason, []).append(f"{choice.name} = {choice.value}")
     for reason, values in reasons.items():
         say(f"  {', '.join(values)}  ({reason})")

@@ -1,0 +1,321 @@
+"""Method "auto": chosen by resampling the K labelled rows; the probe, unless another is better beyond noise.
+
+The K rows are cut into folds, several times over. Each candidate is trained on all folds but one, just as the run
+itself will be, and scored on that one. Test rows stay closed throughout: the task of a fold has none.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
+from math import ceil, inf, sqrt
+from typing import final
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from scipy.special import stdtrit
+
+from handful.backbone.load import Backbone
+from handful.data.split import QUANTILES, DevRows, Split
+from handful.data.task import Example, Task
+from handful.errors import ConfigError, HandfulError
+from handful.evaluation.estimate import Estimate
+from handful.evaluation.evaluate import encode_for
+from handful.evaluation.metrics import check_metric, check_numbers, get_metric, score
+from handful.evaluation.predict import predict_rows
+from handful.randomness import stream
+from handful.runs.experiment import make_split, train
+from handful.runs.spec import Choice, RunSpec
+from handful.training.events import Listener
+
+AUTO, PROBE = "auto", "head"
+CANDIDATES = (PROBE, "prefix-subspace", "lora")
+FOLDS, REPEATS, BUDGET = 5, 3, 300.0
+
+Clock = Callable[[], float]
+
+
+@final
+@dataclass(frozen=True)
+class Fold:
+    """Rows to train on and rows to score, and the seed of what is drawn in between, the same for every candidate."""
+
+    train: tuple[Example, ...]
+    held: tuple[Example, ...]
+    seed: int
+
+
+@final
+@dataclass(frozen=True)
+class Chosen:
+    """The spec to train, with the choice in its `choices`, and why it was chosen.
+
+    `advantages` over the probe are positive where a candidate is better; `problems` say why others were not judged.
+    Of the `planned` folds, `folds` were done.
+    """
+
+    spec: RunSpec
+    reason: str
+    advantages: dict[str, Estimate]
+    problems: dict[str, str]
+    folds: int
+    planned: int
+
+
+def candidate_specs(resolve: Callable[[str], RunSpec]) -> list[RunSpec]:
+    """The run of every candidate whose package is installed, the probe first; `resolve` makes it from the name.
+
+    Raises: ConfigError for settings that not every candidate has.
+    """
+    specs = []
+    for name in CANDIDATES:
+        if name == "lora" and not find_spec("peft"):
+            continue
+        try:
+            specs.append(resolve(name))
+        except ConfigError as error:
+            raise ConfigError(
+                f"method {AUTO!r} tries {', '.join(CANDIDATES)}; for {name!r} there are {error.message}",
+                "give settings that all of them have, or choose one of them with --method",
+            ) from None
+    return specs
+
+
+def choose(
+    task: Task,
+    specs: Sequence[RunSpec],
+    *,
+    backbone: Backbone,
+    budget: float = BUDGET,
+    on_message: Callable[[str], None] = lambda message: None,
+    clock: Clock = time.perf_counter,
+) -> Chosen:
+    """Of the specs whose advantage over the probe, `specs[0]`, has its 95 % interval above 0, that with the largest.
+
+    Where there is none, the probe: a candidate that is no better gets past it in about one of forty cases. The specs
+    share rows, model and pooling. The first fold is timed; what cannot finish one round of folds within the `budget`
+    (seconds) is given up, the slowest first, and the rest get as many of the planned folds as fit. Where all do and
+    nothing is given up, the choice depends on rows, seed and model alone; else the choices say so. The budget is for
+    choosing; training the chosen spec comes on top.
+
+    Raises: what the run of the probe itself would.
+    """
+    check_metric(task.metric, task.kind, len(task.labels))
+    probe, seed = specs[0], specs[0].options.seed
+    split = make_split(task, probe)
+    rows = _labelled(split, probe)
+    count = number_of_folds(rows, task, probe.options.dev)
+    inner = replace(task, pool=(), test=None, dev=split.dev if probe.options.dev == "separate" else None)
+    resampling = _Resampling(inner, list(specs), backbone, budget, on_message, clock)
+    if count:
+        on_message(
+            f"auto: {' or '.join(spec.method.name for spec in specs)}, by {task.metric} in up to {count * REPEATS} "
+            f"folds of the {len(rows):,} training rows and at most {budget:,.0f} s"
+        )
+        resampling.run(make_folds(rows, task, count, seed), count)
+    return _conclude(specs, resampling, resampling.advantages(count), len(rows), count * REPEATS)
+
+
+def count_folds(task: Task, probe: RunSpec) -> int:
+    """How many folds `choose` plans for these rows. Raises: DataError where the rows cannot be had."""
+    return number_of_folds(_labelled(make_split(task, probe), probe), task, probe.options.dev) * REPEATS
+
+
+def _labelled(split: Split, spec: RunSpec) -> tuple[Example, ...]:
+    """The K rows: those to train on, and the development rows where they are carved out of the K."""
+    return split.train + (split.dev if spec.options.dev == "carved" else ())
+
+
+def _conclude(
+    specs: Sequence[RunSpec], done: _Resampling, advantages: dict[str, Estimate], rows: int, planned: int
+) -> Chosen:
+    """Choose, say why, and write it into the choices of the spec."""
+    better = {name: gain for name, gain in advantages.items() if gain.low is not None and gain.low > 0}
+    name = max(better, key=lambda name: better[name].mean) if better else specs[0].method.name
+    cut = f", of {planned} planned: more did not fit into {done.budget:,.0f} s" if done.folds < planned else ""
+    where = f"in {done.folds} folds of the {rows:,} training rows{cut} (corrected resampled t)"
+    if better:
+        reason = f"{done.task.metric} better than the probe's by {better[name]} {where}"
+    elif advantages:
+        reason = f"it is the probe, and nothing is better than it beyond noise {where}"
+    elif planned:
+        reason = "it is the probe, and nothing else could be judged"
+    else:
+        reason = f"it is the probe, and {rows:,} training rows, or those of the rarest class, are too few to resample"
+    choices = [Choice("method", name, reason)]
+    choices += [Choice(f"{AUTO}.{n}", gain.to_dict(), "advantage over the probe") for n, gain in advantages.items()]
+    choices += [Choice(f"{AUTO}.{n}", None, f"not judged: {problem}") for n, problem in done.problems.items()]
+    for other, gain in advantages.items():
+        done.say(f"auto: advantage of {other} over {specs[0].method.name}: {gain}")
+    for other, problem in done.problems.items():
+        done.say(f"auto: {other} was not judged: {problem}")
+    done.say(f"auto: chose {name}: {reason}")
+    chosen = next(spec for spec in specs if spec.method.name == name)
+    spec = replace(chosen, choices=(*choices, *chosen.choices))
+    return Chosen(spec, reason, advantages, done.problems, done.folds, planned)
+
+
+def number_of_folds(rows: Sequence[Example], task: Task, dev: DevRows) -> int:
+    """`FOLDS`, or as many as the rarest class (or fifth of the target) has rows; 0 where there are too few.
+
+    Where a fold is left out, a row of every class remains, and a second one where development rows are carved.
+    """
+    counts = Counter(row.label for row in rows)
+    rarest = len(rows) // QUANTILES if task.kind == "regression" else min(counts[i] for i in range(len(task.labels)))
+    count = min(FOLDS, rarest)
+    return count if count > 1 and rarest - ceil(rarest / count) >= (2 if dev == "carved" else 1) else 0
+
+
+def make_folds(rows: Sequence[Example], task: Task, count: int, seed: int) -> list[Fold]:
+    """`REPEATS` rounds of `count` folds, each row held out once a round.
+
+    Every class is spread evenly over the folds of a round; for regression every `count` rows that are neighbours in
+    their target are.
+    """
+    generator = stream(seed, "auto/folds")
+    stratum = {row: row.label for row in rows}
+    if task.kind == "regression":
+        ranked = sorted(rows, key=lambda row: float(row.label or 0))
+        stratum = {row: place // count for place, row in enumerate(ranked)}
+    folds = []
+    for _ in range(REPEATS):
+        shuffled = [rows[place] for place in torch.randperm(len(rows), generator=generator).tolist()]
+        dealt = sorted(shuffled, key=lambda row: stratum[row] or 0)
+        seeds = torch.randint(2**31, (count,), generator=generator).tolist()
+        for number in range(count):
+            held = dealt[number::count]
+            kept = [row for place, row in enumerate(dealt) if place % count != number]
+            folds.append(Fold(tuple(kept), tuple(held), seeds[number]))
+    return folds
+
+
+def corrected_difference(differences: ArrayLike, ratio: float, level: float = 0.95) -> Estimate:
+    """The mean difference over J folds, with the interval of the corrected resampled t test.
+
+    mean ± t(J - 1) √((1 / J + ratio) s²), where s is the standard deviation of the differences (J,) and `ratio` the
+    number of rows held out by the number trained on. Plain t would take the folds as independent, but any two share
+    most of their training rows: the added `ratio` is Nadeau and Bengio's (2003) correction, for repeated folds as in
+    Bouckaert and Frank (2004). A rule of thumb that works, not exact.
+    """
+    values = check_numbers("differences", differences, "N")
+    mean, n = float(values.mean()), len(values)
+    if n == 1:
+        return Estimate(mean, None, None, 1, level, "one fold")
+    half = float(stdtrit(n - 1, (1 + level) / 2)) * sqrt((1 / n + ratio) * float(values.var(ddof=1)))
+    return Estimate(mean, mean - half, mean + half, n, level, "corrected resampled t")
+
+
+def fold_score(task: Task, spec: RunSpec, fold: Fold, backbone: Backbone, on_event: Listener | None = None) -> float:
+    """The task's metric on the rows held out, after training on the others. `task` has no test rows."""
+    options = replace(spec.options, shots=None, seed=fold.seed)
+    trained = train(
+        replace(task, pool=fold.train), replace(spec, options=options), backbone=backbone, on_event=on_event
+    ).trained  # fmt: skip
+    try:
+        held = encode_for(trained.adapter, fold.held, task, options.max_length)
+        predictions = predict_rows(
+            trained.adapter, held, task.kind,
+            predictor=options.predictor, draws=options.draws, generator=stream(fold.seed, "auto/predict"),
+        )  # fmt: skip
+    finally:
+        trained.adapter.detach()
+    assert held.labels is not None
+    return score(task.metric, predictions.needed_by(task.metric), held.labels.numpy())
+
+
+class _OutOfTime(Exception):
+    """Time ran out in the middle of a fold."""
+
+
+@final
+@dataclass
+class _Resampling:
+    """Candidates, the probe first, and their scores in the same folds, as far as the budget goes."""
+
+    task: Task
+    alive: list[RunSpec]
+    backbone: Backbone
+    budget: float
+    say: Callable[[str], None]
+    clock: Clock
+    scores: dict[str, list[float]] = field(default_factory=dict)
+    problems: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.started = self.clock()
+
+    @property
+    def folds(self) -> int:
+        """How many folds were done by all that are still judged."""
+        return min((len(self.scores.get(spec.method.name, ())) for spec in self.alive), default=0)
+
+    def run(self, folds: Sequence[Fold], round_size: int) -> None:
+        """Time the first fold, give up what is too slow, and do as many of the others as fit."""
+        seconds = self._first(folds[0], self.budget / round_size)
+        fitting = self._plan(seconds, len(folds), round_size)
+        for number, fold in enumerate(folds[1:fitting], 2):
+            try:
+                scores = [self._score(spec, fold, self.started + self.budget) for spec in self.alive]
+            except _OutOfTime:
+                self.say(f"auto: time ran out in fold {number}")
+                return
+            for spec, value in zip(self.alive, scores, strict=True):
+                self.scores[spec.method.name].append(value)
+            told = ", ".join(f"{s.method.name} {value:.3f}" for s, value in zip(self.alive, scores, strict=True))
+            self.say(f"auto: fold {number} of {fitting}: {told}")
+
+    def advantages(self, round_size: int) -> dict[str, Estimate]:
+        """Of every candidate over the probe; none before a round of folds is done."""
+        if not round_size or self.folds < round_size:
+            return {}
+        sign = 1 if get_metric(self.task.metric).higher_is_better else -1
+        probe, *others = (spec.method.name for spec in self.alive)
+        gains = {name: sign * (np.array(self.scores[name]) - np.array(self.scores[probe])) for name in others}
+        return {name: corrected_difference(gain, 1 / (round_size - 1)) for name, gain in gains.items()}
+
+    def _first(self, fold: Fold, limit: float) -> dict[str, float]:
+        """Seconds of the first fold by candidate. Those that fail or take longer than the limit are given up."""
+        seconds = {}
+        for spec in list(self.alive):
+            name, started = spec.method.name, self.clock()
+            is_probe = spec is self.alive[0]
+            try:
+                self.scores[name] = [self._score(spec, fold, inf if is_probe else started + limit)]
+                seconds[name] = self.clock() - started
+            except _OutOfTime:
+                self._give_up(spec, f"a fold takes more than {limit:.0f} s, and a round of them more than the budget")
+            except HandfulError as error:
+                if is_probe:
+                    raise
+                self._give_up(spec, error.message)
+        return seconds
+
+    def _plan(self, seconds: dict[str, float], planned: int, round_size: int) -> int:
+        """How many folds fit, once the candidates that are too slow for one round are given up."""
+        left = self.budget - (self.clock() - self.started)
+        cost = sum(seconds[spec.method.name] for spec in self.alive)
+        while len(self.alive) > 1 and (round_size - 1) * cost > left:
+            slowest = max(self.alive[1:], key=lambda spec: seconds[spec.method.name])
+            self._give_up(slowest, f"a round of {round_size} folds would take longer than the budget")
+            cost -= seconds[slowest.method.name]
+        if len(self.alive) < 2:
+            return 1
+        fitting = min(planned, 1 + int(left / cost)) if cost else planned
+        told = ", ".join(f"{spec.method.name} {seconds[spec.method.name]:.1f} s" for spec in self.alive)
+        self.say(f"auto: a fold takes {told}: {fitting} of {planned} folds fit")
+        return fitting
+
+    def _score(self, spec: RunSpec, fold: Fold, deadline: float) -> float:
+        def watch(event: object) -> None:
+            if self.clock() > deadline:
+                raise _OutOfTime
+
+        return fold_score(self.task, spec, fold, self.backbone, watch)
+
+    def _give_up(self, spec: RunSpec, problem: str) -> None:
+        self.alive.remove(spec)
+        self.problems[spec.method.name] = problem
