@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -167,8 +167,3 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     fakes.fail("reviews-k50-s2-lora", "out of memory in step 3")
     fakes.break_one()
     return root
-
-
-@pytest.fixture
-def make_fakes() -> Callable[[Path], FakeRuns]:
-    return FakeRuns

@@ -52,7 +52,8 @@ WIDTH, HEIGHT = 4.7, 3.3
 """Inches of 72 units; a panel is about as wide as a phone."""
 
 _STYLE: Any = {
-    "svg.fonttype": "none", "text.parse_math": False, "axes.unicode_minus": True, "font.family": "DejaVu Sans",
+    "svg.fonttype": "none", "svg.hashsalt": "handful", "text.parse_math": False,
+    "axes.unicode_minus": True, "font.family": "DejaVu Sans",
     "font.size": 10, "axes.labelsize": 10, "xtick.labelsize": 9.5, "ytick.labelsize": 9.5, "axes.linewidth": 0.8,
     "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": MUTED, "axes.labelcolor": MUTED,
     "text.color": INK, "xtick.color": MUTED, "ytick.color": MUTED, "xtick.labelcolor": MUTED,
