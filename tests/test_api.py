@@ -76,6 +76,17 @@ def test_one_backbone_serves_one_model_after_another(task, tiny_folder):
     np.testing.assert_array_equal(again.predict_proba(TEXTS), expected)
 
 
+def test_the_method_can_be_chosen(task, tiny_folder, monkeypatch):
+    monkeypatch.setattr("handful.studies.auto.REPEATS", 1)
+    monkeypatch.setattr("handful.studies.auto.CANDIDATES", ("head", "prefix"))
+    chosen = handful.fit(task, method="auto", model=str(tiny_folder), settings=QUICK, shots=16, budget=500)
+    names = {choice.name: choice for choice in chosen.spec.choices}
+    assert names["method"].value == chosen.spec.method.name
+    assert names["auto.prefix"].value["n"] == 5
+    settings = {"model": str(tiny_folder), "settings": QUICK, "shots": 16}
+    assert handful.fit(task, method=chosen.spec.method.name, **settings).scores == chosen.scores
+
+
 def test_rows_are_set_apart_where_there_is_no_test(task, tiny_folder):
     untested = Task("letters", "classification", ("ab", "z9"), "accuracy", task.pool)
     assert handful.fit(untested, model=str(tiny_folder), method="head").scores["accuracy"].n == 4

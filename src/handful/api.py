@@ -11,7 +11,7 @@ import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
-from handful.backbone.load import Backbone
+from handful.backbone.load import Backbone, load_backbone
 from handful.data.holdout import with_held_out_test
 from handful.data.open import open_task
 from handful.data.task import Example, Task
@@ -24,6 +24,7 @@ from handful.randomness import stream
 from handful.runs.experiment import Trained, open_trained, run, score, train
 from handful.runs.spec import RunSpec, resolve
 from handful.runs.store import Run, read_run
+from handful.studies.auto import AUTO, BUDGET, candidate_specs, choose
 from handful.training.events import Listener
 
 Text = str | tuple[str, str]
@@ -108,6 +109,7 @@ def fit(
     columns: Mapping[str, Any] | None = None,
     settings: Mapping[str, Any] | None = None,
     backbone: Backbone | None = None,
+    budget: float = BUDGET,
     on_event: Listener | None = None,
     **overrides: Any,
 ) -> FittedModel:
@@ -116,14 +118,23 @@ def fit(
     `data` is a file, a task folder, a packaged or hub name, or a `Task`. Without test rows in it, `test_fraction` of
     its rows are set apart first (None: no test score). `output` is the folder for run folders; without it nothing
     is written. `columns` maps a file's columns (text, text_pair, label, kind, metric, encoding). Settings go by
-    dotted name in `settings`, or by bare name as keyword: `shots=100, learning_rate=0.01, num_vertices=3`.
+    dotted name in `settings`, or by bare name as keyword: `shots=100, learning_rate=0.01, num_vertices=3`. The method
+    "auto" is chosen by resampling the training rows within `budget` seconds; `spec.choices` says why.
 
     Raises: ConfigError, DataError, ModelError or RunError, all before training where it can be known then.
     """
-    spec = resolve(method, model=model, preset=preset, overrides={**(settings or {}), **overrides})
+
+    def resolved(name: str) -> RunSpec:
+        return resolve(name, model=model, preset=preset, overrides={**(settings or {}), **overrides})
+
+    specs = candidate_specs(resolved) if method == AUTO else [resolved(method)]
+    spec = specs[0]
     task = data if isinstance(data, Task) else open_task(data, test=test, **(columns or {}))
     if task.test is None and test_fraction:
         task = with_held_out_test(task, test_fraction)
+    if method == AUTO:
+        backbone = backbone or load_backbone(model, pooling=spec.options.pooling)
+        spec = choose(task, specs, backbone=backbone, budget=budget).spec
     if output is not None:
         saved, trained = run(task, spec, Path(output), backbone=backbone, on_event=on_event, again=again)
         return FittedModel(trained, saved, _estimates(saved))
