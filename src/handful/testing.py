@@ -1,4 +1,4 @@
-"""The public conformance suite, which holds a method to the contract of `handful.methods.base`.
+"""The public conformance suite: holds a method to the contract of `handful.methods.base`, an engine to that of studies.
 
     from handful.testing import check_method
 
@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import cached_property
+from pathlib import Path
 from typing import Any, final
 
 import numpy as np
@@ -23,11 +24,14 @@ import torch
 from safetensors.torch import load, save
 
 from handful.backbone.load import Backbone
-from handful.backbone.tiny import tiny_backbone
+from handful.backbone.tiny import tiny_backbone, tiny_model, tiny_tokenizer
 from handful.data.batching import Batch, EncodedRows, encode
 from handful.data.task import Example, Task, TaskKind
 from handful.evaluation.predict import predict_rows
 from handful.methods.base import AbstractAdapter, AbstractMethod, describe_settings
+from handful.studies.engines import AbstractEngine, JobDone, JobEvent, JobFailed, JobStarted, SequentialEngine
+from handful.studies.recipe import Recipe
+from handful.studies.study import Study, results_lines
 from handful.training.config import TrainingConfig
 from handful.training.fit import batch_loss, fit
 
@@ -383,3 +387,64 @@ def differences(expected: Mapping[str, Any], found: Mapping[str, Any]) -> list[s
         for name in {*expected, *found}
         if name not in expected or name not in found or not equal(expected[name], found[name])
     )
+
+
+def check_engine(engine: AbstractEngine, folder: Path) -> None:
+    """Raises: AssertionError unless an engine does a small study, in `folder`, to the last bit as `SequentialEngine`.
+
+    The study has a stage that others start from, a job that fails, and one that was to start from that.
+    """
+    recipe = toy_study(folder / "data")
+    expected = Study(recipe, folder / "expected", folder / "data").run(SequentialEngine(), lambda event: None)
+    events: list[JobEvent] = []
+    found = Study(recipe, folder / "found", folder / "data").run(engine, events.append)
+    assert len(found.done) == len(expected.done) > 0 and len(found.failed) == len(expected.failed) > 0
+    assert list(results_lines(found)) == list(results_lines(expected)), "the numbers differ from one process's"
+    for job in found.jobs:
+        own = [event for event in events if event.job == job]
+        ends = [event for event in own if isinstance(event, JobDone | JobFailed)]
+        assert len(ends) == 1 and own[-1] is ends[0], f"{job.name}: expected one end, found {own}"
+        begun = [event for event in own if isinstance(event, JobStarted)]
+        orphan = isinstance(ends[0], JobFailed) and job.start in found.failed
+        assert bool(begun) != orphan, f"{job.name}: expected that it is begun unless its start failed, found {own}"
+        if job.start in found.done:
+            before = next(e for e in events if isinstance(e, JobDone) and e.job.name == job.start)
+            assert events.index(before) < events.index(begun[0]), f"{job.name} was begun before {job.start} was done"
+
+
+def toy_study(data: Path, *, seeds: int = 2, epochs: int = 2) -> Recipe:
+    """A recipe of a few seconds on a tiny random model, with its tasks and the model written below `data`."""
+    model = data / "tiny-bert"
+    tiny_model("bert").save_pretrained(model)
+    tiny_tokenizer("bert").save_pretrained(model)
+    for name in ("letters", "others"):
+        _write_task(data / name, toy_task(rows=60))
+    stage = {"method": "prefix-subspace", "set": {"prefix_length": 2}}
+    return Recipe.from_dict(
+        {
+            "name": "toy-study",
+            "model": str(model),
+            "tasks": ["letters", "others"],
+            "shots": [16],
+            "seeds": seeds,
+            "set": {"training.epochs": epochs},
+            "methods": [
+                "head",
+                {**stage, "name": "first", "stage": True},
+                {**stage, "name": "second", "start": {"method": "first", "task": "others", "shots": 24}},
+                {"method": "bias", "name": "lost", "model": str(data / "missing")},
+                {"method": "bias", "name": "orphan", "start": {"method": "lost"}},
+            ],
+        }
+    )
+
+
+def _write_task(folder: Path, task: Task) -> None:
+    folder.mkdir(parents=True)
+    half = len(task.pool) // 2
+    for part, rows in (("pool", task.pool[half:]), ("test", task.pool[:half])):
+        lines = [{"text": f"{row.text} {folder.name} {part}", "label": task.labels[int(row.label or 0)]} for row in rows]
+        (folder / f"{part}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    record = {"name": folder.name, "kind": task.kind, "labels": list(task.labels), "metric": task.metric}
+    record |= {"pool_rows": len(task.pool) - half, "test_rows": half}
+    (folder / "task.json").write_text(json.dumps(record))

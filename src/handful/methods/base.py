@@ -206,15 +206,15 @@ class AbstractAdapter(nn.Module, ABC):
         weights (M,); with none of them, the deterministic predictor (midpoint), for batches of any size.
         """
 
-    def penalty(self) -> torch.Tensor | None:
-        """A term added to the loss of the current batch, or None."""
-        return None
     def narrow(self, rows: slice) -> None:
         """Of what `begin_batch` drew for each example keep these rows': the next forward is of that part alone.
 
         Called where several processes share a batch. Nothing to do where nothing is drawn, or once for all rows.
         """
 
+    def penalty(self) -> torch.Tensor | None:
+        """A term added to the loss of the current batch, or None."""
+        return None
 
     def after_step(self, step: int) -> None:
         """Called after every optimiser step, counted from 1."""

@@ -168,7 +168,7 @@ class Prefix(AbstractMethod):
     presets: ClassVar[Mapping[str, Preset]] = {
         "default": Preset(
             "search on training pools (docs/experiments.md)",
-            training={"learning_rate": 3e-2, "head_learning_rate": 1e-3},
+            training={"learning_rate": 3e-2, "head_learning_rate": 3e-3},
         ),
     }
     search_space: ClassVar[SearchSpace] = {

@@ -57,7 +57,7 @@ class PrefixSubspace(AbstractMethod):
     presets: ClassVar[Mapping[str, Preset]] = {
         "default": Preset(
             "search on training pools (docs/experiments.md)",
-            training={"learning_rate": 3e-2, "head_learning_rate": 1e-3},
+            training={"learning_rate": 3e-2, "head_learning_rate": 3e-3},
         ),
         "paper": Preset(
             "our reading of Falissard et al. 2023 (sheet 1 and 3); values that were not available to us are ours",
@@ -167,16 +167,16 @@ class PrefixSubspaceAdapter(AbstractPrefixAdapter):
             if self.training and self.method.cosine_weight and count > 1:
                 self._pair = draw_pair(count, generator)
 
+    def narrow(self, rows: slice) -> None:
+        if len(self._weights) > 1:
+            self._weights, self._head_weights = self._weights[rows], self._head_weights[rows]
+
     def draw(self, rows: int, generator: torch.Generator) -> torch.Tensor:
         """Weights (B, L, M) in the chosen granularity; a layer's key and value share them."""
         layers = len(self.sites)
         shape = (rows, layers) if self.method.draw_layers == "per-layer" else (rows, 1)
         weights = draw_weights(
             shape,
-    def narrow(self, rows: slice) -> None:
-        if len(self._weights) > 1:
-            self._weights, self._head_weights = self._weights[rows], self._head_weights[rows]
-
             self.num_vertices,
             generator,
             geometry=self.method.geometry,

@@ -7,15 +7,16 @@ import platform
 import resource
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, final
 
 import numpy as np
+import torch
 
 from handful.backbone.load import Backbone, hub_name, load_backbone
 from handful.data.split import Split
@@ -97,20 +98,23 @@ def train(
     *,
     split: Split | None = None,
     backbone: Backbone | None = None,
+    start: Run | None = None,
     on_event: Listener | None = None,
     checkpoint_folder: Path | None = None,
 ) -> Training:
-    """Train one spec on one task; test rows are not touched."""
+    """Train one spec on one task, from the parameters of the run `start` where there is one; no test row is touched."""
     split = split or make_split(task, spec)
     backbone = backbone or load_backbone(spec.model, pooling=spec.options.pooling)
     adapter = attach(task, spec, backbone)
     length = spec.options.max_length
     try:
+        initial = carried_over(start, adapter, task) if start else None
         rows = encode_for(adapter, split.train, task, length)
         dev = encode_for(adapter, split.dev, task, length) if split.dev else None
         result = fit(
             adapter, rows, dev, spec.training, kind=task.kind, metric=task.metric,
             generator=stream(spec.options.seed, "fit"), on_event=on_event, checkpoint_folder=checkpoint_folder,
+            initial=initial,
         )  # fmt: skip
     except BaseException:
         adapter.detach()
@@ -123,6 +127,28 @@ def train(
         adapter.calibrate(temperature)
     truncated = {"train": rows.truncated, "dev": dev.truncated if dev else 0}
     return Training(Trained(spec, task, backbone, adapter), split, result, temperature, truncated)
+
+
+def carried_over(start: Run, adapter: AbstractAdapter, task: Task) -> dict[str, torch.Tensor]:
+    """The parameters of a run that another adapter can start from; a head only where the labels are the same.
+
+    Raises: ModelError where the run has another backbone, RunError where nothing of it fits.
+    """
+    check_backbone(start, adapter.backbone)
+    same_labels = start.record["task"]["labels"] == list(task.labels)
+    weights = start.weights()
+    taken = {
+        name: weights[name]
+        for name, parameter in adapter.named_parameters()
+        if name in weights and weights[name].shape == parameter.shape and (same_labels or not name.startswith("head."))
+    }
+    if not taken:
+        found = start.record["spec"]["method"]["name"]
+        raise RunError(
+            f"{start.folder}: none of its parameters (method {found!r}) fits those of the run that starts from it",
+            "start from a run of the same method with the same settings of size",
+        )
+    return taken
 
 
 def score(trained: Trained) -> Scores | None:
@@ -142,11 +168,16 @@ def run(
     root: Path,
     *,
     backbone: Backbone | None = None,
+    start: Run | None = None,
+    study: Mapping[str, Any] | None = None,
     on_event: Listener | None = None,
     again: bool = False,
     on_message: Callable[[str], None] = lambda message: None,
 ) -> tuple[Run, Trained]:
     """Train, score and save one run below `root`; a run with the same key is opened and not trained again.
+
+    `start` is the run whose parameters it starts from. `study` says what the run is in a study, for its record;
+    its "job" is the name of the folder.
 
     An interrupted run keeps its checkpoint in a hidden folder and continues from there when started again. Of several
     processes (`accelerate launch`), which see the same files, the main one writes and the others read.
@@ -155,11 +186,17 @@ def run(
     split = make_split(task, spec)
     check_writable(root)
     backbone = backbone or load_backbone(spec.model, pooling=spec.options.pooling)
+    if start:
+        spec = replace(spec, start=start.key)
     key = spec.key(split.fingerprint, backbone.fingerprint)
-    folder = root / run_name(task, spec, key)
+    folder = root / (study["job"] if study else run_name(task, spec, key))
     group = ProcessGroup(backbone.device)
     if group.agree(folder.exists() and not again):
         existing = read_run(folder)
+        if existing.key != key:
+            raise RunError(
+                f"{folder}: holds a run of other settings, rows or weights", "give another --output, or delete it"
+            )
         on_message(f"already trained: {folder} (train once more with --again)")
         if spec.options.landscape and not (folder / LANDSCAPE).is_file():
             on_message("it was trained without a landscape, which is measured when it is trained once more")
@@ -168,11 +205,13 @@ def run(
     if again and group.is_main:
         shutil.rmtree(progress, ignore_errors=True)
     log = EventLog(progress, on_event)
-    training = train(task, spec, split=split, backbone=backbone, on_event=log, checkpoint_folder=progress)
+    training = train(task, spec, split=split, backbone=backbone, start=start, on_event=log, checkpoint_folder=progress)
     trained = training.trained
     started = time.perf_counter()
     scores = score(trained)
     record = describe(training, scores, key, time.perf_counter() - started)
+    if study:
+        record["study"] = dict(study)
     weights = trained.adapter.state_dict()
     predictions = prediction_records(scores, task) if scores else []
     landscape = dev_landscape(training)
@@ -327,15 +366,10 @@ def open_trained(saved: Run, *, backbone: Backbone | None = None) -> Trained:
     method = method_class(method_settings.pop("name")).from_settings(method_settings)
     spec = RunSpec(
         spec_record["model"], method, TrainingConfig.from_settings(spec_record["training"]),
-        RunOptions(**spec_record["run"]), record["preset"],
+        RunOptions(**spec_record["run"]), record["preset"], start=spec_record.get("start", ""),
     )  # fmt: skip
     backbone = backbone or load_backbone(spec.model, pooling=spec.options.pooling)
-    if backbone.fingerprint != record["backbone"]["fingerprint"]:
-        raise ModelError(
-            f"{saved.folder}: trained on other weights of {spec.model!r} "
-            f"(expected fingerprint {record['backbone']['fingerprint'][:12]}, found {backbone.fingerprint[:12]})",
-            "give the model it was trained on",
-        )
+    check_backbone(saved, backbone)
     task = Task(task_record["name"], task_record["kind"], tuple(task_record["labels"]), task_record["metric"], pool=())
     adapter = method.attach(backbone, task, generator=stream(spec.options.seed, "init"))
     expected = {name: tuple(tensor.shape) for name, tensor in adapter.state_dict().items()}
@@ -348,3 +382,14 @@ def open_trained(saved: Run, *, backbone: Backbone | None = None) -> Trained:
     adapter.load_state_dict(weights)
     adapter.eval()
     return Trained(spec, task, backbone, adapter)
+
+
+def check_backbone(saved: Run, backbone: Backbone) -> None:
+    """Raises: ModelError unless the run was trained on these weights."""
+    expected = saved.record["backbone"]["fingerprint"]
+    if backbone.fingerprint != expected:
+        raise ModelError(
+            f"{saved.folder}: trained on other weights of {saved.record['spec']['model']!r} "
+            f"(expected fingerprint {expected[:12]}, found {backbone.fingerprint[:12]})",
+            "give the model it was trained on",
+        )

@@ -13,7 +13,7 @@ from handful.errors import ConfigError, nearest
 from handful.evaluation.landscape import CORNERS
 from handful.evaluation.predict import check_predictor
 from handful.methods import method_class
-from handful.methods.base import AbstractMethod, Preset, check_settings, setting, wrong_settings
+from handful.methods.base import AbstractMethod, Preset, check_settings, convert_settings, setting, wrong_settings
 from handful.training.config import TrainingConfig
 
 
@@ -41,7 +41,7 @@ class RunOptions:
     ] = 0
 
     def __post_init__(self) -> None:
-        check_settings(type(self), {f.name: getattr(self, f.name) for f in fields(self)})
+        convert_settings(self)
 
 
 @final
@@ -57,7 +57,10 @@ class Choice:
 @final
 @dataclass(frozen=True)
 class RunSpec:
-    """A resolved run: everything that decides its numbers, except the content of data and model."""
+    """A resolved run: everything that decides its numbers, except the content of data and model.
+
+    `start` is the key of the run whose parameters it starts from, empty where it starts afresh.
+    """
 
     model: str
     method: AbstractMethod
@@ -65,6 +68,7 @@ class RunSpec:
     options: RunOptions
     preset: str
     choices: tuple[Choice, ...] = field(default=(), compare=False)
+    start: str = ""
 
     def resolved(self) -> dict[str, Any]:
         """The spec as plain JSON values."""
@@ -73,7 +77,7 @@ class RunSpec:
             "method": {"name": self.method.name, **self.method.settings()},
             "training": self.training.settings(),
             "run": asdict(self.options),
-        }
+        } | ({"start": self.start} if self.start else {})
 
     def key(self, data_fingerprint: str, backbone_fingerprint: str) -> str:
         """Identity of the run's numbers: SHA-256 of the resolved spec, the rows and the weights."""
@@ -127,6 +131,12 @@ def resolve(
             f"`handful methods {method}` lists every field" if cls else "`handful methods` lists every method",
         )
     return RunSpec(model, built["method"], built["training"], built["run"], preset, _choices(chosen, parts, preset))
+
+
+def full_names(method: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """The overrides of a method under their dotted names: "epochs" and "training.epochs" are one setting."""
+    names = _names(method_class(method))
+    return {_full_name(name, names): value for name, value in overrides.items()}
 
 
 def _build(section: str, kind: type, settings: dict[str, Any], problems: dict[str, str]) -> Any:

@@ -25,7 +25,7 @@ from handful.errors import ConfigError, DataError, HandfulError, nearest
 from handful.methods import METHODS, method_class
 from handful.methods.search_space import SearchSpace
 from handful.runs.experiment import make_split
-from handful.runs.spec import RunSpec, resolve
+from handful.runs.spec import RunSpec, full_names, resolve
 from handful.studies.jobs import Job
 from handful.studies.space import read_space
 from handful.studies.trials import SearchSettings
@@ -244,7 +244,9 @@ class Recipe(_Table):
     ) -> RunSpec:
         sections = ("training.", "run.") if _takes_steps(method) else ("run.",)
         common = {name: value for name, value in self.settings.items() if name.startswith(sections)}
-        given = {**common, **task.settings, **method.settings, **(overrides or {})}
+        given: dict[str, Any] = {}
+        for settings in (common, task.settings, method.settings, overrides or {}):  # the later ones win
+            given |= full_names(method.method, settings)
         given |= {"run.shots": shots, "run.seed": seed}
         return resolve(method.method, model=method.model or self.model, preset=method.preset, overrides=given)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,9 +64,11 @@ def fit(
     generator: torch.Generator,
     on_event: Listener | None = None,
     checkpoint_folder: Path | None = None,
+    initial: Mapping[str, torch.Tensor] | None = None,
 ) -> FitResult:
     """Train the adapter in place and leave it with the chosen weights.
 
+    `initial` are parameters to begin with, in place of those that the method itself begins with.
     All randomness comes from `generator`, split into streams of their own for order, draws, validation and dropout,
     so that none depends on how much another drew. With `checkpoint_folder`, progress is saved after every epoch
     and an interrupted fit continues from there bit for bit. Started by `accelerate launch`, the processes share out
@@ -74,7 +76,7 @@ def fit(
     Raises: DataError for test rows or unlabelled rows; ConfigError when nothing is trainable, or "best" without dev.
     """
     _check(train, dev, config)
-    return _Fit(adapter, train, dev, config, kind, metric, generator, on_event, checkpoint_folder).run()
+    return _Fit(adapter, train, dev, config, kind, metric, generator, on_event, checkpoint_folder, initial or {}).run()
 
 
 def _check(train: EncodedRows, dev: EncodedRows | None, config: TrainingConfig) -> None:
@@ -102,11 +104,12 @@ def _check(train: EncodedRows, dev: EncodedRows | None, config: TrainingConfig) 
 class _Fit:
     """The state of one fit: everything that a checkpoint has to hold."""
 
-    def __init__(self, adapter, train, dev, config, kind, metric, generator, on_event, checkpoint_folder):
+    def __init__(self, adapter, train, dev, config, kind, metric, generator, on_event, checkpoint_folder, initial):
         self.adapter: AbstractAdapter = adapter
         self.train: EncodedRows = train
         self.dev: EncodedRows | None = dev if dev is not None and len(dev) else None
         self.config: TrainingConfig = config
+        self.initial: Mapping[str, torch.Tensor] = initial
         self.kind: TaskKind = kind
         self.group = ProcessGroup(adapter.backbone.device)
         self.emit: Listener = on_event if on_event and self.group.is_main else lambda event: None
@@ -133,7 +136,12 @@ class _Fit:
         late = round(self.steps * (1 - config.average_last))
         self.average = LateAverage(adapter, late if config.average_last else self.steps)
         if not self._resume():
+            if self.kind != "regression":
+                adapter.calibrate(1.0)  # an adapter that is fitted again may carry a temperature
             adapter.warm_start(self.train, self.start)
+            with torch.no_grad():
+                for name, value in self.initial.items():
+                    adapter.get_parameter(name).copy_(value)
             self.group.align(adapter)
             self._keep()
         self._count_seconds()
