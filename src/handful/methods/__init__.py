@@ -20,6 +20,7 @@ METHODS: dict[str, str] = {
     "ia3": "peft_bridge:IA3",
     "prompt-tuning": "peft_bridge:PromptTuning",
     "peft": "peft_bridge:Peft",
+    "setfit": "setfit_bridge:SetFit",
 }
 """Where each method is: module and class."""
 

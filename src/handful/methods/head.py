@@ -147,10 +147,16 @@ def fit_probe(
         ridge = Ridge(alpha=1 / penalty).fit(features, targets, sample_weight=sample_weight)
         return ridge.coef_[None], np.asarray([ridge.intercept_])
     model = LogisticRegression(C=penalty, max_iter=2000).fit(features, targets.astype(int), sample_weight=sample_weight)
-    if len(model.coef_) == 1:  # sklearn keeps one row for two classes; halves give the same probabilities
+    return class_weights(model)
+
+
+def class_weights(model: LogisticRegression) -> tuple[np.ndarray, np.ndarray]:
+    """Weight (C, D) and bias (C,) of a fitted logistic regression, one row a class."""
+    weight, bias = np.asarray(model.coef_), np.asarray(model.intercept_)
+    if len(weight) == 1:  # sklearn keeps one row for two classes; halves give the same probabilities
         signs = np.array([[-0.5], [0.5]])
-        return signs * model.coef_, signs[:, 0] * model.intercept_
-    return model.coef_, model.intercept_
+        return signs * weight, signs[:, 0] * bias
+    return weight, bias
 
 
 @torch.no_grad()

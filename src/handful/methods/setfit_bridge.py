@@ -1,0 +1,210 @@
+"""SetFit, the baseline that many would pick for few labels, under our rows, tokens, scoring and record.
+
+Idea: fine-tune a sentence encoder so that rows of one class lie close together and others apart, on pairs of training
+rows; then fit a logistic regression on its features. Formula: min over θ of Σ (cos(f(xᵢ; θ), f(xⱼ; θ)) − [yᵢ = yⱼ])²;
+then scores = W f(x; θ) + c. Trained: every number of the model below the features, plus C·(D + 1).
+Inference: that of the model. Source: Tunstall et al. 2022; both steps are done by the SetFit library with its defaults.
+Deviations: seeds come from our generator (but SetFit draws its pairs in one fixed order); features are those of our
+backbone, mean over tokens by default and not normalised; the texts of a pair are read together, as everywhere here.
+"""
+
+from __future__ import annotations
+
+import random
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Annotated, Any, ClassVar, final
+
+import numpy as np
+import torch
+from sklearn.linear_model import LogisticRegression
+from torch import nn
+
+from handful.backbone.load import Backbone
+from handful.data.batching import Batch, EncodedRows
+from handful.data.task import Task
+from handful.errors import ConfigError
+from handful.methods.base import AbstractMethod, BorrowedParameters, Preset, setting
+from handful.methods.full import feeding_parameters
+from handful.methods.head import AbstractHeadedAdapter, class_weights
+from handful.methods.search_space import Interval, SearchSpace
+
+INSTALL = "pip install 'handful[setfit]'"
+
+
+@final
+@dataclass(frozen=True)
+class SetFit(AbstractMethod):
+    """Contrastive fine-tuning and a logistic regression."""
+
+    name: ClassVar[str] = "setfit"
+    summary: ClassVar[str] = "SetFit: contrastive fine-tuning, then logistic regression (through the library)"
+    source: ClassVar[str] = "Tunstall et al. 2022"
+    presets: ClassVar[Mapping[str, Preset]] = {
+        "default": Preset(
+            "SetFit's own defaults; it trains while it warms up, so that no epochs of ours follow",
+            training={"epochs": 0, "learning_rate": 1e-4, "head_learning_rate": 1e-3},
+            run={"dev": "none"},
+        ),
+        "fixed-pairs": Preset(
+            "SetFit's default before version 1.0: 40 pairs a row, so that time grows with the rows, not their square",
+            settings={"num_iterations": 20},
+            training={"epochs": 0, "learning_rate": 1e-4, "head_learning_rate": 1e-3},
+            run={"dev": "none"},
+        ),
+    }
+    search_space: ClassVar[SearchSpace] = {
+        "method.body_learning_rate": Interval(5e-6, 2e-4, log=True, reason="ours: a factor of ten around the default"),
+    }
+
+    num_iterations: Annotated[
+        int | None,
+        setting(
+            "pairs: twice so many a row; none: every pair, the rarer kind repeated", source="SetFit's default", ge=1
+        ),
+    ] = None
+    num_epochs: Annotated[int, setting("passes over the pairs", source="SetFit's default", ge=1, le=100)] = 1
+    batch_size: Annotated[int, setting("pairs a step", source="SetFit's default", unit="pairs", ge=1, le=4096)] = 16
+    body_learning_rate: Annotated[
+        float, setting("peak rate of AdamW in contrastive training", source="SetFit's default", gt=0, le=1)
+    ] = 2e-5
+
+    def check(self, backbone: Backbone, task: Task) -> list[str]:
+        missing = [] if find_spec("setfit") else [f"SetFit is not installed: {INSTALL}"]
+        return missing + (["SetFit is for classes, not for numbers"] if task.kind == "regression" else [])
+
+    def attach(self, backbone: Backbone, task: Task, *, generator: torch.Generator) -> SetFitAdapter:
+        return SetFitAdapter(backbone, task, self, generator=generator)
+
+
+@final
+class SetFitAdapter(AbstractHeadedAdapter):
+    """scores = head(features(x; θ)), with θ and head trained by SetFit's trainer before our first step."""
+
+    def __init__(self, backbone: Backbone, task: Task, method: SetFit, *, generator: torch.Generator):
+        _ = backbone.fingerprint  # of the pretrained weights: taken before they change
+        super().__init__(backbone, task, generator=generator)
+        self.method = method
+        feeding = feeding_parameters(backbone) - set(backbone.fresh)
+        self.trunk = BorrowedParameters(backbone.model, lambda name, _: name in feeding)
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        return self.head(self.backbone.features(batch.inputs))
+
+    def warm_start(self, rows: EncodedRows, generator: torch.Generator) -> None:
+        assert rows.labels is not None
+        seed = int(torch.randint(2**31, (), generator=generator))
+        model = train_setfit(RowEncoder(self.backbone, rows), rows.labels.tolist(), self.method, seed)
+        weight, bias = class_weights(model.model_head)
+        with torch.no_grad():
+            self.head.weight[0].copy_(torch.from_numpy(weight))
+            self.head.bias[0].copy_(torch.from_numpy(bias))
+
+    def detach(self) -> None:
+        super().detach()
+        self.trunk.restore()
+
+
+@final
+class RowEncoder(nn.Module):
+    """The backbone as the one module of a sentence-transformers model.
+
+    It reads the numbers of rows that are tokenised already ("0", "1", …) where others read texts, so that SetFit sees
+    the very tokens that every other method sees.
+    """
+
+    def __init__(self, backbone: Backbone, rows: EncodedRows):
+        super().__init__()
+        object.__setattr__(self, "backbone", backbone)
+        self.model = backbone.model
+        self.rows, self.tokenizer, self.max_seq_length = rows, backbone.tokenizer, max(rows.lengths)
+
+    backbone: Backbone
+
+    def preprocess(self, inputs: Sequence[str], prompt: str | None = None, **options: Any) -> dict[str, torch.Tensor]:
+        """The model's arguments for these rows."""
+        del prompt, options
+        return self.rows.batch([int(number) for number in inputs]).inputs
+
+    def tokenize(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
+        """The name of `preprocess` in older versions of sentence-transformers."""
+        return self.preprocess(texts)
+
+    def forward(self, features: dict[str, torch.Tensor], **options: Any) -> dict[str, torch.Tensor]:
+        del options
+        features["sentence_embedding"] = self.backbone.features(features)
+        return features
+
+
+def train_setfit(encoder: RowEncoder, labels: list[int], method: SetFit, seed: int) -> Any:
+    """A `SetFitModel` around the encoder, whose weights SetFit's trainer has changed in place.
+
+    The global random streams are as they were afterwards. Raises: ConfigError where SetFit cannot be imported.
+    """
+    setfit, sentence_transformers = import_setfit()
+    names = [str(number) for number in range(len(labels))]
+    device = encoder.backbone.device
+    with lent_seed(device), quiet(setfit), tempfile.TemporaryDirectory() as folder:
+        body = sentence_transformers.SentenceTransformer(modules=[encoder], device=str(device))
+        model = setfit.SetFitModel(model_body=body, model_head=LogisticRegression())
+        arguments = setfit.TrainingArguments(
+            output_dir=folder,
+            batch_size=method.batch_size,
+            num_epochs=method.num_epochs,
+            num_iterations=method.num_iterations,
+            body_learning_rate=method.body_learning_rate,
+            seed=seed,
+            save_strategy="no",
+            report_to="none",
+            show_progress_bar=False,
+        )
+        trainer = setfit.Trainer(model=model, args=arguments)  # without rows, of which it would write a model card
+        for callback in list(trainer.st_trainer.callback_handler.callbacks):
+            if type(callback).__name__ in ("ProgressCallback", "PrinterCallback"):
+                trainer.st_trainer.remove_callback(callback)
+        try:
+            trainer.train_embeddings(names, labels, args=arguments)
+            trainer.train_classifier(names, labels, args=arguments)
+        finally:
+            encoder.backbone.model.eval()
+    return model
+
+
+@contextmanager
+def lent_seed(device: torch.device) -> Iterator[None]:
+    """Lends the global random streams of Python, numpy and torch to a library that seeds them."""
+    python, numpy_state = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy_state)
+
+
+@contextmanager
+def quiet(setfit: Any) -> Iterator[None]:
+    """Without SetFit's lines of progress, and torch's about memory that only accelerators have."""
+    before = setfit.logging.get_verbosity()
+    setfit.logging.set_verbosity_warning()
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*pin_memory", category=UserWarning)
+            yield
+    finally:
+        setfit.logging.set_verbosity(before)
+
+
+def import_setfit() -> tuple[Any, Any]:
+    """The packages setfit and sentence_transformers. Raises: ConfigError where they cannot be imported."""
+    try:
+        with warnings.catch_warnings():  # it changes the filters for everybody
+            import sentence_transformers
+            import setfit
+    except ImportError as error:
+        raise ConfigError(f"method 'setfit' needs SetFit, which cannot be imported: {error}", INSTALL) from None
+    return setfit, sentence_transformers
