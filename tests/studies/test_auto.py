@@ -208,7 +208,7 @@ def test_what_is_too_slow_for_one_round_is_given_up(monkeypatch):
     assert chosen.folds >= 5
     assert bench.now <= 45
     assert "a fold takes more than 9 s" in chosen.problems["full"]
-    assert "a round of 5 folds would take longer" in chosen.problems["prefix"]
+    assert "5 folds would take longer" in chosen.problems["prefix"]
     assert "auto: full was not judged: a fold takes more than 9 s" in said
     names = {choice.name: choice.reason for choice in chosen.spec.choices}
     assert names["auto.full"].startswith("not judged: a fold takes more")
@@ -233,7 +233,18 @@ def test_a_machine_that_slows_down_ends_in_the_middle_of_a_fold(monkeypatch):
     chosen, said = bench.choose(specs_of("head", "lora"), budget=60)
     assert "time ran out in fold" in said
     assert chosen.folds < 5
-    assert chosen.spec.method.name == "head"  # less than a round is no evidence
+    assert chosen.spec.method.name == "head"  # so few folds are no evidence
+
+
+def test_two_folds_that_agree_are_no_evidence(monkeypatch):
+    monkeypatch.setattr(auto, "fold_score", lambda task, spec, *others: 0.5 + (spec.method.name == "lora") / 2)
+    rows = [*letters(60)[::2], *letters(4)[1::2]]
+    specs = specs_of("head", "lora", **{"run.shots": 32})
+    chosen = choose(task_of(rows), specs, backbone=None, clock=lambda: 0.0)
+    assert (chosen.folds, chosen.spec.method.name) == (6, "lora")
+    monkeypatch.setattr(auto, "REPEATS", 1)
+    chosen = choose(task_of(rows), specs, backbone=None, clock=lambda: 0.0)
+    assert (chosen.folds, chosen.spec.method.name) == (2, "head")
 
 
 def test_too_few_rows_are_not_resampled(monkeypatch):

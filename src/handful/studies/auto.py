@@ -97,7 +97,7 @@ def choose(
     """Of the specs whose advantage over the probe, `specs[0]`, has its 95 % interval above 0, that with the largest.
 
     Where there is none, the probe: a candidate that is no better gets past it in about one of forty cases. The specs
-    share rows, model and pooling. The first fold is timed; what cannot finish one round of folds within the `budget`
+    share rows, model and pooling. The first fold is timed; what cannot finish `FOLDS` folds within the `budget`
     (seconds) is given up, the slowest first, and the rest get as many of the planned folds as fit. Where all do and
     nothing is given up, the choice depends on rows, seed and model alone; else the choices say so. The budget is for
     choosing; training the chosen spec comes on top.
@@ -116,7 +116,7 @@ def choose(
             f"auto: {' or '.join(spec.method.name for spec in specs)}, by {task.metric} in up to {count * REPEATS} "
             f"folds of the {len(rows):,} training rows and at most {budget:,.0f} s"
         )
-        resampling.run(make_folds(rows, task, count, seed), count)
+        resampling.run(make_folds(rows, task, count, seed))
     return _conclude(specs, resampling, resampling.advantages(count), len(rows), count * REPEATS)
 
 
@@ -253,10 +253,10 @@ class _Resampling:
         """How many folds were done by all that are still judged."""
         return min((len(self.scores.get(spec.method.name, ())) for spec in self.alive), default=0)
 
-    def run(self, folds: Sequence[Fold], round_size: int) -> None:
+    def run(self, folds: Sequence[Fold]) -> None:
         """Time the first fold, give up what is too slow, and do as many of the others as fit."""
-        seconds = self._first(folds[0], self.budget / round_size)
-        fitting = self._plan(seconds, len(folds), round_size)
+        seconds = self._first(folds[0], self.budget / FOLDS)
+        fitting = self._plan(seconds, len(folds))
         for number, fold in enumerate(folds[1:fitting], 2):
             try:
                 scores = [self._score(spec, fold, self.started + self.budget) for spec in self.alive]
@@ -269,8 +269,8 @@ class _Resampling:
             self.say(f"auto: fold {number} of {fitting}: {told}")
 
     def advantages(self, round_size: int) -> dict[str, Estimate]:
-        """Of every candidate over the probe; none before a round of folds is done."""
-        if not round_size or self.folds < round_size:
+        """Of every candidate over the probe; none with fewer than `FOLDS` folds, which may agree by chance."""
+        if self.folds < FOLDS:
             return {}
         sign = 1 if get_metric(self.task.metric).higher_is_better else -1
         probe, *others = (spec.method.name for spec in self.alive)
@@ -287,20 +287,20 @@ class _Resampling:
                 self.scores[name] = [self._score(spec, fold, inf if is_probe else started + limit)]
                 seconds[name] = self.clock() - started
             except _OutOfTime:
-                self._give_up(spec, f"a fold takes more than {limit:.0f} s, and a round of them more than the budget")
+                self._give_up(spec, f"a fold takes more than {limit:.0f} s, and {FOLDS} of them more than the budget")
             except HandfulError as error:
                 if is_probe:
                     raise
                 self._give_up(spec, error.message)
         return seconds
 
-    def _plan(self, seconds: dict[str, float], planned: int, round_size: int) -> int:
-        """How many folds fit, once the candidates that are too slow for one round are given up."""
+    def _plan(self, seconds: dict[str, float], planned: int) -> int:
+        """How many folds fit, once the candidates that are too slow for `FOLDS` of them are given up."""
         left = self.budget - (self.clock() - self.started)
         cost = sum(seconds[spec.method.name] for spec in self.alive)
-        while len(self.alive) > 1 and (round_size - 1) * cost > left:
+        while len(self.alive) > 1 and (FOLDS - 1) * cost > left:
             slowest = max(self.alive[1:], key=lambda spec: seconds[spec.method.name])
-            self._give_up(slowest, f"a round of {round_size} folds would take longer than the budget")
+            self._give_up(slowest, f"{FOLDS} folds would take longer than the budget")
             cost -= seconds[slowest.method.name]
         if len(self.alive) < 2:
             return 1
