@@ -8,6 +8,7 @@ import typer
 
 from handful import __version__
 from handful.cli.check import check
+from handful.cli.compare import compare
 from handful.cli.demo import demo
 from handful.cli.doctor import doctor
 from handful.cli.export import export
@@ -15,6 +16,7 @@ from handful.cli.fit import fit
 from handful.cli.methods import methods
 from handful.cli.models import models
 from handful.cli.predict import predict
+from handful.cli.report import report
 from handful.cli.study import study
 from handful.cli.tasks import tasks
 
@@ -36,6 +38,7 @@ def common(
 
 for verb in (demo, check, fit, predict, export):
     app.command(rich_help_panel="Train and use")(verb)
-app.command(rich_help_panel="Compare")(study)
+for verb in (study, compare, report):
+    app.command(rich_help_panel="Compare")(verb)
 for verb in (methods, models, tasks, doctor):
     app.command(rich_help_panel="See what there is")(verb)
