@@ -443,7 +443,8 @@ def _write_task(folder: Path, task: Task) -> None:
     folder.mkdir(parents=True)
     half = len(task.pool) // 2
     for part, rows in (("pool", task.pool[half:]), ("test", task.pool[:half])):
-        lines = [{"text": f"{row.text} {folder.name} {part}", "label": task.labels[int(row.label or 0)]} for row in rows]
+        named = [(f"{row.text} {folder.name} {part}", task.labels[int(row.label or 0)]) for row in rows]
+        lines = [{"text": text, "label": label} for text, label in named]
         (folder / f"{part}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     record = {"name": folder.name, "kind": task.kind, "labels": list(task.labels), "metric": task.metric}
     record |= {"pool_rows": len(task.pool) - half, "test_rows": half}

@@ -236,3 +236,13 @@ def test_what_does_not_fit_model_or_task_is_found_by_check_and_fit(command, tabl
         outcome = command(verb, table(), *quick, *options)
         assert outcome.code == 2
         assert message in outcome.err
+
+
+def test_fit_starts_from_another_run(command, table, quick, finished, tmp_path):
+    outcome = command("fit", table(), *quick, "--seed", 1, "--start", finished, "--json")
+    assert outcome.code == 0, outcome.err
+    assert outcome.json["spec"]["start"] == json.loads((finished / "run.json").read_text())["key"]
+    refused = command("fit", table(), *quick, "--method", "lora", "--start", finished)
+    assert refused.code == 1 and "none of its parameters (method 'prefix-subspace') fits" in refused.err
+    missing = command("fit", table(), *quick, "--start", tmp_path / "nowhere")
+    assert missing.code == 1 and "no such run folder" in missing.err

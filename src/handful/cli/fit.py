@@ -25,6 +25,9 @@ def fit(
     budget: Annotated[
         float | None, typer.Option(min=1, help="Seconds for --method auto to choose in.", show_default="300")
     ] = None,
+    start: Annotated[
+        Path | None, typer.Option(help="Run folder whose parameters to start from.", show_default="afresh")
+    ] = None,
     again: Annotated[bool, typer.Option("--again", help="Train once more what has been trained already.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the run's record as JSON.")] = False,
 ) -> None:
@@ -33,12 +36,15 @@ def fit(
     Stopped by Ctrl-C or a power cut, the same command continues from the last checkpoint.
     """
     from handful.runs.experiment import run
-    from handful.runs.store import check_writable
+    from handful.runs.store import check_writable, read_run
 
     is_auto = arguments.is_auto()
     if budget is not None and not is_auto:
         raise ConfigError("--budget: only --method auto chooses within a time", "leave it out")
+    if start is not None and is_auto:
+        raise ConfigError("--start: a run to start from decides the method, found --method auto", "name that method")
     specs = auto_specs(arguments) if is_auto else [arguments.spec()]
+    started = read_run(start) if start else None
     check_writable(output)
     task = arguments.task()
     spec, backbone = choose_method(task, specs, budget) if is_auto else (specs[0], None)
@@ -47,8 +53,9 @@ def fit(
         say(f"loading model {spec.model} …")
     with FitProgress(spec.method.name) as progress:
         saved, trained = run(
-            task, spec, output, backbone=backbone, on_event=progress, again=again, on_message=progress.say
-        )
+            task, spec, output, backbone=backbone, start=started, on_event=progress, again=again,
+            on_message=progress.say,
+        )  # fmt: skip
     trained.adapter.detach()
     if as_json:
         show_json({"folder": str(saved.folder), **saved.record})

@@ -201,7 +201,7 @@ def run(
         if spec.options.landscape and not (folder / LANDSCAPE).is_file():
             on_message("it was trained without a landscape, which is measured when it is trained once more")
         return existing, open_trained(existing, backbone=backbone)
-    progress = root / f".{folder.name}.progress"
+    progress = root / f".{folder.name}{f'-{key[:8]}' if study else ''}.progress"
     if again and group.is_main:
         shutil.rmtree(progress, ignore_errors=True)
     log = EventLog(progress, on_event)
