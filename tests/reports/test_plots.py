@@ -17,7 +17,7 @@ DRAWINGS = {
     "scores": Scores({"lora": [(50, HALF), (100, HALF)], "prefix": [(50, Estimate(0.5, None, None, 1))]}, "accuracy"),
     "intervals": Intervals([("lora", HALF), ("prefix", Estimate(-0.2, None, None, 1))], "advantage", 0.0),
     "curves": Curves([("lora", [(1, 0.5), (2, 0.6)]), ("lora", [(1, 0.4)]), ("prefix", [(1, 0.3)])], "dev accuracy"),
-    "reliability": Reliability("lora", [(0.95, Estimate(1.0, 0.9, 1.0, 20), 0.9), (0.3, HALF, 0.1)]),
+    "reliability": Reliability("lora", [(0.95, Estimate(1.0, 0.9, 1.0, 20), 0.9), (0.3, HALF, 0.1)], 0.2),
     "strips": Strips([("lora", [0.0, 4.0]), ("prefix", [3.0])], "seconds"),
     "logarithmic": Strips([("lora", [0.2, 4.0]), ("prefix", [3000.0])], "seconds"),
     "equal": Strips([("lora", [2.0, 2.0])], "seconds"),

@@ -130,8 +130,8 @@ def test_regression_and_classification_side_by_side(fakes):
             fakes.run(label, "similarity", seed=seed, labels=())
     report = report_of(fakes.root)
     table = report.table("scores-50-shots")
-    assert table.columns == ("method", "reviews", "similarity", "mean over tasks")
-    assert table.details == ("", "accuracy", "spearman", "accuracy and spearman")
+    assert table.columns == ("method", "mean over tasks", "reviews", "similarity")
+    assert table.details == ("", "accuracy and spearman", "accuracy", "spearman")
 
 
 def test_runs_without_test_rows(fakes):

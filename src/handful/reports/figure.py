@@ -40,10 +40,11 @@ class Curves:
 @final
 @dataclass(frozen=True)
 class Reliability:
-    """Bins of confidence of one label: (confidence, accuracy, share of the rows)."""
+    """Bins of confidence of one label: (confidence, accuracy, share of the rows). Both axes begin at `start`."""
 
     label: str
     bins: list[tuple[float, Estimate, float]]
+    start: float
 
 
 @final

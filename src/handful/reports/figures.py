@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from math import floor
 from statistics import mean
 from typing import Any
 
@@ -16,7 +17,7 @@ from handful.reports.figure import Curves, Figure, Intervals, Panel, Reliability
 from handful.reports.table import Table, Value, numbers_table
 from handful.reports.tables import score_estimate
 from handful.runs.store import LANDSCAPE, PREDICTIONS
-from handful.studies.compare import Comparison, Summary, labels_of
+from handful.studies.compare import Comparison, Summary, labels_of, with_label
 from handful.studies.ranking import Ranking
 from handful.studies.results import Result
 
@@ -139,24 +140,27 @@ def reliability_figure(results: Sequence[Result], damaged: Callable[[Result, str
 
     Unreadable predictions are told to `damaged`.
     """
-    panels, numbers = [], []
+    found: dict[str, list[tuple[float, Estimate, float]]] = {}
     for label in labels_of(results):
         pooled: dict[str, list[tuple[np.ndarray, np.ndarray]]] = defaultdict(list)
-        for result in results:
-            if result.label == label and result.record["task"]["labels"] and result.record["scores"]:
+        for result in with_label(results, label):
+            if result.record["task"]["labels"] and result.record["scores"]:
                 try:
                     pooled[result.cell.task].append(_probabilities(result))
                 except (OSError, ValueError, KeyError, TypeError) as error:
                     damaged(result, f"{PREDICTIONS}: {type(error).__name__}: {error}")
-        bins = _pooled_bins([runs for runs in pooled.values() if runs])
-        if not bins:
-            continue
-        numbers += [{"method": label, "confidence": c, "accuracy": a, "share of rows": s} for c, a, s in bins]
-        errors = [found.mean for r in results if r.label == label and (found := r.estimate("ece"))]
-        note = f"expected calibration error {mean(errors):.3f}, mean over runs" if errors else ""
-        panels.append(Panel(label, Reliability(label, bins), note))
-    if not panels:
+        if pooled:
+            found[label] = _pooled_bins(list(pooled.values()))
+    if not found:
         return None
+    lowest = min(min(confidence, e.low or 0.0) for bins in found.values() for confidence, e, _ in bins)
+    start = max(0.0, floor(10 * min(0.5, lowest)) / 10)
+    panels, numbers = [], []
+    for label, bins in found.items():
+        errors = [ece.mean for r in with_label(results, label) if (ece := r.estimate("ece"))]
+        note = f"expected calibration error {mean(errors):.3f}, mean over runs" if errors else ""
+        panels.append(Panel(label, Reliability(label, bins, start), note))
+        numbers += [{"method": label, "confidence": c, "accuracy": a, "share of rows": s} for c, a, s in bins]
     return Figure(
         "Reliability",
         "Is a prediction with confidence 0.8 right in 80 % of cases? Then its dot lies on the line; below it the model "

@@ -48,6 +48,9 @@ MARKERS = "osD^vPX*"
 LONG = 8
 """From this ratio of the largest to the smallest value on, an axis is logarithmic."""
 
+CROWD = 5
+"""From more labels on, lines of a panel are thin and dots stand further apart."""
+
 WIDTH, HEIGHT = 4.7, 3.3
 """Inches of 72 units; a panel is about as wide as a phone."""
 
@@ -131,16 +134,17 @@ def _draw(drawing: Any, axes: Axes, places: dict[str, int]) -> None:
 @_draw.register
 def _scores(drawing: Scores, axes: Axes, places: dict[str, int]) -> None:
     shots = sorted({x for points in drawing.series.values() for x, _ in points})
-    ratio = min(b / a for a, b in pairwise(shots)) ** 0.5
+    ratio, count = min(b / a for a, b in pairwise(shots)) ** 0.5, len(drawing.series)
+    crowded = count > CROWD
     for position, (label, points) in enumerate(drawing.series.items()):
-        shift = ratio ** (0.42 * (position - (len(drawing.series) - 1) / 2) / max(1, len(drawing.series) - 1))
+        shift = ratio ** ((0.7 if crowded else 0.4) * (2 * position / max(1, count - 1) - 1))
         look, points = _mark(places[label]), sorted(points, key=lambda point: point[0])
         xs = [x * shift for x, _ in points]
-        axes.plot(xs, [e.mean for _, e in points], color=look["color"], linewidth=1, alpha=0.55)
+        axes.plot(xs, [e.mean for _, e in points], color=look["color"], linewidth=1, alpha=0.25 if crowded else 0.55)
         for x, (_, estimate) in zip(xs, points, strict=True):
-            _interval(axes, estimate, x, look, vertical=True)
+            _interval(axes, estimate, x, look, vertical=True, width=1.1 if crowded else 1.7)
     axes.set_xscale("log")
-    axes.set_xlim(shots[0] / ratio**0.75, shots[-1] * ratio**0.75)
+    axes.set_xlim(shots[0] / ratio**1.1, shots[-1] * ratio**1.1)
     axes.xaxis.set_major_locator(FixedLocator(shots))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
@@ -149,14 +153,14 @@ def _scores(drawing: Scores, axes: Axes, places: dict[str, int]) -> None:
     axes.set_ylabel(drawing.metric)
 
 
-def _interval(axes: Axes, estimate: Estimate, at: float, look: Any, *, vertical: bool) -> None:
+def _interval(axes: Axes, estimate: Estimate, at: float, look: Any, *, vertical: bool, width: float = 1.7) -> None:
     """A dot with its interval; without an interval the dot is hollow."""
     if estimate.low is None or estimate.high is None:
         look = look | {"markerfacecolor": PAPER, "markeredgecolor": look["color"], "markeredgewidth": 1.4}
     else:
         ends = (estimate.low, estimate.high)
         line = ((at, at), ends) if vertical else (ends, (at, at))
-        axes.plot(*line, color=look["color"], linewidth=1.7, solid_capstyle="round")
+        axes.plot(*line, color=look["color"], linewidth=width, solid_capstyle="round")
     axes.plot(*((at, estimate.mean) if vertical else (estimate.mean, at)), **look)
 
 
@@ -167,7 +171,7 @@ def _intervals(drawing: Intervals, axes: Axes, places: dict[str, int]) -> None:
     if drawing.reference is not None:
         axes.axvline(drawing.reference, color=MUTED, linewidth=1)
     _rows(axes, [label for label, _ in drawing.rows], short(drawing.axis, 40))
-    axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
+    axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
 
 
 def _rows(axes: Axes, labels: Sequence[str], axis: str) -> None:
@@ -201,8 +205,7 @@ def _curves(drawing: Curves, axes: Axes, places: dict[str, int]) -> None:
 @_draw.register
 def _reliability(drawing: Reliability, axes: Axes, places: dict[str, int]) -> None:
     look = _mark(places[drawing.label])
-    start = min(0.5, *(min(x, e.low or e.mean) for x, e, _ in drawing.bins))
-    start = max(0.0, floor(start * 10) / 10)
+    start = drawing.start
     axes.plot([start, 1], [start, 1], color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
     for confidence, accuracy, share in drawing.bins:
         size = 3.5 + 13 * sqrt(share)
@@ -230,7 +233,7 @@ def _strips(drawing: Strips, axes: Axes, places: dict[str, int]) -> None:
         axes.xaxis.set_minor_locator(NullLocator())
         axes.set_xlim(min(*ticks, *everything) / 1.1, max(*ticks, *everything) * 1.1)
     else:
-        axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
+        axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: shown_number(float(x))))
     _rows(axes, [label for label, _ in drawing.rows], short(drawing.axis, 40))
 

@@ -79,7 +79,7 @@ def score_tables(summaries: Sequence[Summary], results: Sequence[Result]) -> lis
     tables = []
     for shots in sorted({one.shots for one in summaries}):
         here = [one for one in summaries if one.shots == shots]
-        columns = sorted({(one.task is None, one.task or MEAN, one.metric) for one in here})
+        columns = sorted({(one.task is not None, one.task or MEAN, one.metric) for one in here})
         cells = {(one.label, one.task or MEAN, one.metric): score_estimate(one, results) for one in here}
         rows = tuple(
             (label, *(cells.get((label, task, metric)) for _, task, metric in columns))

@@ -70,6 +70,8 @@ def _other(pair: Comparison, label: str) -> str:
 
 
 def _and(names: Sequence[str]) -> str:
+    if any("," in name for name in names):
+        names = [f"“{name}”" for name in names]
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
