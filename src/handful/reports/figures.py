@@ -149,8 +149,8 @@ def reliability_figure(results: Sequence[Result], damaged: Callable[[Result, str
                     pooled[result.cell.task].append(_probabilities(result))
                 except (OSError, ValueError, KeyError, TypeError) as error:
                     damaged(result, f"{PREDICTIONS}: {type(error).__name__}: {error}")
-        if pooled:
-            found[label] = _pooled_bins(list(pooled.values()))
+        if any(pooled.values()):
+            found[label] = _pooled_bins([runs for runs in pooled.values() if runs])
     if not found:
         return None
     lowest = min(min(confidence, e.low or 0.0) for bins in found.values() for confidence, e, _ in bins)
