@@ -123,6 +123,18 @@ def test_one_run_is_a_report_too(fakes):
     ]  # fmt: skip
 
 
+def test_without_ranks_the_scores_are_the_headline(fakes):
+    for seed in range(2):
+        fakes.run(seed=seed)
+    for task in ("bank", "trec", "sst2"):
+        fakes.run(task=task, shots=100)
+    results, report = read_results([fakes.root])[0], report_of(fakes.root)
+    of_task = {result.cell.task: result.estimate() for result in results}
+    assert report.headline[0] == f"prefix-subspace on reviews, 50 shots: accuracy {summary(results)[0].estimate}."
+    assert report.headline[1] == f"prefix-subspace on bank, 100 shots: accuracy {of_task['bank']}."
+    assert report.headline[3] == "1 more below."
+
+
 def test_regression_and_classification_side_by_side(fakes):
     for label in ("head", "lora"):
         for seed in range(2):

@@ -222,8 +222,10 @@ def _reliability(drawing: Reliability, axes: Axes, places: dict[str, int]) -> No
 def _strips(drawing: Strips, axes: Axes, places: dict[str, int]) -> None:
     for row, (label, values) in enumerate(drawing.rows):
         look = _mark(places[label], 6.5)
-        axes.plot(values, [row] * len(values), **look | {"alpha": 0.4})
-        middle = median(values)
+        alone, middle = len(values) == 1, median(values)
+        axes.plot(values, [row] * len(values), **look | {"alpha": 1 if alone else 0.4})
+        if alone:
+            continue
         axes.plot([middle, middle], [row - 0.28, row + 0.28], color=INK, linewidth=1.8, solid_capstyle="round")
     everything = [value for _, values in drawing.rows for value in values]
     if min(everything) > 0 and max(everything) > LONG * min(everything):

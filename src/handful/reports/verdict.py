@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from handful.reports.table import shown
+from handful.reports.tables import score_estimate
 from handful.runs.card import headline as run_headline
 from handful.studies.compare import Comparison, Summary
 from handful.studies.ranking import Ranking
@@ -21,7 +22,7 @@ def headline(
     if ranking is not None:
         return _ranked(ranking, pairs)
     lines = [
-        f"{one.label} on {one.task or 'average'}, {one.shots:,} shots: {one.metric} {shown(one.estimate)}."
+        f"{one.label} on {one.task}, {one.shots:,} shots: {one.metric} {shown(score_estimate(one, results))}."
         for one in summaries
         if one.task is not None
     ]
