@@ -18,6 +18,7 @@ from handful.methods.simplex import draw_weights
 from handful.testing import METHOD_CHECKS, Case, check_method, toy_task
 
 QUICK_FAMILIES = ("bert", "llama", "t5")
+QUICK_SETTINGS = {"setfit": {"num_iterations": 1}}  # by default it trains on every pair of rows
 
 
 @cache
@@ -28,7 +29,7 @@ def shared_backbone(family, pooling="auto"):
 
 def check(name, family, pooling="auto", kind="classification", learning_rate=None, **settings):
     try:
-        method = method_class(name).from_settings(settings)
+        method = method_class(name).from_settings({**QUICK_SETTINGS.get(name, {}), **settings})
     except ConfigError as error:
         pytest.skip(f"{name}: {error.message}")  # PEFT is not installed
     backbone, task = shared_backbone(family, pooling), toy_task(kind)
