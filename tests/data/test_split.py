@@ -225,3 +225,16 @@ def test_glue_tasks(shared_data, name):
     assert set(small.dev) < set(large.dev)
     assert task.test is not None
     assert not {text_key(row) for row in large.train + large.dev} & task.test.text_keys()
+
+
+@pytest.mark.parametrize("task", [make_task(60, 30, 12), make_regression(120)], ids=["classes", "targets"])
+def test_cell_is_the_same_however_its_rows_are_divided(task):
+    splits = [Split(task, 40, 3, dev=dev) for dev in ("carved", "none", "separate")]
+    assert len({split.fingerprint for split in splits}) == 3
+    assert len({split.cell_fingerprint for split in splits}) == 1
+    others = [
+        Split(task, 40, 4),
+        Split(task, 41, 3),
+        Split(replace(task, test=TestRows([Example("new", label=0)])), 40, 3),
+    ]
+    assert all(other.cell_fingerprint != splits[0].cell_fingerprint for other in others)

@@ -33,7 +33,7 @@ GOLDEN_RATIO = (1 + 5**0.5) / 2
 @final
 @dataclass(frozen=True, init=False, slots=True)
 class Split:
-    """`shots` labelled rows of a task, in all, divided into `.train` and `.dev`; `.test` stays closed.
+    """`shots` labelled rows of a task, in all (`.labelled`), divided into `.train` and `.dev`; `.test` stays closed.
 
     `dev` says where the development rows come from: "carved" out of the `shots` rows (`dev_fraction` of them),
     "separate" (the task's own development rows, else pool rows after the first `shots`; at most `dev_rows`), or
@@ -46,6 +46,7 @@ class Split:
     task: Task
     shots: int
     seed: int
+    labelled: tuple[Example, ...]
     train: tuple[Example, ...]
     dev: tuple[Example, ...]
     test: TestRows | None
@@ -93,6 +94,7 @@ class Split:
             "task": task,
             "shots": shots,
             "seed": seed,
+            "labelled": tuple(sorted((row for row, _, _ in chosen), key=text_key)),
             "train": tuple(train),
             "dev": tuple(selection),
             "test": task.test,
@@ -101,6 +103,12 @@ class Split:
         }
         for name, value in values.items():
             object.__setattr__(self, name, value)
+
+    @property
+    def cell_fingerprint(self) -> str:
+        """SHA-256 over the K labelled rows and the test rows: the same for all ways of dividing the K."""
+        parts = [fingerprint_rows(self.labelled), self.test.fingerprint() if self.test else ""]
+        return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()
 
     @property
     def fingerprint(self) -> str:

@@ -303,7 +303,7 @@ def describe(training: Training, scores: Scores | None, key: str, scoring_second
             "dropped_duplicates": split.dropped_duplicates, "dropped_overlap": split.dropped_overlap,
             "truncated": training.truncated | ({"test": scores.truncated} if scores else {}),
             "max_length": longest_row(trained.adapter, trained.spec.options.max_length),
-            "fingerprint": split.fingerprint,
+            "fingerprint": split.fingerprint, "cell_fingerprint": split.cell_fingerprint,
         },
         "backbone": {
             "name": backbone.name, "hub_name": hub_name(trained.spec.model), "family": backbone.family,

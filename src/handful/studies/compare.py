@@ -199,7 +199,7 @@ def by_rows(results: Iterable[Result]) -> dict[Rows, Result]:
     """The runs of one label by what they were run on. Raises: RunError for two different ones on the same rows."""
     found: dict[Rows, Result] = {}
     for result in results:
-        other = found.setdefault(Rows(result.cell, result.record["rows"]["fingerprint"]), result)
+        other = found.setdefault(Rows(result.cell, result.rows), result)
         if other.run.key != result.run.key:
             raise RunError(
                 f"{result.label!r} has two different runs on the same rows: {other.run.folder} and {result.run.folder}",

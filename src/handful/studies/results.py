@@ -44,6 +44,11 @@ class Result:
         """How many settings were tried on development rows to arrive at this run's; 1 where there was no search."""
         return self.record.get("study", {}).get("trials", 1)
 
+    @property
+    def rows(self) -> str:
+        """Fingerprint of the labelled and the test rows, however the labelled ones were divided."""
+        return self.record["rows"].get("cell_fingerprint", self.record["rows"]["fingerprint"])
+
     def estimate(self, metric: str | None = None) -> Estimate | None:
         """The test score, of the task's own metric or another; None where the run has none."""
         found = self.record["scores"].get(metric or self.metric)
