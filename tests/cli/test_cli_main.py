@@ -59,7 +59,7 @@ def test_wrong_usage_costs_no_torch():
     ("arguments", "message", "hint"),
     [
         (["fitt", "x.csv"], "no such command 'fitt'", "did you mean 'fit'?"),
-        (["exprt"], "no such command 'exprt'", "did you mean 'export'?"),
+        (["exprt"], "no such command 'exprt'", "did you mean 'export' or 'report'?"),
         (["qqq"], "no such command 'qqq'", "`handful --help` says how it is used"),
         (["fit", "x.csv", "--presett", "paper"], "no such option: --presett", "did you mean --preset"),
         (["fit"], "missing argument", "`handful fit --help` says how it is used"),

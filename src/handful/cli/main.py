@@ -68,7 +68,7 @@ def _report_usage(error: Any) -> int:
         return EXIT_USAGE
     command = error.ctx.command_path if getattr(error, "ctx", None) else "handful"
     message, _, guess = message.partition(". Did you mean ")
-    guess = guess.rstrip("?") or " or ".join(getattr(error, "possibilities", None) or ())
+    guess = guess.rstrip("?").replace("', '", "' or '") or " or ".join(getattr(error, "possibilities", None) or ())
     hint = f"did you mean {guess}?" if guess else f"`{command} --help` says how it is used"
     _complain(f"error: {message[0].lower()}{message[1:]}", hint)
     return EXIT_USAGE
