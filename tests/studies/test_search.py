@@ -106,7 +106,6 @@ def test_the_first_trial_is_the_preset_and_the_choice_is_no_worse_on_dev(task, b
     assert (best.score, -best.loss) >= (first.score, -first.loss)
     assert outcome.overrides == best.overrides and outcome.tried == 5
     assert outcome.note.startswith("prefix: 5 trials; chosen on dev (accuracy ")
-    assert [event for event in heard if isinstance(event, Trial)] == list(outcome.trials)
     assert sum(isinstance(event, FitStarted) for event in heard) == 5
     for trial in outcome.trials[1:]:
         assert (

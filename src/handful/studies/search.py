@@ -36,9 +36,6 @@ from handful.training.events import Evaluated, Event, FitStarted, Listener
 TENTHS = 10
 """Parts of a run at whose ends its dev curve is read, so that runs of 10 and of 40 epochs can be compared midway."""
 
-SearchListener = Callable[[Event | Trial], None]
-"""Hears every event of every fit, and each trial when it is finished."""
-
 
 @final
 @dataclass(frozen=True)
@@ -64,13 +61,13 @@ def search(
     journal: Path,
     backbone: Backbone | None = None,
     start: Run | None = None,
-    on_event: SearchListener = lambda event: None,
+    on_event: Listener = lambda event: None,
 ) -> SearchOutcome:
     """Try settings from `space` on the rows of `spec` and choose the best: by dev score, then dev loss, then number.
 
     `spec` is the run that they are for, with the preset's values, and `start` the run that it starts from, if any.
     Trials are kept in the file `journal` and not repeated. With one trial, or nothing to vary, nothing is trained. A
-    trial that diverges or ends in an error of ours has failed, and counts.
+    trial that diverges or ends in an error of ours has failed, and counts. `on_event` hears every fit.
     Raises: ConfigError for a search that cannot be done, or whose trials all failed; DataError where no development
     rows can be carved; RunError for the journal of another search.
     """
@@ -95,7 +92,6 @@ def search(
         else:
             trial = judge.attempt(number, overrides, strategy.gives_up if number else _never)
         book.append(trial)
-        on_event(trial)
     best = choose(book.trials, higher)
     if best is None:
         raise ConfigError(
@@ -136,7 +132,7 @@ def with_overrides(spec: RunSpec, overrides: Mapping[str, Any]) -> RunSpec:
 class _Judge:
     """Trains one setting after another on the same carved rows, and scores it there."""
 
-    def __init__(self, spec: RunSpec, split: Split, backbone: Backbone, start: Run | None, on_event: SearchListener):
+    def __init__(self, spec: RunSpec, split: Split, backbone: Backbone, start: Run | None, on_event: Listener):
         self.spec = with_overrides(spec, {"run.dev": "carved"})
         self.split, self.backbone, self.start, self.on_event = split, backbone, start, on_event
 
