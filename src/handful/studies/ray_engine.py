@@ -69,8 +69,9 @@ class RayEngine(AbstractEngine):
     def run(self, queue: Queue, order: WorkOrder, on_event: JobListener) -> None:
         if not len(queue):
             return
-        with connected(self.address, self.workers * order.recipe["threads"]):
-            count = min(self.wanted or len(queue), room(order.recipe["threads"], self.gpus), len(queue))
+        threads = order.recipe["threads"]
+        with connected(self.address, self.wanted * threads if self.wanted else max(threads, available_cores())):
+            count = min(self.wanted or len(queue), room(threads, self.gpus), len(queue))
             with _Cluster(count, self.gpus, queue, order, on_event) as cluster:
                 cluster.serve()
 
@@ -354,15 +355,15 @@ def connected(address: str | None, cores: int) -> Iterator[None]:
         options["address"] = address
     try:
         ray.init(**options)
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        raise RunError(
-            f"Ray: {str(error).strip().splitlines()[0]}", "`ray status` says what is running; no run is lost"
-        ) from error
+    except Exception as error:  # Ray raises plain ones too
+        reason = str(error).strip().splitlines()[0]
+        raise RunError(f"Ray: {reason}", "`ray status` says what is running; no run is lost") from error
     ray._private.worker._worker_logs_enabled = False  # pyright: ignore - else a lost worker is told on our stdout
     try:
         yield
     finally:
         ray.shutdown()
+        ray._private.worker._worker_logs_enabled = True  # pyright: ignore
 
 
 def check_reachable(address: str) -> None:
