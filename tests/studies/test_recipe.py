@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from handful.errors import ConfigError, DataError
+from handful.studies.engines import SequentialEngine
 from handful.studies.jobs import Job, Queue
 from handful.studies.recipe import Recipe, read_recipe
+from handful.studies.study import Study
 from handful.testing import toy_study
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
@@ -164,6 +166,32 @@ def test_tasks_of_the_glue_recipes_are_in_the_shared_folder(shared_data: Path) -
     assert len(small.check_rows(shared_data)) == 8
     large = read_recipe(RECIPES / "few_shot_glue.toml", {"seeds": 1})
     assert max(large.shots) == 500 and len(large.check_rows(shared_data)) == 8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["few_shot_glue", "few_shot_glue_small"])
+def test_glue_recipe_runs(name: str, shared_data: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    values = read_recipe(RECIPES / f"{name}.toml").to_dict()
+    short = {"model": str(tiny_folder), "shots": [20], "seeds": [0], "test_rows": 10, "tasks": values["tasks"][2:4]}
+    recipe = Recipe.from_dict(values | short | {"set": {"training.epochs": 1, "run.max_length": 16}})
+    state = Study(recipe, tmp_path / "study", shared_data).run(SequentialEngine(), lambda event: None)
+    assert not state.failed and len(state.done) == 2 * len(recipe.methods)
+    scores = {name: run.record["scores"] for name, run in state.done.items() if "-1-vertex-" in name}
+    assert len(scores) in (0, 4)
+    for task in ("mrpc", "stsb"):  # one vertex: nothing is drawn, so validation by draws changes nothing
+        both = [scores.get(f"glue-{task}-k20-s0-1-vertex-{how}") for how in ("deterministic", "stochastic")]
+        assert both[0] == both[1]
+
+
+@pytest.mark.slow
+def test_recipe_for_own_data_runs(tiny_folder: Path, tmp_path: Path) -> None:
+    rows = "".join(f"ticket {i} {'late' if i % 2 else 'broken'},{'parcel' if i % 2 else 'item'}\n" for i in range(80))
+    (tmp_path / "tickets.csv").write_text("text,label\n" + rows)
+    (tmp_path / "own_data.toml").write_text((RECIPES / "own_data.toml").read_text())
+    changes = {"model": str(tiny_folder), "seeds": 1, "shots": [20], "set.training.epochs": 1}
+    recipe = read_recipe(tmp_path / "own_data.toml", changes)
+    state = Study(recipe, tmp_path / "study").run(SequentialEngine(), lambda event: None)
+    assert not state.failed and len(state.done) == 3
 
 
 class TestQueue:

@@ -31,6 +31,9 @@ def study(
         int | None, typer.Option(min=1, help="Jobs at the same time.", show_default="one a core")
     ] = None,
     address: Annotated[str | None, typer.Option(help="Of the Ray cluster.", show_default="one is started here")] = None,
+    gpus: Annotated[
+        float | None, typer.Option(min=0, help="GPUs of each worker of Ray, such as 0.5.", show_default="0")
+    ] = None,
     data: Annotated[
         Path | None, typer.Option(help="Folder with task folders of the recipe's names.", show_default="none")
     ] = None,
@@ -69,7 +72,7 @@ def study(
         say(f"{len(done):,} of them are done already, in {this.folder}")
     with StudyProgress(this, len(done)) as progress:
         state = this.run(
-            make_engine(engine, workers=workers, address=address), progress, retry_failed=retry == "failed"
+            make_engine(engine, workers=workers, address=address, gpus=gpus), progress, retry_failed=retry == "failed"
         )
     show_study(this, state, as_json)
 

@@ -274,12 +274,15 @@ def available_cores() -> int:
 ENGINES = ("sequential", "processes", "ray")
 
 
-def make_engine(name: str, *, workers: int | None = None, address: str | None = None) -> AbstractEngine:
+def make_engine(
+    name: str, *, workers: int | None = None, address: str | None = None, gpus: float | None = None
+) -> AbstractEngine:
     """The engine of this name. Raises: ConfigError for an unknown one, or options that it does not have."""
     if name not in ENGINES:
         raise ConfigError(f"engine: expected one of {', '.join(ENGINES)}, found {name!r}", nearest(name, ENGINES))
-    if address is not None and name != "ray":
-        raise ConfigError(f"--address is for the engine ray, found the engine {name}", "leave it out")
+    for option, value in (("address", address), ("gpus", gpus)):
+        if value is not None and name != "ray":
+            raise ConfigError(f"--{option} is for the engine ray, found the engine {name}", "leave it out")
     if name == "sequential":
         if workers not in (None, 1):
             raise ConfigError(f"the engine sequential has 1 worker, found {workers}", "use --engine processes")
@@ -288,4 +291,4 @@ def make_engine(name: str, *, workers: int | None = None, address: str | None = 
         return ProcessesEngine(workers or available_cores())
     from handful.studies.ray_engine import RayEngine
 
-    return RayEngine(workers=workers, address=address)
+    return RayEngine(workers=workers, address=address, gpus=gpus or 0.0)
