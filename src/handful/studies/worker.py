@@ -63,7 +63,9 @@ class Worker:
             space = recipe.space(recipe.method(job.label))
             journal = self.runs.parent / TRIALS / f"{job.name}.jsonl"
             progress.what = "searching"
-            found = search(task, spec, settings, space, journal=journal, backbone=backbone, on_event=progress)
+            found = search(
+                task, spec, settings, space, journal=journal, backbone=backbone, start=start, on_event=progress
+            )
             progress.what = "training"
             spec = recipe.spec(job, found.overrides)
             study |= {"trials": found.tried, "search": found.note}
