@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
+from importlib import import_module
 from typing import Any
 
 from handful.data.interpret import Columns, build_task, choose_columns
@@ -61,7 +62,7 @@ def hub_task(
 def _builder(name: str, config: str | None, revision: str | None) -> Any:
     """The dataset, downloaded; `.hash` is its commit."""
     try:
-        import datasets  # pyright: ignore[reportMissingImports] - an extra
+        datasets: Any = import_module("datasets")  # an extra
     except ImportError:
         raise DataError(
             f"hub:{name} is read through the package 'datasets', which is not installed", "pip install 'handful[hub]'"
