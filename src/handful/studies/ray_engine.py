@@ -182,7 +182,8 @@ class _Cluster:
     def end(self, actor: _Actor) -> None:
         import ray
 
-        ray.kill(actor.handle)
+        if ray.is_initialized():  # ray.kill would connect anew
+            ray.kill(actor.handle)
 
     def serve(self) -> None:
         """Give jobs and listen, until every job is finished or given up."""
