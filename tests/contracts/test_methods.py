@@ -122,6 +122,10 @@ class ShiftAdapter(AbstractHeadedAdapter):
         elif self.fault != "remembers" or not hasattr(self, "point"):
             self.point = torch.ones(1, 2) / 2
 
+    def narrow(self, rows):
+        if len(self.point) > 1 and self.fault != "narrow":
+            self.point = self.point[rows]
+
     def forward(self, batch):
         features = self.backbone.features(batch.inputs) + self.point @ self.shift + self.unsaved
         if self.fault == "batch":
@@ -176,6 +180,7 @@ FAULTS = {
     "base": r"training changed frozen tensors of the model: \['embeddings",
     "batch": "a row's prediction should not depend on its batch",
     "unsaved": r"the state_dict\(\) predicts otherwise",
+    "narrow": r"narrow\(\) should keep what was drawn for those rows",
     "hook": r"detach\(\) did not restore features: \['of a batch",
     "module": r"detach\(\) did not restore modules: \['left_behind'",
     "mode": r"detach\(\) did not restore modes",

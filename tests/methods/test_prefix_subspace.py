@@ -151,8 +151,8 @@ def test_check_01_m1_trains_as_stock_peft_bit_for_bit(monkeypatch):
     theirs.train()
     plain = []
     with torch.random.fork_rng(devices=[]):
-        torch.set_rng_state(random_states[0])
-        for batch in batches:
+        for batch, random_state in zip(batches, random_states, strict=True):
+            torch.set_rng_state(random_state)
             loss = F.cross_entropy(theirs(**batch.inputs).logits, batch.labels)
             optimizer.zero_grad()
             loss.backward()

@@ -185,7 +185,7 @@ def test_defaults_are_those_of_setfit(installed):
     ours, theirs = SetFit(), TrainingArguments(report_to="none")
     assert method_class("setfit") is SetFit
     assert (ours.num_iterations, ours.num_epochs) == (theirs.num_iterations, theirs.embedding_num_epochs)
-    assert (ours.batch_size, ours.body_learning_rate) == (
+    assert (ours.pair_batch_size, ours.body_learning_rate) == (
         theirs.embedding_batch_size,
         theirs.body_embedding_learning_rate,
     )

@@ -68,7 +68,9 @@ class SetFit(AbstractMethod):
         ),
     ] = None
     num_epochs: Annotated[int, setting("passes over the pairs", source="SetFit's default", ge=1, le=100)] = 1
-    batch_size: Annotated[int, setting("pairs a step", source="SetFit's default", unit="pairs", ge=1, le=4096)] = 16
+    pair_batch_size: Annotated[int, setting("pairs a step", source="SetFit's default", unit="pairs", ge=1, le=4096)] = (
+        16
+    )
     body_learning_rate: Annotated[
         float, setting("peak rate of AdamW in contrastive training", source="SetFit's default", gt=0, le=1)
     ] = 2e-5
@@ -153,7 +155,7 @@ def train_setfit(encoder: RowEncoder, labels: list[int], method: SetFit, seed: i
         model = setfit.SetFitModel(model_body=body, model_head=LogisticRegression())
         arguments = setfit.TrainingArguments(
             output_dir=folder,
-            batch_size=method.batch_size,
+            batch_size=method.pair_batch_size,
             num_epochs=method.num_epochs,
             num_iterations=method.num_iterations,
             body_learning_rate=method.body_learning_rate,
