@@ -21,6 +21,9 @@ from handful.evaluation.estimate import Estimate, estimate_over_seeds
 from handful.evaluation.metrics import Metric, get_metric
 from handful.studies.results import Cell, Result
 
+ROUNDING = 1e-12
+"""An end of an interval that is no further from 0 is 0: percentiles between draws of 0 come out as such numbers."""
+
 
 class Rows(NamedTuple):
     """What a pair shares."""
@@ -86,7 +89,7 @@ class Comparison:
     def better(self) -> str | None:
         """The label that the interval speaks for, or None where it holds 0 or is missing."""
         low, high = self.advantage.low, self.advantage.high
-        if low is None or high is None or low <= 0 <= high:
+        if low is None or high is None or (low <= ROUNDING and high >= -ROUNDING):
             return None
         return self.a if low > 0 else self.b
 
