@@ -169,8 +169,8 @@ def test_tasks_of_the_glue_recipes_are_in_the_shared_folder(shared_data: Path) -
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["few_shot_glue", "few_shot_glue_small"])
-def test_glue_recipe_runs(name: str, shared_data: Path, tiny_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["few_shot_glue", "few_shot_glue_small", "breadth"])
+def test_recipe_for_task_folders_runs(name: str, shared_data: Path, tiny_folder: Path, tmp_path: Path) -> None:
     values = read_recipe(RECIPES / f"{name}.toml").to_dict()
     short = {"model": str(tiny_folder), "shots": [20], "seeds": [0], "test_rows": 10, "tasks": values["tasks"][2:4]}
     recipe = Recipe.from_dict(values | short | {"set": {"training.epochs": 1, "run.max_length": 16}})
