@@ -62,7 +62,7 @@ def study(
     if data is not None and not data.is_dir():
         raise ConfigError(f"--data {data}: no such folder", "give the folder that the task folders are in")
     this = Study(chosen, output or Path("runs") / chosen.name, data)
-    say(f"{chosen.name}: {len(this.jobs):,} runs, {describe_size(chosen)}")
+    say(f"{chosen.name}: {len(this.jobs):,} run{'s' * (len(this.jobs) != 1)}, {describe_size(chosen)}")
     if dry_run:
         parallel = workers or (1 if engine == "sequential" else available_cores())
         show_forecast(this, parallel, as_json)
