@@ -24,6 +24,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
+from transformers.utils.logging import EmptyTqdm, set_tqdm_hook
 
 from handful.backbone.attention import KeyValueInjection
 from handful.backbone.packaged import PACKAGED_MODELS, packaged_folder
@@ -194,6 +195,7 @@ def load_backbone(
 
 def _read_model(cls: Any, folder: str, name: str, **options: Any) -> tuple[PreTrainedModel, Iterable[str]]:
     """A model in float32 and the names of the parameters that its checkpoint lacks. Raises: ModelError."""
+    hook = set_tqdm_hook(lambda factory, args, kwargs: EmptyTqdm(*args))  # its bar would run through our own display
     try:
         model, info = cls.from_pretrained(
             folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **options
@@ -205,6 +207,8 @@ def _read_model(cls: Any, folder: str, name: str, **options: Any) -> tuple[PreTr
         raise ModelError(
             f"model {name!r}: its weights cannot be read: {found}", "give a model saved whole, as safetensors"
         ) from None
+    finally:
+        set_tqdm_hook(hook)
     return model, info["missing_keys"]
 
 
