@@ -14,6 +14,8 @@ METHODS: dict[str, str] = {
     "head": "head:Head",
     "prefix": "prefix:Prefix",
     "prefix-subspace": "prefix_subspace:PrefixSubspace",
+    "fine-gates": "fine_gates:FineGates",
+    "prune": "prune:Prune",
     "full": "full:Full",
     "bias": "bias:Bias",
     "lora": "peft_bridge:LoRA",

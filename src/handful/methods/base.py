@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, get_type_hints
@@ -216,6 +217,12 @@ class AbstractAdapter(nn.Module, ABC):
         """A term added to the loss of the current batch, or None."""
         return None
 
+    settled: bool = True
+    """False as long as the adapter is on its way to what is asked of it: no such state is kept as the best."""
+
+    def begin_training(self, steps: int) -> None:
+        """Called once before the first step, or before training continues, with the number of steps in all."""
+
     def after_step(self, step: int) -> None:
         """Called after every optimiser step, counted from 1."""
 
@@ -227,6 +234,10 @@ class AbstractAdapter(nn.Module, ABC):
 
     def diagnostics(self) -> dict[str, float]:
         """Numbers worth logging at every evaluation, such as the spread of the vertices."""
+        return {}
+
+    def report(self) -> dict[str, Any]:
+        """What belongs into the record of a run besides its score, as plain JSON values."""
         return {}
 
     @abstractmethod
@@ -248,6 +259,19 @@ class BorrowedParameters(nn.Module):
             if select(name, parameter):
                 self._originals[name] = parameter.detach().clone()
                 self.register_parameter(name.replace(".", "__"), parameter.requires_grad_(True))  # type: ignore[arg-type]
+
+    @contextmanager
+    @torch.no_grad()
+    def originals(self) -> Iterator[None]:
+        """Within it, the parameters have their original values."""
+        trained = {name: parameter.detach().clone() for name, parameter in self.named_parameters()}
+        for name, original in self._originals.items():
+            self.get_parameter(name.replace(".", "__")).copy_(original)
+        try:
+            yield
+        finally:
+            for name, value in trained.items():
+                self.get_parameter(name).copy_(value)
 
     def restore(self) -> None:
         """Put the original values back and freeze them."""

@@ -317,6 +317,7 @@ def describe(training: Training, scores: Scores | None, key: str, scoring_second
             "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
         },
         "temperature": training.temperature,
+        "adapter": trained.adapter.report(),
         "scores": {name: estimate.to_dict() for name, estimate in scores.estimates.items()} if scores else {},
     }  # fmt: skip
 

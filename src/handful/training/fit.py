@@ -135,6 +135,7 @@ class _Fit:
         parameters = sum(p.numel() for p in adapter.parameters() if p.requires_grad)
         late = round(self.steps * (1 - config.average_last))
         self.average = LateAverage(adapter, late if config.average_last else self.steps)
+        adapter.begin_training(self.steps)
         if not self._resume():
             if self.kind != "regression":
                 adapter.calibrate(1.0)  # an adapter that is fitted again may carry a temperature
@@ -249,7 +250,7 @@ class _Fit:
             self._keep()
             return
         result = self.group.agree(self.selector.evaluate(self.adapter, self.dev, trunk))
-        improved = self.selector.improves(result.score)
+        improved = self.adapter.settled and self.selector.improves(result.score)
         if improved or keep_last:
             self._keep()
         diagnostics = self.adapter.diagnostics()

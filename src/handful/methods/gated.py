@@ -1,0 +1,174 @@
+"""What the gating methods share: gates along a flat vector, biases and LoRA beside them, folding, matched features."""
+
+from __future__ import annotations
+
+import copy
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, final
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from handful.backbone.blocks import find_blocks, inputs, matrix, outputs
+from handful.backbone.gating import Gates, Gating, fold, remove_gating
+from handful.backbone.load import Backbone
+from handful.data.batching import Batch
+from handful.data.task import Task
+from handful.methods.base import BorrowedParameters
+from handful.methods.head import AbstractHeadedAdapter, HeadInit
+
+Side = Literal["rows", "columns"]
+
+
+@final
+@dataclass(frozen=True)
+class GatedSide:
+    """One side of one matrix and its gates: `start` to `stop` of the flat vector, each for `repeat` rows or columns."""
+
+    matrix: str
+    side: Side
+    start: int
+    stop: int
+    repeat: int = 1
+
+    @property
+    def slice(self) -> slice:
+        return slice(self.start, self.stop)
+
+
+class AbstractGatedAdapter(AbstractHeadedAdapter):
+    """scores = head(features(x)) with gates on matrices of the backbone.
+
+    Parameters: those of the gates, the gated matrices' biases and LoRA's matrices where they are trained, the head.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        task: Task,
+        sides: Sequence[GatedSide],
+        *,
+        generator: torch.Generator,
+        head_init: HeadInit,
+        train_biases: bool,
+        lora_rank: int = 0,
+        match_features: float = 0.0,
+    ):
+        _ = backbone.fingerprint  # of the pretrained weights: taken before biases change
+        super().__init__(backbone, task, generator=generator, head_init=head_init)
+        self.sides, self.num_gates = tuple(sides), sides[-1].stop
+        self.blocks = find_blocks(backbone.model)
+        gated = {side.matrix for side in sides}
+        biases = {f"{name}.bias" for name in self.blocks.matrices} if train_biases else set()
+        self.biases = BorrowedParameters(backbone.model, lambda name, _: name in biases)
+        self.low_rank = nn.ParameterDict()
+        self.gating = Gating(backbone.model, gated)
+        for name in sorted(gated) if lora_rank else ():
+            down, up = start_low_rank(self.gating.modules[name], lora_rank, generator)
+            self.low_rank[f"{name.replace('.', '__')}__down"], self.low_rank[f"{name.replace('.', '__')}__up"] = (
+                down,
+                up,
+            )
+        self.match_features = 0.0 if backbone.fresh else match_features
+        self._ungated: dict[int, torch.Tensor] = {}
+        self._expected: torch.Tensor | None = None
+        self.register_buffer("progress", torch.zeros(()))
+        self.steps = 0
+
+    progress: torch.Tensor
+
+    def begin_training(self, steps: int) -> None:
+        self.steps = steps
+        if not steps:
+            self.progress.fill_(1)
+
+    def after_step(self, step: int) -> None:
+        self.progress.fill_(step / self.steps)
+
+    @abstractmethod
+    def values(self, *, deterministic: bool = False) -> torch.Tensor:
+        """The gates (n,) at the chosen point, or ẑ at the midpoint without noise."""
+
+    def gates(self, values: torch.Tensor) -> dict[str, Gates]:
+        """The gates of each matrix from the flat vector (n,)."""
+        found: dict[str, Gates] = {}
+        for side in self.sides:
+            vector = values[side.slice]
+            vector = vector if side.repeat == 1 else vector.repeat_interleave(side.repeat)
+            setattr(found.setdefault(side.matrix, Gates()), side.side, vector)
+        if self.low_rank:
+            for name, each in found.items():
+                key = name.replace(".", "__")
+                each.low_rank = self.low_rank[f"{key}__down"], self.low_rank[f"{key}__up"]
+        return found
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        self.gating.gates = self.gates(self.values())
+        self._features = self.backbone.features(batch.inputs)
+        return self.head(self._features)
+
+    def _remember_ungated(self, batch: Batch) -> None:
+        """Get the features of these training rows from the model as it was, once for each row."""
+        rows = batch.rows.tolist()
+        if any(row not in self._ungated for row in rows):
+            dropping, model = self.backbone.model.training, self.backbone.model.eval()
+            with torch.no_grad(), self.gating.open(), self.biases.originals():
+                self._ungated.update(zip(rows, self.backbone.features(batch.inputs).float(), strict=True))
+            model.train(dropping)
+        self._expected = torch.stack([self._ungated[row] for row in rows])
+
+    def matching_penalty(self) -> torch.Tensor | None:
+        """α ‖f − f₀‖² / ‖f₀‖² over the batch, f₀ the ungated model's features: a signal from texts alone. Ours."""
+        if self._expected is None:
+            return None
+        error = F.mse_loss(self._features.float(), self._expected)
+        return self.match_features * error / self._expected.square().mean()
+
+    @torch.no_grad()
+    def merged_model(self) -> nn.Module:
+        """A copy of the backbone's model with ẑ, biases and LoRA folded into its weights; closed parts are zeros."""
+        model = copy.deepcopy(self.backbone.model)
+        remove_gating(model.get_submodule(name) for name in self.gating.modules)
+        fold(model, self.gates(self.values(deterministic=True)))
+        return model.requires_grad_(False)
+
+    @torch.no_grad()
+    def gate_map(self) -> list[dict[str, Any]]:
+        """For each gated side: its matrix, side, and how many gates are open (1), soft and closed (0)."""
+        values = self.values(deterministic=True)
+        records = []
+        for side in self.sides:
+            z = values[side.slice]
+            counts = {
+                "open": int((z >= 1).sum()),
+                "soft": int(((z > 0) & (z < 1)).sum()),
+                "closed": int((z <= 0).sum()),
+            }
+            records.append({"matrix": side.matrix, "side": side.side, "gates": len(z), **counts})
+        return records
+
+    def detach(self) -> None:
+        super().detach()
+        self.gating.remove()
+        self.biases.restore()
+
+
+def matrix_sides(modules: Mapping[str, nn.Module]) -> list[GatedSide]:
+    """A row and a column gate for each matrix (sheet 1.1)."""
+    sides: list[GatedSide] = []
+    start = 0
+    for name, module in modules.items():
+        for side, width in (("rows", outputs(module)), ("columns", inputs(module))):
+            sides.append(GatedSide(name, side, start, start + width))  # type: ignore[arg-type]
+            start += width
+    return sides
+
+
+def start_low_rank(module: nn.Module, rank: int, generator: torch.Generator) -> tuple[nn.Parameter, nn.Parameter]:
+    """LoRA's A (k, in), uniform in ±√(1/in) (Kaiming at a = √5), and B (out, k) = 0 (sheet 1.3)."""
+    out, width = matrix(module).shape
+    down = (torch.rand(rank, width, generator=generator) * 2 - 1) / width**0.5
+    return nn.Parameter(down), nn.Parameter(torch.zeros(out, rank))

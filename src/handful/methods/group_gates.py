@@ -1,0 +1,323 @@
+"""Gates on what can really be taken out of a model: feed-forward units, and key/value heads with their query heads.
+
+A gate multiplies the unit's activation, that is its column of the matrix out of the block; closed, it takes along its
+rows of the matrices into the block too. How many are closed follows a budget of parameters. Ours.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal, Protocol, final
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from handful.backbone.blocks import FAMILIES, Attention, Blocks, FeedForward, find_blocks
+from handful.backbone.load import Backbone
+from handful.data.batching import Batch, EncodedRows
+from handful.data.task import Task
+from handful.errors import ConfigError
+from handful.methods.gated import AbstractGatedAdapter, GatedSide
+from handful.methods.head import HeadInit
+from handful.methods.importance import Importance, activations, gradients, magnitudes
+from handful.methods.simplex import draw_weights, midpoint_weights, mix
+
+Groups = Literal["auto", "units", "units-and-heads"]
+
+
+@final
+@dataclass(frozen=True)
+class Budget:
+    """How many groups each block may lose so that `target` of all gateable parameters are gone, the same in each layer.
+
+    Widths that are equal in all layers are what a stock checkpoint can have (sheet 3.4); units kept are rounded to a
+    multiple of `multiple`, or of less where that is a fiftieth of the width or more.
+    """
+
+    blocks: Blocks
+    target: float
+    heads: bool
+    multiple: int
+
+    @cached_property
+    def gated(self) -> tuple[Attention | FeedForward, ...]:
+        """The blocks that lose something."""
+        return (*(self.blocks.attention if self.heads else ()), *self.blocks.feed_forward)
+
+    @cached_property
+    def costs(self) -> tuple[int, ...]:
+        """Parameters that go with one group of each block."""
+        cost, unit = self.blocks.group_cost, self.blocks.unit_cost
+        return tuple(cost(block) if isinstance(block, Attention) else unit(block) for block in self.gated)
+
+    @cached_property
+    def sizes(self) -> tuple[int, ...]:
+        """Groups of each block."""
+        return tuple(block.groups if isinstance(block, Attention) else block.units for block in self.gated)
+
+    @property
+    def largest_target(self) -> float:
+        """The share that is gone when one group a block is left."""
+        most = sum(cost * (size - 1) for cost, size in zip(self.costs, self.sizes, strict=True))
+        return most / self.blocks.parameters()
+
+    @cached_property
+    def closing(self) -> tuple[int, ...]:
+        """How many groups each block loses. Raises: ConfigError where the target cannot be reached."""
+        if self.target > self.largest_target:
+            raise ConfigError(
+                f"method.target_sparsity: {self.target:g} of the parameters cannot be removed: with one unit "
+                f"{'and one head ' * self.heads}left in every block {self.largest_target:.3f} of them are gone",
+                "give less" + ("" if self.heads else ", or groups 'units-and-heads'"),
+            )
+        heads = [
+            self._heads(size) if isinstance(b, Attention) else 0 for b, size in zip(self.gated, self.sizes, strict=True)
+        ]
+        left = self.target * self.blocks.parameters() - sum(c * n for c, n in zip(self.costs, heads, strict=True))
+        units = sum(
+            c * n for c, n, b in zip(self.costs, self.sizes, self.gated, strict=True) if isinstance(b, FeedForward)
+        )
+        share = min(max(left / units, 0.0), 1.0)
+        counts = zip(self.gated, self.sizes, heads, strict=True)
+        return tuple(count if isinstance(b, Attention) else self._units(size, share) for b, size, count in counts)
+
+    def _heads(self, size: int) -> int:
+        return min(round(self.target * size), size - 1)
+
+    def _units(self, size: int, share: float) -> int:
+        multiple = max(1, min(self.multiple, size // 50))
+        kept = max(multiple * round((1 - share) * size / multiple), 1)
+        return min(size - kept, size - 1)
+
+    def removed(self, closed: Sequence[int]) -> float:
+        """The share of the gateable parameters that goes with so many closed groups of each block."""
+        return sum(cost * count for cost, count in zip(self.costs, closed, strict=True)) / self.blocks.parameters()
+
+
+def plan_budget(backbone: Backbone, target: float, groups: Groups, multiple: int) -> Budget:
+    """The budget of a method on a backbone; groups "auto" are those that a stock checkpoint can do without."""
+    rule = FAMILIES[backbone.family].heads
+    heads = groups == "units-and-heads" if groups != "auto" else rule == "stock"
+    return Budget(find_blocks(backbone.model), target, heads, multiple)
+
+
+def group_sides(budget: Budget) -> list[GatedSide]:
+    """A gate for each group: on the columns of the matrix out of its block."""
+    sides: list[GatedSide] = []
+    start = 0
+    for block, size in zip(budget.gated, budget.sizes, strict=True):
+        repeat = block.columns_per_group if isinstance(block, Attention) else 1
+        sides.append(GatedSide(block.output, "columns", start, start + size, repeat))
+        start += size
+    return sides
+
+
+class GroupSettings(Protocol):
+    """What `FineGates` and `Prune` have in common."""
+
+    @property
+    def target_sparsity(self) -> float: ...
+    @property
+    def groups(self) -> Groups: ...
+    @property
+    def multiple(self) -> int: ...
+    @property
+    def importance(self) -> Importance: ...
+    @property
+    def train_biases(self) -> bool: ...
+    @property
+    def train_head(self) -> bool: ...
+    @property
+    def lora_rank(self) -> int: ...
+    @property
+    def match_features(self) -> float: ...
+    @property
+    def head_init(self) -> HeadInit: ...
+
+
+@final
+@dataclass(frozen=True)
+class Closing:
+    """How gates close while they are learned: see `GroupGatesAdapter`."""
+
+    slope: float
+    noise_std: float
+    dense_share: float
+    close_share: float
+    num_vertices: int
+
+    def share(self, progress: float) -> float:
+        """The share of the budget that is closed after this share of training."""
+        ramp = (progress - self.dense_share) / (self.close_share - self.dense_share)
+        return 1 - (1 - min(max(ramp, 0.0), 1.0)) ** 3
+
+
+@final
+class GroupGatesAdapter(AbstractGatedAdapter):
+    """z = clip((m − τ)·slope + ε, 0, 1) for each group; τ is a score of its block, so that the budget is closed.
+
+    Scores m start at the rank of the group's importance in its block, from 0 to 1. The share closed rises from none
+    after `dense_share` of training, as 1 − (1 − t)³, to the whole budget at `close_share`; from there on the closed
+    ones stay closed, gates do not change any more, and what else is trained recovers. Without `learning`, the least
+    important are closed at once.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        task: Task,
+        method: GroupSettings,
+        *,
+        generator: torch.Generator,
+        learning: Closing | None,
+    ):
+        budget = plan_budget(backbone, method.target_sparsity, method.groups, method.multiple)
+        super().__init__(
+            backbone,
+            task,
+            group_sides(budget),
+            generator=generator,
+            head_init=method.head_init,
+            train_biases=method.train_biases,
+            lora_rank=method.lora_rank,
+            match_features=method.match_features,
+        )
+        self.method, self.budget, self.learning = method, budget, learning
+        self.num_vertices = learning.num_vertices if learning else 1
+        scores = torch.zeros(self.num_vertices, self.num_gates)
+        if learning:
+            self.scores = nn.Parameter(scores)
+        else:
+            self.register_buffer("scores", scores)
+        self.register_buffer("threshold", torch.full((self.num_gates,), -math.inf))
+        self.register_buffer("closed", torch.zeros(self.num_gates, dtype=torch.bool))
+        self.head.requires_grad_(method.train_head)
+        self.begin_batch(None)
+
+    scores: torch.Tensor
+    threshold: torch.Tensor
+    closed: torch.Tensor
+
+    def warm_start(self, rows: EncodedRows, generator: torch.Generator) -> None:
+        super().warm_start(rows, generator)
+        importance = self._importance(rows, generator)
+        ranks = torch.cat([_ranks(importance[side.slice]) for side in self.sides])
+        with torch.no_grad():
+            spread = torch.randn(self.scores.shape, generator=generator).to(ranks) * SPREAD * (self.num_vertices > 1)
+            self.scores.copy_(ranks + spread)
+        self._close()
+
+    def _importance(self, rows: EncodedRows, generator: torch.Generator) -> torch.Tensor:
+        """The importance (n,) of each group."""
+        kind, groups = self.method.importance, self.budget.gated
+        device = self.backbone.device
+        if kind == "random":
+            return torch.rand(self.num_gates, generator=generator).to(device)
+        if kind == "magnitude":
+            return torch.cat(magnitudes(self.blocks, groups))
+        with self.gating.open():
+            if kind == "wanda":
+                return torch.cat(activations(self.blocks, groups, rows, lambda b: self.backbone.features(b.inputs)))
+        return gradients(self.num_gates, rows, self._loss_under, device)
+
+    def _loss_under(self, batch: Batch, gates: torch.Tensor) -> torch.Tensor:
+        """The task's loss of a batch under these gates (n,)."""
+        self.gating.gates = self.gates(gates)
+        scores = self.head(self.backbone.features(batch.inputs))
+        assert batch.labels is not None
+        if self.task_kind == "regression":
+            return F.mse_loss(scores[:, 0], self.standardise(batch.labels))
+        return F.cross_entropy(scores, batch.labels)
+
+    @property
+    def hardened(self) -> bool:
+        """Whether the closed groups are closed for good."""
+        return not self.learning or float(self.progress) >= self.learning.close_share
+
+    @property
+    def settled(self) -> bool:  # type: ignore[override]
+        return self.hardened
+
+    def after_step(self, step: int) -> None:
+        before = self.hardened
+        super().after_step(step)
+        if not before:
+            self._close()
+
+    @torch.no_grad()
+    def _close(self) -> None:
+        """Set each block's threshold so that the budget of this moment is closed."""
+        middle = mix(midpoint_weights(self.num_vertices), self.scores)
+        share = self.learning.share(float(self.progress)) if self.learning else 1.0
+        for side, count in zip(self.sides, self.budget.closing, strict=True):
+            scores, order = middle[side.slice].sort(stable=True)
+            now = round(share * count)
+            self.closed[side.slice] = False
+            self.closed[side.start + order[:now]] = True
+            self.threshold[side.slice] = scores[now - 1] if now else -math.inf
+
+    def begin_batch(
+        self,
+        batch: Batch | None,
+        generator: torch.Generator | None = None,
+        *,
+        vertex: int | None = None,
+        point: torch.Tensor | None = None,
+    ) -> None:
+        self._noise = self._expected = None
+        self._point = midpoint_weights(self.num_vertices)
+        if vertex is not None:
+            self._point = torch.eye(self.num_vertices)[vertex]
+        elif point is not None:
+            self._point = point
+        elif generator is not None:
+            self._point = draw_weights((), self.num_vertices, generator)
+            if self.training:
+                if self.learning and not self.hardened:
+                    noise = torch.randn(self.num_gates, generator=generator) * self.learning.noise_std
+                    self._noise = noise.to(self.scores)
+                if self.match_features and batch is not None:
+                    self._remember_ungated(batch)
+
+    def values(self, *, deterministic: bool = False) -> torch.Tensor:
+        if not self.learning:
+            return (~self.closed).to(self.scores)
+        point = midpoint_weights(self.num_vertices) if deterministic else self._point
+        scores = self.scores.detach() if self.hardened else self.scores
+        u = (mix(point, scores) - self.threshold) * self.learning.slope
+        if deterministic or self._noise is None:
+            return u.clamp(0, 1).masked_fill(self.closed, 0)
+        return (u + self._noise).clamp(0, 1)
+
+    def penalty(self) -> torch.Tensor | None:
+        return self.matching_penalty()
+
+    @torch.no_grad()
+    def diagnostics(self) -> dict[str, float]:
+        """Shares of gates closed and soft, and the share of the gateable parameters that goes with the closed ones."""
+        z = self.values(deterministic=True)
+        counts = [int((z[side.slice] <= 0).sum()) for side in self.sides]
+        return {
+            "closed": float((z <= 0).float().mean()),
+            "soft": float(((z > 0) & (z < 1)).float().mean()),
+            "removed": self.budget.removed(counts),
+        }
+
+    def report(self) -> dict[str, Any]:
+        return {"gates": self.gate_map(), **self.diagnostics()}
+
+
+SPREAD = 0.05
+"""Standard deviation between the vertices' scores at the start, in units of the whole range of ranks."""
+
+
+def _ranks(importance: torch.Tensor) -> torch.Tensor:
+    """The rank of each number, from 0 for the least to 1 for the greatest."""
+    order = importance.argsort(stable=True)
+    ranks = torch.empty_like(importance, dtype=torch.float32)
+    ranks[order] = torch.linspace(0, 1, len(importance), device=importance.device)
+    return ranks

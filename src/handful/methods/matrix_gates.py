@@ -1,0 +1,138 @@
+"""FineGates as published: a row and a column gate for every matrix, independent of all others."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, final
+
+import torch
+from torch import nn
+
+from handful.backbone.blocks import find_blocks, matrix
+from handful.backbone.load import Backbone
+from handful.data.batching import Batch
+from handful.data.task import Task
+from handful.methods.gated import AbstractGatedAdapter, matrix_sides
+from handful.methods.gates import deviation, location, open_probability
+from handful.methods.simplex import draw_weights, midpoint_weights, mix
+
+if TYPE_CHECKING:
+    from handful.methods.fine_gates import FineGates
+
+
+@final
+class MatrixGatesAdapter(AbstractGatedAdapter):
+    """y = r ⊙ (W (c ⊙ x) + b), r and c drawn once a forward in training and shared by its examples (sheet 1).
+
+    Penalty: Σₐ κₐ |mean p − (1 − s)| over the A = 2·matrices sides, with κₐ = λ / A, or κ·nₐ where the pressure κ on a
+    single gate is given: it means the same for every size of model (sheet 2).
+    """
+
+    def __init__(self, backbone: Backbone, task: Task, method: FineGates, *, generator: torch.Generator):
+        blocks = find_blocks(backbone.model)
+        sides = matrix_sides({name: backbone.model.get_submodule(name) for name in blocks.matrices})
+        super().__init__(
+            backbone,
+            task,
+            sides,
+            generator=generator,
+            head_init=method.head_init,
+            train_biases=method.train_biases,
+            lora_rank=method.lora_rank,
+            match_features=method.match_features,
+        )
+        self.method, self.num_vertices = method, method.num_vertices
+        start = torch.randn(method.num_vertices, self.num_gates, generator=generator)
+        self.logits = nn.Parameter(method.init_mean + method.init_std * start)
+        self.head.requires_grad_(method.train_head)
+        sizes = torch.tensor([side.stop - side.start for side in sides])
+        self.register_buffer("_sizes", sizes.float(), persistent=False)
+        self.register_buffer("_axes", torch.arange(len(sides)).repeat_interleave(sizes), persistent=False)
+        count = len(sides)
+        coefficients = self._sizes * method.pressure
+        if method.penalty_weight is not None:
+            coefficients = torch.full((count,), method.penalty_weight / count)
+        self.register_buffer("_coefficients", coefficients, persistent=False)
+        self.begin_batch(None)
+
+    _sizes: torch.Tensor
+    _axes: torch.Tensor
+    _coefficients: torch.Tensor
+
+    def begin_batch(
+        self,
+        batch: Batch | None,
+        generator: torch.Generator | None = None,
+        *,
+        vertex: int | None = None,
+        point: torch.Tensor | None = None,
+    ) -> None:
+        self._noise = self._expected = None
+        self._point = midpoint_weights(self.num_vertices)
+        if vertex is not None:
+            self._point = torch.eye(self.num_vertices)[vertex]
+        elif point is not None:
+            self._point = point
+        elif generator is not None:
+            self._point = draw_weights((), self.num_vertices, generator)
+            if self.training:
+                self._noise = torch.randn(self.num_gates, generator=generator).to(self.logits) * self.method.noise_std
+                if self.match_features and batch is not None:
+                    self._remember_ungated(batch)
+
+    def locations(self, point: torch.Tensor | None = None) -> torch.Tensor:
+        """The locations u (n,) at a point (M,) of the simplex, by default the midpoint."""
+        point = midpoint_weights(self.num_vertices) if point is None else point
+        return location(mix(point, self.logits), self.method.squash)
+
+    def values(self, *, deterministic: bool = False) -> torch.Tensor:
+        if deterministic:
+            return self.locations().clamp(0, 1)
+        u = self.locations(self._point)
+        return (u if self._noise is None else u + self._noise).clamp(0, 1)
+
+    def penalty(self) -> torch.Tensor | None:
+        matching = self.matching_penalty()
+        if float(self.progress) < self.method.penalty_start:
+            return matching
+        p = open_probability(self.locations(self._point), self.method.penalty_std)
+        off = deviation(p, self._axes, self._sizes, 1 - self.method.target_sparsity)
+        penalty = (self._coefficients * off).sum()
+        return penalty if matching is None else penalty + matching
+
+    @torch.no_grad()
+    def diagnostics(self) -> dict[str, float]:
+        """Shares of gates closed and soft, mean p, and the share of the matrices' weights in closed rows or columns.
+
+        That is Σ (out·in − |open rows|·|open columns|), counted before any coupling (sheet 3.2).
+        """
+        u = self.locations()
+        z = u.clamp(0, 1)
+        kept = total = 0
+        for rows, columns in zip(self.sides[::2], self.sides[1::2], strict=True):
+            out, width = matrix(self.gating.modules[rows.matrix]).shape
+            kept += int((z[rows.slice] > 0).sum()) * int((z[columns.slice] > 0).sum())
+            total += out * width
+        return {
+            "closed": float((z <= 0).float().mean()),
+            "soft": float(((z > 0) & (z < 1)).float().mean()),
+            "open_probability": float(open_probability(u, self.method.penalty_std).mean()),
+            "removed": 1 - kept / total,
+        }
+
+    @property
+    def notes(self) -> list[str]:
+        """What should be said about the gates as they are: that they collapsed in lock-step (sheet 2)."""
+        if not self.steps:
+            return []
+        found, target = self.diagnostics(), self.method.target_sparsity
+        reached = abs(found["open_probability"] - (1 - target)) < 0.05
+        if not reached or found["closed"] >= 0.1 * target:
+            return []
+        return [
+            f"lock-step collapse: the penalty's target is met (mean open probability {found['open_probability']:.2f}), "
+            f"but only {found['closed']:.1%} of the gates are closed and {found['soft']:.0%} are soft: nothing can be "
+            "removed; try a smaller method.pressure (or penalty_weight)"
+        ]
+
+    def report(self) -> dict[str, Any]:
+        return {"gates": self.gate_map(), **self.diagnostics()}
