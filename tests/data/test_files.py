@@ -95,7 +95,6 @@ def test_named_columns(tmp_path):
         (("text", "label"), {"text_pair": "pair"}, "expected a text pair column 'pair'"),
         (("text", "label"), {"label": "text"}, "the column 'text' is both text and label"),
         (("text", "label"), {"kind": "pair-classification"}, "expected pairs of texts, found one text column"),
-        (("text", "label"), {"kind": "generation"}, "the task is generation"),
         (("text;label",), {}, r"hint: the cells seem to be separated by ';'"),
     ],
 )
@@ -236,7 +235,9 @@ def test_task_folder(folder):
         ({"pool_rows": 5}, r"pool\.jsonl: expected 5 rows \(task\.json: pool_rows\), found 4"),
         ({"test_rows": 1}, r"test\.jsonl: expected 1 rows \(task\.json: test_rows\), found 2"),
         ({"labels": ["yes", "noo"]}, r"pool\.jsonl:1: the label 'no' is none of .*\n\nhint: did you mean 'noo'"),
-        ({"kind": "generation", "labels": None}, "expected one of the kinds .* found 'generation'"),
+        ({"kind": "writing", "labels": None}, "expected one of the kinds .* found 'writing'"),
+        ({"kind": "generation", "labels": None}, r"pool\.jsonl:1: expected the column 'source', found 'text', 'label'"),
+        ({"kind": "generation"}, "the labels of generation are"),
         ({"labels": None}, "the labels of classification are"),
         ({"kind": "regression"}, "the labels of regression are"),
         ({"metric": "gone"}, "expected the key 'metric'"),

@@ -238,3 +238,60 @@ def test_cell_is_the_same_however_its_rows_are_divided(task):
         Split(replace(task, test=TestRows([Example("new", label=0)])), 40, 3),
     ]
     assert all(other.cell_fingerprint != splits[0].cell_fingerprint for other in others)
+
+
+def make_records(rows: int) -> Task:
+    pool = tuple(
+        Example(f"record {i}", references=tuple(f"text {j} of {i}" for j in range(i % 4 + 1))) for i in range(rows)
+    )
+    return Task("made", "generation", (), "bleu", pool)
+
+
+@given(seed=seeds, data=st.data(), dev=st.sampled_from(["carved", "none"]), references=st.sampled_from(["all", "one"]))
+def test_records_are_nested_and_counted(seed, data, dev, references):
+    task = make_records(60)
+    few, many = sorted(data.draw(st.lists(st.integers(2, 60), min_size=2, max_size=2), "shots"))
+    small, large = (Split(task, shots, seed, dev, references=references) for shots in (few, many))
+    assert large.train[: len(small.train)] == small.train
+    assert set(small.dev) <= set(large.dev)
+    assert len(small.labelled) == few == len(texts([*small.train, *small.dev]))
+    known = {row.text: row.references for row in task.pool}
+    for row in large.labelled:
+        full = known[row.text]
+        assert row.references == full if references == "all" else len(row.references) == 1 and row.references[0] in full
+
+
+def test_record_splits_differ_by_seed_and_references():
+    task = make_records(60)
+    kinds = [Split(task, 20, seed, references=references) for seed in (0, 1) for references in ("all", "one")]
+    assert len({split.fingerprint for split in kinds}) == 4
+    assert len({split.cell_fingerprint for split in kinds}) == 4
+    assert [row.text for row in kinds[0].train] == [row.text for row in kinds[1].train]
+    drawn = [Split(task, 60, seed, "none", references="one").labelled for seed in range(20)]
+    assert len(set(drawn)) == 20
+
+
+def test_separate_development_records_are_never_more_than_shots():
+    task = make_records(60)
+    assert len(Split(task, 10, 0, "separate").dev) == 10
+    own = replace(task, pool=task.pool[:30], dev=task.pool[30:])
+    split = Split(own, 5, 0, "separate")
+    assert len(split.dev) == 5 and texts(split.dev) <= texts(task.pool[30:])
+    assert len(Split(own, 5, 0, "separate", dev_rows=2).dev) == 2
+
+
+def test_records_that_cannot_be_had():
+    with pytest.raises(DataError, match=r"1 record\(s\) are too few for training and development"):
+        Split(make_records(5), 1, 0)
+    with pytest.raises(DataError, match="expected at least 6 distinct labelled rows, found 5"):
+        Split(make_records(5), 6, 0)
+    with pytest.raises(DataError, match="expected at least one reference"):
+        Split(replace(make_records(5), pool=(Example("a"), Example("b"))), 2, 0)
+    with pytest.raises(ConfigError, match="expected all or one, found 'two'"):
+        Split(make_records(5), 4, 0, references="two")  # type: ignore[arg-type]
+
+
+def test_sampled_records_are_the_same_on_every_platform(shared_data):
+    split = Split(read_folder(shared_data / "nlg" / "e2e"), 10, 0)
+    assert [int(row.source.split(":")[1]) for row in split.train][:4] == [507, 1758, 1511, 311]
+    assert (split.dropped_overlap, split.dropped_duplicates) == (7, 0)

@@ -137,10 +137,11 @@ def _tokenise(
 
 
 def _shortened(texts: list[str], tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[str]:
-    """One side of pairs, with every text far beyond `max_length` tokens cut to twice as many.
+    """One side of pairs, with every text far beyond `max_length` tokens cut to about twice as many.
 
     A fast tokenizer keeps whatever it cuts off, of a pair every piece of one text with every piece of the other: two
-    texts of 16,000 tokens would take 15 GB. What is cut here would be cut then.
+    texts of 16,000 tokens would take 15 GB. What is cut here would be cut then. A text that was cut keeps one token more
+    than twice as many, so that it stays the longer one beside a text of just that length.
     """
     far = [index for index, text in enumerate(texts) if len(text) > 4 * max_length]
     if not far or not tokenizer.is_fast:
@@ -149,7 +150,7 @@ def _shortened(texts: list[str], tokenizer: PreTrainedTokenizerBase, max_length:
         [texts[index] for index in far],
         add_special_tokens=False,
         truncation=True,
-        max_length=2 * max_length,
+        max_length=2 * max_length + 1,
         return_offsets_mapping=True,
     )
     shortened = list(texts)

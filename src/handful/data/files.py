@@ -8,7 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
-from handful.data.interpret import Columns, Targets, build_task, choose_columns, examples
+from handful.data.columns import Columns, only
+from handful.data.interpret import Targets, build_task, choose_columns, examples
+from handful.data.nlg import RELEASES
+from handful.data.references import records, source_columns
 from handful.data.tables import read_table
 from handful.data.task import Example, Task, TaskKind, TestRows
 from handful.errors import DataError, nearest
@@ -31,7 +34,8 @@ def read_task(
 
     Where there is no column "text" or "label", one of another customary name is taken if only one qualifies.
     `text_pair` None finds the second text of a pair under a customary name; "" says that there is none. `kind` and
-    `metric` are inferred from the labels. All that was chosen is told in `Task.notes`.
+    `metric` are inferred from the labels, and from columns such as "source" and "references". For generation, `label`
+    names the column of references, and rows of one source are one record. All that was chosen is told in `Task.notes`.
 
     Raises: DataError naming the file and line of what is wrong.
     """
@@ -49,10 +53,21 @@ def read_rows(
     text_pair: str | None = None,
     label: str | None = None,
     labels: Sequence[str] = (),
+    kind: TaskKind | None = None,
     encoding: str | None = None,
 ) -> list[Example]:
-    """Rows to predict, unlabelled unless a `label` column is named; its classes are `labels`, none for regression."""
+    """Rows to predict, unlabelled unless a `label` column is named; its classes are `labels`, none for regression.
+
+    With the `kind` generation that column holds references, and a source is found under its customary names; every row
+    stays a row of its own unless there are references.
+    """
     table = read_table(path, encoding)
+    if kind == "generation":
+        if text not in table.columns:
+            text = only(table, "source", text, source_columns(table), option="--text")
+        if label is not None:
+            return list(records(table, Columns(text, None, label)))
+        text_pair = ""
     columns, _ = choose_columns(table, Columns(text, text_pair, label))
     return list(examples(table, columns, Targets(tuple(labels)) if label else None))
 
@@ -60,8 +75,8 @@ def read_rows(
 def read_folder(path: str | Path) -> Task:
     """A task from a folder of task.json, pool.jsonl and test.jsonl, its row counts checked.
 
-    The rows have "text", "text_pair" for pairs, and "label"; task.json has name, kind, labels (null for
-    regression), metric, and the counts `pool_rows` and `test_rows`.
+    The rows have "text", "text_pair" for pairs, and "label", or for generation "source" and "references"; task.json
+    has name, kind, labels (null for regression and generation), metric, and the counts `pool_rows` and `test_rows`.
     """
     folder = Path(path)
     record = _task_record(folder / "task.json")
@@ -76,6 +91,8 @@ def read_folder(path: str | Path) -> Task:
                 f"{table.path}: expected {expected} rows (task.json: {part}_rows), found {len(table.rows)}",
                 "the file is incomplete, or task.json is of another version: copy the folder again",
             )
+        if record["kind"] == "generation":
+            return records(table, Columns("source", None, "references"))
         columns = Columns("text", "text_pair" if "text_pair" in table.columns else None)
         found = examples(table, columns, Targets(labels), empty=True)
         blank = [row.source for row in found if not row.text.strip()]
@@ -84,11 +101,15 @@ def read_folder(path: str | Path) -> Task:
         return found
 
     pool, test = rows("pool"), TestRows(rows("test"))
+    metric = record["metric"]
+    if record["kind"] == "generation" and metric == "bleu" and record["name"] in RELEASES:
+        metric = RELEASES[record["name"]].metric
+        notes.append(f"metric {metric}: the variant of BLEU that {record['name']} is scored with")
     return Task(
         name=record["name"],
         kind=record["kind"],
         labels=labels,
-        metric=record["metric"],
+        metric=metric,
         pool=pool,
         test=test,
         origin=str(folder),
@@ -113,12 +134,13 @@ def _task_record(path: Path) -> dict[str, Any]:
             raise DataError(
                 f"{path}: {key!r} is {record[key]!r}", f"expected {getattr(expected, '__name__', expected)}"
             )
-    kinds = [kind for kind in get_args(TaskKind) if kind != "generation"]
+    kinds = get_args(TaskKind)
     if record["kind"] not in kinds:
         raise DataError(f"{path}: expected one of the kinds {', '.join(kinds)}, found {record['kind']!r}")
-    labels = record["labels"] or []
-    if not all(isinstance(label, str) for label in labels) or (len(labels) < 2) != (record["kind"] == "regression"):
+    labels, none = record["labels"] or [], record["kind"] in ("regression", "generation")
+    if not all(isinstance(label, str) for label in labels) or (len(labels) < 2) != none:
         raise DataError(
-            f"{path}: the labels of {record['kind']} are {labels!r}", "two or more texts, or null for regression"
+            f"{path}: the labels of {record['kind']} are {labels!r}",
+            "two or more texts, or null for regression and generation",
         )
     return record

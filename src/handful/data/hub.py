@@ -7,7 +7,9 @@ from functools import cache
 from importlib import import_module
 from typing import Any
 
-from handful.data.interpret import Columns, build_task, choose_columns
+from handful.data.columns import Columns
+from handful.data.interpret import build_task, choose_columns
+from handful.data.references import generation_columns
 from handful.data.tables import Table
 from handful.data.task import Task, TaskKind
 from handful.errors import DataError, nearest
@@ -47,7 +49,8 @@ def hub_task(
         return Table(f"{origin} {split}", f"{name} {split}", tuple(rows[0]), rows, list(range(1, len(rows) + 1)))
 
     wanted, notes = Columns(text, text_pair, label), []
-    label_column = choose_columns(table(pool), wanted)[0].label or label
+    columns, _ = generation_columns(table(pool), wanted, kind) or choose_columns(table(pool), wanted)
+    label_column = columns.label or label
     validation = next((split for split in splits if split.startswith("validation")), None)
     if test is None:
         held_out = [split for split in ("test", validation or "") if split in splits]

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, final, get_args
 
+from handful.data.columns import Columns, check_column, check_text, complain, missing, only, present
+from handful.data.references import generation_columns, generation_task
 from handful.data.tables import Table
 from handful.data.task import Example, Task, TaskKind, TestRows
 from handful.errors import ConfigError, DataError, nearest
@@ -33,18 +34,6 @@ LABEL_NAMES = ("label", "class", "category", "target", "score", "y")
 
 MOST_NUMERIC_CLASSES = 20
 """More different numbers than this in the label column are read as a regression target."""
-
-_NAMED_LINES = 5
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Columns:
-    """Names of the columns. As a wish, "text" and "label" may be met by another name, and a pair may be found."""
-
-    text: str = "text"
-    text_pair: str | None = None
-    label: str | None = "label"
 
 
 @final
@@ -93,8 +82,8 @@ def choose_columns(table: Table, wanted: Columns) -> tuple[Columns, list[str]]:
     text, pair, notes = _choose_text(table, wanted)
     label = wanted.label
     if label is not None and label not in table.columns:
-        found = [name for name in _present(table, LABEL_NAMES) if name not in (text, pair)] if label == "label" else []
-        label = _only(table, "label", label, found)
+        found = [name for name in present(table, LABEL_NAMES) if name not in (text, pair)] if label == "label" else []
+        label = only(table, "label", label, found)
         notes.append(f"{table.name}: read the column {label!r} as the label, there is none named 'label'")
     if label is not None and label in (text, pair):
         raise DataError(f"{table.path}: the column {label!r} is both text and label", "name another label column")
@@ -104,38 +93,19 @@ def choose_columns(table: Table, wanted: Columns) -> tuple[Columns, list[str]]:
 def _choose_text(table: Table, wanted: Columns) -> tuple[str, str | None, list[str]]:
     text, pair = wanted.text, wanted.text_pair
     if pair and pair not in table.columns:
-        _only(table, "text pair", pair, [])
+        only(table, "text pair", pair, [])
     if text in table.columns:
         if text == "text" and pair is None and "text_pair" in table.columns:
             return text, "text_pair", [f"{table.name}: read pairs of texts, as there is a column 'text_pair'"]
         return text, pair or None, []
-    pairs = [tuple(found) for names in PAIR_NAMES if len(found := _present(table, names)) == 2]
+    pairs = [tuple(found) for names in PAIR_NAMES if len(found := present(table, names)) == 2]
     if text == "text" and pair is None and len(pairs) == 1:
         text, pair = pairs[0]
         note = f"{table.name}: read the columns {text!r} and {pair!r} as a pair, there is none named 'text'"
         return text, pair, [note]
-    singles = [name for name in _present(table, TEXT_NAMES) if name != pair] if text == "text" else []
-    text = _only(table, "text", text, [] if len(pairs) > 1 else singles)
+    singles = [name for name in present(table, TEXT_NAMES) if name != pair] if text == "text" else []
+    text = only(table, "text", text, [] if len(pairs) > 1 else singles)
     return text, pair or None, [f"{table.name}: read the column {text!r} as the text, there is none named 'text'"]
-
-
-def _present(table: Table, names: Sequence[str]) -> list[str]:
-    """The table's columns of these names, upper or lower case."""
-    folded = {name.lower(): name for name in table.columns}
-    return [folded[name] for name in names if name in folded]
-
-
-def _only(table: Table, role: str, wanted: str, found: list[str]) -> str:
-    if len(found) == 1:
-        return found[0]
-    option = "--" + role.replace(" ", "-")
-    hint = f"name the column: {option} " + "|".join(found or table.columns)
-    if len(table.columns) == 1 and ";" in table.columns[0]:
-        hint = "the cells seem to be separated by ';': save the file with commas"
-    elif nearest(wanted, table.columns).startswith("did you mean"):
-        hint = f"{nearest(wanted, table.columns)} ({option} COLUMN)"
-    columns = ", ".join(map(repr, table.columns))
-    raise DataError(f"{table.path}: expected a {role} column {wanted!r}, found the columns {columns}", hint)
 
 
 def examples(table: Table, columns: Columns, targets: Targets | None, *, empty: bool = False) -> tuple[Example, ...]:
@@ -145,17 +115,14 @@ def examples(table: Table, columns: Columns, targets: Targets | None, *, empty: 
     """
     names = [name for name in (columns.text, columns.text_pair) if name]
     for name in [*names, columns.label] if targets and columns.label else names:
-        for index, row in enumerate(table.rows):
-            if name not in row:
-                found = ", ".join(map(repr, row))
-                raise DataError(
-                    f"{table.where(index)}: expected the column {name!r}, found {found}", nearest(name, row)
-                )
+        check_column(table, name)
     for name in names:
-        _check_texts(table, name, empty)
+        for index, row in enumerate(table.rows):
+            check_text(table, index, name, row[name])
+        if not empty:
+            complain(table, name, lambda cell: not cell.strip(), f"with an empty text in {name!r}")
     if targets and columns.label:
-        label = columns.label
-        _complain(table, [i for i, row in enumerate(table.rows) if _missing(row[label])], "without a label")
+        complain(table, columns.label, missing, "without a label")
     return tuple(
         Example(
             text=row[columns.text],
@@ -167,43 +134,13 @@ def examples(table: Table, columns: Columns, targets: Targets | None, *, empty: 
     )
 
 
-def _check_texts(table: Table, name: str, empty: bool) -> None:
-    for index, row in enumerate(table.rows):
-        if not isinstance(row[name], str):
-            raise DataError(
-                f"{table.where(index)}: expected a text in {name!r}, found {row[name]!r}", "put it in double quotes"
-            )
-        if re.search("[\ud800-\udfff]", row[name]):
-            raise DataError(
-                f"{table.where(index)}: the text in {name!r} holds half of a surrogate pair",
-                "write the whole character",
-            )
-    if not empty:
-        blank = [index for index, row in enumerate(table.rows) if not row[name].strip()]
-        _complain(table, blank, f"with an empty text in {name!r}")
-
-
-def _missing(cell: Any) -> bool:
-    """Whether a label cell is empty; JSON written by data frames has NaN there."""
-    return cell is None or (isinstance(cell, str) and not cell.strip()) or cell != cell
-
-
-def _complain(table: Table, rows: Sequence[int], what: str) -> None:
-    if rows:
-        lines = ", ".join(str(table.lines[index]) for index in rows[:_NAMED_LINES])
-        more = f" and {len(rows) - _NAMED_LINES} more" if len(rows) > _NAMED_LINES else ""
-        raise DataError(
-            f"{table.path}: expected no row {what}, found {len(rows)} (line {lines}{more})", "fill in or remove them"
-        )
-
-
 def infer_targets(table: Table, label: str, kind: TaskKind | None) -> tuple[Targets, list[str]]:
     """The classes in the label column, or that it is a regression target, with notes on what was inferred.
 
     Raises: DataError if there is one class only, or numbers mixed with something else.
     """
     cells = [row.get(label) for row in table.rows]
-    known = [(index, cell) for index, cell in enumerate(cells) if not _missing(cell)]
+    known = [(index, cell) for index, cell in enumerate(cells) if not missing(cell)]
     for index, cell in known:
         if not isinstance(cell, str | int | float):
             raise DataError(f"{table.where(index)}: expected one label, found {cell!r}", "write a text or a number")
@@ -238,14 +175,12 @@ def infer_targets(table: Table, label: str, kind: TaskKind | None) -> tuple[Targ
 def build_task(
     pool: Table, test: Table | None, dev: Table | None, *, wanted: Columns, kind: TaskKind | None, metric: str | None
 ) -> Task:
-    """The task in these tables, named after the pool; classes are those of the pool."""
+    """The task in these tables, named after the pool; kind and classes are those of the pool."""
     if kind is not None and kind not in get_args(TaskKind):
         raise ConfigError(f"kind: {kind!r} is not known", nearest(kind, get_args(TaskKind)))
-    if kind == "generation":
-        raise DataError(
-            f"{pool.path}: expected a label to predict, but the task is generation",
-            "that kind cannot be read from files",
-        )
+    written = generation_columns(pool, wanted, kind)
+    if written is not None:
+        return generation_task(pool, test, dev, *written, metric=metric)
     columns, notes = choose_columns(pool, wanted)
     if columns.label is None:
         raise DataError(f"{pool.path}: expected a label column, none is named", "name it: --label COLUMN")

@@ -4,6 +4,8 @@ Per class the pool is shuffled once, by the seed alone. The classes are then int
 every prefix is as close to the pool's proportions as whole rows allow; K rows are the first K of that order, so 50
 rows are contained in 100. Whether a row trains or selects depends only on its place within its class, so the
 training rows are nested, and the development rows too.
+
+Generation has no classes: its rows are records, drawn from one shuffled order.
 """
 
 from __future__ import annotations
@@ -11,18 +13,19 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import floor
 from typing import Literal, final
 
 import torch
 
-from handful.data.task import Example, Task, TestRows, fingerprint_rows, text_key
+from handful.data.task import Example, Task, TestRows, fingerprint_rows, overlap_keys, text_key
 from handful.errors import ConfigError, DataError, nearest
 from handful.randomness import stream
 
 DevRows = Literal["carved", "separate", "none"]
+References = Literal["all", "one"]
 
 QUANTILES = 5
 """Strata of a regression target."""
@@ -38,7 +41,11 @@ class Split:
     `dev` says where the development rows come from: "carved" out of the `shots` rows (`dev_fraction` of them),
     "separate" (the task's own development rows, else pool rows after the first `shots`; at most `dev_rows`), or
     "none". Rows whose text repeats within the pool or the development rows, or stands in the test rows (for pool rows
-    also in the development rows), are dropped before and counted.
+    also in the development rows), are dropped before and counted; of generation also rows that share a long reference
+    with those (`task.overlap_keys`).
+
+    Of generation, `shots` counts records, each with all of its `references` or with one drawn by the seed, and there
+    are never more separate development records than shots: choosing on a full development set is not few-shot.
 
     Raises: DataError where this cannot be had; nothing is silently made smaller.
     """
@@ -61,11 +68,15 @@ class Split:
         dev: DevRows = "carved",
         dev_fraction: float = 0.2,
         dev_rows: int = 1000,
+        references: References = "all",
     ):
-        _check_arguments(dev, dev_fraction, dev_rows)
-        closed = task.test.text_keys() if task.test else frozenset()
-        own_dev, dev_repeated, dev_overlap = _distinct((task.dev or ()) if dev == "separate" else (), closed)
-        pool, pool_repeated, pool_overlap = _distinct(task.pool, closed | {text_key(row) for row in own_dev})
+        _check_arguments(dev, dev_fraction, dev_rows, references)
+        if task.kind == "generation":
+            dev_rows = min(dev_rows, shots)
+        closed = task.test.overlap_keys() if task.test else frozenset()
+        own_dev, dev_repeated, dev_overlap = distinct((task.dev or ()) if dev == "separate" else (), closed)
+        open_keys = {key for row in own_dev for key in overlap_keys(row)}
+        pool, pool_repeated, pool_overlap = distinct(task.pool, closed | open_keys)
 
         generator = stream(seed, "split")
         strata = _strata(task, pool)
@@ -90,11 +101,13 @@ class Split:
                     'give a development file, use fewer shots, or dev="carved"',
                 )
 
+        if references == "one":
+            train, selection = _with_one_reference(train, seed), _with_one_reference(selection, seed)
         values = {
             "task": task,
             "shots": shots,
             "seed": seed,
-            "labelled": tuple(sorted((row for row, _, _ in chosen), key=text_key)),
+            "labelled": tuple(sorted([*train, *(selection if dev == "carved" else ())], key=text_key)),
             "train": tuple(train),
             "dev": tuple(selection),
             "test": task.test,
@@ -117,7 +130,9 @@ class Split:
         return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()
 
 
-def _check_arguments(dev: str, dev_fraction: float, dev_rows: int) -> None:
+def _check_arguments(dev: str, dev_fraction: float, dev_rows: int, references: str) -> None:
+    if references not in ("all", "one"):
+        raise ConfigError(f"references: expected all or one, found {references!r}")
     known = ("carved", "separate", "none")
     if dev not in known:
         raise ConfigError(f"dev: expected one of {', '.join(known)}, found {dev!r}", nearest(dev, known))
@@ -129,13 +144,16 @@ def _check_arguments(dev: str, dev_fraction: float, dev_rows: int) -> None:
         raise ConfigError(f"dev_rows: expected at least 1, found {dev_rows}", 'for no rows, use dev="none"')
 
 
-def _distinct(rows: Sequence[Example], closed: Collection[bytes]) -> tuple[list[Example], int, int]:
-    """Rows whose text is new and not in `closed`; how many repeated another row, and how many stood in `closed`."""
+def distinct(rows: Sequence[Example], closed: Collection[bytes]) -> tuple[list[Example], int, int]:
+    """Rows whose text is new and not in `closed`; how many repeated another row, and how many stood in `closed`.
+
+    `closed` are `overlap_keys` of rows that must stay apart.
+    """
     kept: dict[bytes, Example] = {}
     overlap = 0
     for row in rows:
         key = text_key(row)
-        if key in closed:
+        if not overlap_keys(row).isdisjoint(closed):
             overlap += 1
         else:
             kept.setdefault(key, row)
@@ -143,7 +161,9 @@ def _distinct(rows: Sequence[Example], closed: Collection[bytes]) -> tuple[list[
 
 
 def _strata(task: Task, pool: Sequence[Example]) -> list[list[Example]]:
-    """The rows of each class, or of each quantile of the target."""
+    """The rows of each class, or of each quantile of the target; of generation, all rows."""
+    if task.kind == "generation":
+        return [_with_references(pool)]
     unlabelled = next((row for row in pool if row.label is None), None)
     if unlabelled is not None:
         raise DataError(f"{unlabelled.source}: expected a label, found none", "label every row of the pool")
@@ -159,6 +179,23 @@ def _strata(task: Task, pool: Sequence[Example]) -> list[list[Example]]:
     return [ranked[low:high] for low, high in pairwise(cuts)]
 
 
+def _with_references(pool: Sequence[Example]) -> list[Example]:
+    for row in pool:
+        if not row.references:
+            raise DataError(f"{row.source}: expected at least one reference, found none", "give every record a text")
+    return list(pool)
+
+
+def _with_one_reference(rows: Sequence[Example], seed: int) -> list[Example]:
+    """The rows with one of their references, drawn for each by the seed and its text alone, so the same at every K."""
+
+    def draw(row: Example) -> int:
+        generator = stream(seed, f"split/reference/{text_key(row).hex()}")
+        return int(torch.randint(len(row.references), (), generator=generator))
+
+    return [replace(row, references=(row.references[draw(row)],)) if row.references else row for row in rows]
+
+
 def _check_enough(task: Task, strata: Sequence[Sequence[Example]], shots: int, minimum: int) -> None:
     rows, smallest = sum(map(len, strata)), len(strata) * minimum
     parts = "training and development" if minimum == 2 else "training"
@@ -167,6 +204,13 @@ def _check_enough(task: Task, strata: Sequence[Sequence[Example]], shots: int, m
             f"task {task.name!r}: expected at least {shots} distinct labelled rows, found {rows}",
             f"use at most --shots {rows}, or label more rows",
         )
+    if task.kind == "generation":
+        if shots < minimum:
+            raise DataError(
+                f"task {task.name!r}: {shots} record(s) are too few for {parts}",
+                f"the smallest number that works is --shots {minimum}",
+            )
+        return
     for index, stratum in enumerate(strata):
         if len(stratum) < minimum:
             name = f"class {task.labels[index]!r}" if task.labels else f"fifth {index + 1} of the target"

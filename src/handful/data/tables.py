@@ -176,9 +176,14 @@ def _json_lines(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
                 f'{where}: expected a JSON object such as {{"text": ..., "label": ...}}, found {type(row).__name__}',
                 "put one JSON object on each line",
             )
-        if any(isinstance(cell, str) and len(cell) > MAX_CELL for cell in row.values()):
+        if any(len(text) > MAX_CELL for cell in row.values() for text in _texts_in(cell)):
             raise DataError(f"{where}: a text has more than {MAX_CELL:,} characters", "cut it or leave the row out")
         yield line, row
+
+
+def _texts_in(cell: Any) -> list[str]:
+    cells = cell if isinstance(cell, list) else [cell]
+    return [cell for cell in cells if isinstance(cell, str)]
 
 
 def _check_unique(names: list[str], what: str) -> None:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal, final
 
 TaskKind = Literal["classification", "pair-classification", "regression", "generation"]
+
+LONG_REFERENCE = 6
+"""Words from which on a reference that stands in two places is taken for the same row. Shorter ones, such as the
+answers "yes" or "in Paris", repeat by chance."""
 
 
 @final
@@ -16,13 +21,15 @@ class Example:
     """One row.
 
     `label` is the index of the class in `Task.labels`, or the target number for regression, or None
-    where there is none. `source` is "file:line", so that an error can say where.
+    where there is none. `source` is "file:line", so that an error can say where. A row of generation is one record:
+    its input is `text`, the texts that may be written for it are `references`, and it has no label.
     """
 
     text: str
     text_pair: str | None = None
     label: int | float | None = None
     source: str = "memory"
+    references: tuple[str, ...] = ()
 
 
 @final
@@ -53,14 +60,22 @@ class TestRows:
         """Digests of the texts, to find training rows that also stand here without opening the rows."""
         return frozenset(map(text_key, self._examples))
 
+    def overlap_keys(self) -> frozenset[bytes]:
+        """What no training row may share with these rows."""
+        return frozenset(key for row in self._examples for key in overlap_keys(row))
+
+    def count_overlap(self, keys: Collection[bytes]) -> int:
+        """How many of the rows share one of these keys."""
+        return sum(not overlap_keys(row).isdisjoint(keys) for row in self._examples)
+
 
 @final
 @dataclass(frozen=True, slots=True)
 class Task:
     """What is to be predicted, and the labelled rows there are.
 
-    `labels` are the class names in the order of the class indices (empty for regression). `pool` is where
-    few-shot rows are drawn from, `dev` a separate development set where the data brings one. `origin` is a
+    `labels` are the class names in the order of the class indices (empty for regression and generation). `pool` is
+    where few-shot rows are drawn from, `dev` a separate development set where the data brings one. `origin` is a
     path, a hub name with its revision, or a package with its version. `notes` say what was chosen for the user
     while reading, one sentence each with its reason.
     """
@@ -77,7 +92,7 @@ class Task:
 
     @property
     def num_outputs(self) -> int:
-        """Width C of the head: one score a class, or one number for regression."""
+        """Width C of the head: one score a class, or one number for regression; 0 for generation, which has no head."""
         return 1 if self.kind == "regression" else len(self.labels)
 
     def fingerprint(self) -> str:
@@ -88,14 +103,37 @@ class Task:
 
 
 def fingerprint_rows(rows: Sequence[Example]) -> str:
-    """SHA-256 over texts and labels in order."""
+    """SHA-256 over texts, labels and references in order."""
     digest = hashlib.sha256()
     for row in rows:
-        digest.update(repr((row.text, row.text_pair, row.label)).encode("utf-8", "surrogatepass"))
+        content = (row.text, row.text_pair, row.label, *row.references)
+        digest.update(repr(content).encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
 
 
 def text_key(row: Example) -> bytes:
     """Digest of the text (and pair) in lower case with white space collapsed: equal for exact duplicates."""
     texts = [" ".join(text.lower().split()) for text in (row.text, row.text_pair or "")]
+    return _digest(*texts)
+
+
+def overlap_keys(row: Example) -> frozenset[bytes]:
+    """Digests of what must not stand in two sets of rows at once.
+
+    That is `text_key`; for a row of generation also the words of its source and of each long reference, in lower case
+    and without punctuation, so that the same record is found in another data set that writes its input otherwise.
+    """
+    keys = {text_key(row)}
+    if row.references:
+        keys.update(_digest("source", *words) for words in [_words(row.text)] if words)
+        references = map(_words, row.references)
+        keys.update(_digest("reference", *words) for words in references if len(words) >= LONG_REFERENCE)
+    return frozenset(keys)
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"[^\W_]+", text.lower())
+
+
+def _digest(*texts: str) -> bytes:
     return hashlib.sha256("\x1f".join(texts).encode("utf-8", "surrogatepass")).digest()

@@ -1,0 +1,77 @@
+"""Columns by name, and cells that must be there: what tables of every kind of task are checked with."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+from handful.data.tables import Table
+from handful.errors import DataError, nearest
+
+_NAMED_LINES = 5
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Names of the columns. As a wish, "text" and "label" may be met by another name, and a pair may be found."""
+
+    text: str = "text"
+    text_pair: str | None = None
+    label: str | None = "label"
+
+
+def present(table: Table, names: Sequence[str]) -> list[str]:
+    """The table's columns of these names, upper or lower case."""
+    folded = {name.lower(): name for name in table.columns}
+    return [folded[name] for name in names if name in folded]
+
+
+def only(table: Table, role: str, wanted: str, found: Sequence[str], option: str | None = None) -> str:
+    """The one column found for a role. Raises: DataError naming the option that says which it is."""
+    if len(found) == 1:
+        return found[0]
+    option = option or "--" + role.replace(" ", "-")
+    hint = f"name the column: {option} " + "|".join(found or table.columns)
+    if len(table.columns) == 1 and ";" in table.columns[0]:
+        hint = "the cells seem to be separated by ';': save the file with commas"
+    elif nearest(wanted, table.columns).startswith("did you mean"):
+        hint = f"{nearest(wanted, table.columns)} ({option} COLUMN)"
+    columns = ", ".join(map(repr, table.columns))
+    raise DataError(f"{table.path}: expected a {role} column {wanted!r}, found the columns {columns}", hint)
+
+
+def check_column(table: Table, name: str) -> None:
+    """Raises: DataError naming the first line without this column."""
+    for index, row in enumerate(table.rows):
+        if name not in row:
+            found = ", ".join(map(repr, row))
+            raise DataError(f"{table.where(index)}: expected the column {name!r}, found {found}", nearest(name, row))
+
+
+def check_text(table: Table, index: int, name: str, cell: Any) -> None:
+    """Raises: DataError where a cell of this row and column is no text, or one that cannot be encoded."""
+    if not isinstance(cell, str):
+        raise DataError(f"{table.where(index)}: expected a text in {name!r}, found {cell!r}", "put it in double quotes")
+    if re.search("[\ud800-\udfff]", cell):
+        raise DataError(
+            f"{table.where(index)}: the text in {name!r} holds half of a surrogate pair", "write the whole character"
+        )
+
+
+def missing(cell: Any) -> bool:
+    """Whether a cell of what is to be predicted is empty; JSON written by data frames has NaN there."""
+    return cell is None or (isinstance(cell, str) and not cell.strip()) or cell != cell
+
+
+def complain(table: Table, column: str, wrong: Callable[[Any], bool], what: str) -> None:
+    """Raises: DataError naming the first lines whose cell of this column is wrong."""
+    rows = [index for index, row in enumerate(table.rows) if wrong(row[column])]
+    if rows:
+        lines = ", ".join(str(table.lines[index]) for index in rows[:_NAMED_LINES])
+        more = f" and {len(rows) - _NAMED_LINES} more" if len(rows) > _NAMED_LINES else ""
+        raise DataError(
+            f"{table.path}: expected no row {what}, found {len(rows)} (line {lines}{more})", "fill in or remove them"
+        )

@@ -1,0 +1,117 @@
+"""Tables of generation: which columns hold the source and its references, and one record from all rows of a source."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from handful.data.columns import Columns, check_column, check_text, complain, missing, only, present
+from handful.data.tables import Table
+from handful.data.task import Example, Task, TaskKind, TestRows, text_key
+from handful.errors import DataError
+
+SOURCE_NAMES = ("source", "input", "text", "mr")
+REFERENCE_NAMES = ("references", "reference", "ref", "targets", "target")
+
+GENERATION_METRIC = "bleu"
+"""Case-sensitive and on 13a tokens. The official data sets have variants of their own (`data/nlg.py`)."""
+
+
+def generation_columns(table: Table, wanted: Columns, kind: TaskKind | None) -> tuple[Columns, list[str]] | None:
+    """The columns of source and references with notes on the choice, or None where the table is of another kind.
+
+    It is of generation if that is asked for, or if what is to be predicted stands in a column named after references,
+    holds lists in JSON, or is a "target" beside a "source", "input" or "mr". A column "label" that exists always
+    means classes or numbers. Raises: DataError if the kind is clear and a column is not.
+    """
+    if kind not in (None, "generation"):
+        return None
+    named = wanted.label if wanted.label in table.columns else None
+    customary = present(table, REFERENCE_NAMES) if wanted.label == "label" else []
+    found = [named] if named else customary
+    sources = [wanted.text] if wanted.text in table.columns else source_columns(table)
+    if kind is None and not (len(found) == 1 and _unmistakable(table, found[0], sources)):
+        return None
+    reference = only(table, "reference", wanted.label or "references", found, option="--label")
+    source = only(table, "source", wanted.text, [name for name in sources if name != reference], option="--text")
+    notes = [f"{table.name}: read the column {source!r} as the source and {reference!r} as its references"]
+    if kind is None:
+        notes.append(f"kind generation: the column {reference!r} holds texts to write; for classes give --kind")
+    if wanted.text_pair:
+        raise DataError(
+            f"{table.path}: generation has one source column, found {source!r} and {wanted.text_pair!r}",
+            "leave --text-pair out, or write both texts into one column",
+        )
+    return Columns(source, None, reference), notes
+
+
+def source_columns(table: Table) -> list[str]:
+    """Columns that may hold the source; one of that very name is the only one."""
+    return present(table, ("source",)) or present(table, SOURCE_NAMES)
+
+
+def _unmistakable(table: Table, reference: str, sources: list[str]) -> bool:
+    name = reference.lower()
+    if name not in REFERENCE_NAMES or not sources:
+        return False
+    lists = any(isinstance(row.get(reference), list) for row in table.rows)
+    return lists or name.startswith("ref") or sources[0].lower() in ("source", "input", "mr")
+
+
+def records(table: Table, columns: Columns) -> tuple[Example, ...]:
+    """One example a source, in the order of their first rows, with the references of all rows of that source.
+
+    A cell of references holds one text, or in JSON a list of texts. Raises: DataError naming the lines with a missing
+    column, an empty source, no reference, or one that is empty or no text.
+    """
+    source, reference = columns.text, columns.label or "references"
+    _check_cells(table, source, reference)
+    first: dict[str, int] = {}
+    references: dict[str, list[str]] = {}
+    for index, row in enumerate(table.rows):
+        first.setdefault(row[source], index)
+        references.setdefault(row[source], []).extend(_texts(row[reference]))
+    return tuple(
+        Example(text, source=f"{table.name}:{table.lines[index]}", references=tuple(references[text]))
+        for text, index in first.items()
+    )
+
+
+def _texts(cell: Any) -> list[Any]:
+    return cell if isinstance(cell, list) else [cell]
+
+
+def _check_cells(table: Table, source: str, reference: str) -> None:
+    for name in (source, reference):
+        check_column(table, name)
+    complain(table, reference, lambda cell: missing(cell) or cell == [], f"without a reference in {reference!r}")
+    for index, row in enumerate(table.rows):
+        check_text(table, index, source, row[source])
+        for text in _texts(row[reference]):
+            check_text(table, index, reference, text)
+    complain(table, source, lambda cell: not cell.strip(), f"with an empty source in {source!r}")
+    complain(
+        table, reference, lambda cell: not all(text.strip() for text in _texts(cell)),
+        f"with an empty reference in {reference!r}",
+    )  # fmt: skip
+
+
+def generation_task(
+    pool: Table, test: Table | None, dev: Table | None, columns: Columns, notes: list[str], *, metric: str | None
+) -> Task:
+    """The task in these tables. Sources of the pool that stand in test too are told in a note; a split drops them."""
+    found = [records(table, columns) if table else None for table in (pool, test, dev)]
+    notes = [*notes, *_merged(pool, found[0] or ())]
+    if metric is None:
+        metric = GENERATION_METRIC
+        notes.append(f"metric {metric}: the default for generation")
+    closed = TestRows(found[1]) if found[1] is not None else None
+    repeated = sum(text_key(row) in closed.text_keys() for row in found[0] or ()) if closed else 0
+    if repeated:
+        notes.append(f"{repeated} source(s) of {pool.name} stand in the test rows too and are not used for training")
+    return Task(pool.name, "generation", (), metric, found[0] or (), closed, found[2], pool.path, tuple(notes))
+
+
+def _merged(table: Table, rows: tuple[Example, ...]) -> list[str]:
+    if len(rows) == len(table.rows):
+        return []
+    return [f"{len(table.rows)} rows of {table.name} are {len(rows)} records: rows of one source are its references"]
