@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, cast, final
 
 import torch
 
@@ -14,6 +14,9 @@ from handful.errors import ConfigError, DataError, ModelError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+NO_LOSS = -100
+"""The label of tokens that are not to be predicted, as torch and transformers have it."""
+
 CHUNK_BATCHES = 4
 """Batches whose rows are sorted by length together. More saves padding; fewer leaves the make-up of the batches
 more random, which counts when an epoch is only a handful of batches."""
@@ -22,10 +25,11 @@ more random, which counts when an epoch is only a handful of batches."""
 @final
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Rows padded on the right to one length S.
+    """Rows padded to one length S.
 
-    `inputs` are the model's arguments (B, S), int64. `labels` (B,) are int64 classes or float32 targets. `rows` (B,)
-    are the positions in the `EncodedRows` the batch was cut from.
+    `inputs` are the model's arguments (B, S), int64. `labels` (B,) are int64 classes or float32 targets; for generation
+    the tokens to write (B, T), int64, with -100 where there is none. `rows` (B,) are the positions in the `EncodedRows`
+    the batch was cut from.
     """
 
     inputs: dict[str, torch.Tensor]
@@ -43,7 +47,11 @@ class Batch:
 @final
 @dataclass(frozen=True, slots=True)
 class EncodedRows:
-    """Tokenised rows, unpadded. `truncated` counts the rows that were longer than the maximum length."""
+    """Tokenised rows, unpadded. `truncated` counts the rows that were longer than the maximum length.
+
+    For generation, `target_ids` are the labels of each row and `truncated_targets` counts references that were cut;
+    `pad_left` is for decoders that go on where their row ends.
+    """
 
     input_ids: list[list[int]]
     token_type_ids: list[list[int]] | None
@@ -51,6 +59,9 @@ class EncodedRows:
     truncated: int
     pad_token_id: int
     pad_token_type_id: int = 0
+    target_ids: list[list[int]] | None = None
+    truncated_targets: int = 0
+    pad_left: bool = False
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -65,18 +76,22 @@ class EncodedRows:
         rows = torch.tensor(indices, dtype=torch.int64)
         ids = [self.input_ids[index] for index in indices]
         inputs = {
-            "input_ids": _pad_right(ids, self.pad_token_id),
-            "attention_mask": _pad_right([[1] * len(row) for row in ids], 0),
+            "input_ids": _pad(ids, self.pad_token_id, self.pad_left),
+            "attention_mask": _pad([[1] * len(row) for row in ids], 0, self.pad_left),
         }
         if self.token_type_ids is not None:
             types = [self.token_type_ids[index] for index in indices]
-            inputs["token_type_ids"] = _pad_right(types, self.pad_token_type_id)
+            inputs["token_type_ids"] = _pad(types, self.pad_token_type_id)
+        if self.target_ids is not None:
+            return Batch(inputs, _pad([self.target_ids[index] for index in indices], NO_LOSS), rows)
         return Batch(inputs, None if self.labels is None else self.labels[rows], rows)
 
 
-def _pad_right(rows: Sequence[list[int]], value: int) -> torch.Tensor:
+def _pad(rows: Sequence[list[int]], value: int, left: bool = False) -> torch.Tensor:
     width = max(map(len, rows))
-    return torch.tensor([row + [value] * (width - len(row)) for row in rows], dtype=torch.int64)
+    padding = [[value] * (width - len(row)) for row in rows]
+    padded = [pad + row if left else row + pad for pad, row in zip(padding, rows, strict=True)]
+    return torch.tensor(padded, dtype=torch.int64)
 
 
 def encode(
@@ -87,6 +102,104 @@ def encode(
     Raises: DataError for test rows, rows of mixed shape, or a text that gives no token; ConfigError if no token of
     the text would fit; ModelError for a tokenizer that cannot pad.
     """
+    pad_token_id = _check_readable(examples, tokenizer)
+    _check_pairs(examples, kind)
+    pair = any(row.text_pair is not None for row in examples)
+    _check_room(max_length, tokenizer.num_special_tokens_to_add(pair))
+    encoded, truncated = _tokenise(examples, tokenizer, max_length)
+    _check_tokens(examples, encoded["input_ids"])
+    return EncodedRows(
+        input_ids=encoded["input_ids"],
+        token_type_ids=encoded.get("token_type_ids"),
+        labels=_labels(examples, kind),
+        truncated=truncated,
+        pad_token_id=pad_token_id,
+        pad_token_type_id=tokenizer.pad_token_type_id,
+    )
+
+
+def encode_generation(
+    examples: Sequence[Example],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    *,
+    encoder_decoder: bool,
+    target_length: int | None = None,
+    prefix: str = "",
+    separator: str = "\n",
+) -> EncodedRows:
+    """Tokenise records to be written: with a `target_length` to train on, one row a reference; else to write for, one
+    row a record.
+
+    Sources, behind the `prefix`, are cut to `max_length` tokens, references to `target_length`, the end token included;
+    a reference that was cut has none, lest the model learns to stop in mid-sentence. For an encoder-decoder a row is
+    the source and its labels are the reference. For a decoder it is source, `separator` (never cut) and reference in
+    one sequence, with loss on the reference alone; rows to write for are then padded on the left, so that all of them
+    end where the text begins.
+
+    Raises: DataError for test rows, a record without a reference to train on or a source without tokens; ConfigError if
+    no token would fit; ModelError for a tokenizer without a padding or end token.
+    """
+    pad_token_id = _check_readable(examples, tokenizer)
+    if not isinstance(tokenizer.eos_token_id, int):
+        raise ModelError(
+            f"the tokenizer of {tokenizer.name_or_path!r} has no end token, so that no text would end",
+            "set tokenizer.eos_token, or take a model that was made to write",
+        )
+    texts = [prefix + row.text for row in examples]
+    sources, truncated = _sources(texts, tokenizer, max_length, None if encoder_decoder else separator)
+    _check_tokens(examples, sources)
+    if target_length is None:
+        return EncodedRows(sources, None, None, truncated, pad_token_id, pad_left=not encoder_decoder)
+    if target_length < 1:
+        raise ConfigError(f"target_length: expected at least 1 token, found {target_length}")
+    pairs = [(ids, text) for row, ids in zip(examples, sources, strict=True) for text in _references(row)]
+    whole = [_target(text, tokenizer, encoder_decoder) for _, text in pairs]
+    inputs, targets = [ids for ids, _ in pairs], [ids[:target_length] for ids in whole]
+    if not encoder_decoder:
+        unlearned = [[NO_LOSS] * len(ids) for ids in inputs]
+        inputs = [ids + target for ids, target in zip(inputs, targets, strict=True)]
+        targets = [ids + target for ids, target in zip(unlearned, targets, strict=True)]
+    cut = sum(len(ids) > target_length for ids in whole)
+    return EncodedRows(inputs, None, None, truncated, pad_token_id, target_ids=targets, truncated_targets=cut)
+
+
+def _sources(
+    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_length: int, separator: str | None
+) -> tuple[list[list[int]], int]:
+    """Tokens of sources, each cut before its end mark or, for decoders, before the separator; how many were cut."""
+    ending = separator or ""
+    kept = len(tokenizer(ending, add_special_tokens=False)["input_ids"]) if ending else 0
+    _check_room(max_length, tokenizer.num_special_tokens_to_add() + kept)
+    rows = [tokenizer(text + ending, verbose=False)["input_ids"] for text in texts]
+    marked = any(ids[-1:] == [tokenizer.eos_token_id] for ids in rows)
+    if marked and separator is not None:  # the reference goes on where the source ends
+        rows = [ids[:-1] for ids in rows]
+    elif marked:
+        kept = 1
+    cut = [ids if len(ids) <= max_length else ids[: max_length - kept] + ids[len(ids) - kept :] for ids in rows]
+    return cut, sum(len(ids) > max_length for ids in rows)
+
+
+def _target(text: str, tokenizer: PreTrainedTokenizerBase, encoder_decoder: bool) -> list[int]:
+    """The tokens of a reference and the end token."""
+    encoded: Mapping[str, Any]
+    if encoder_decoder:
+        encoded = tokenizer(text_target=text, verbose=False)
+    else:
+        encoded = tokenizer(text, add_special_tokens=False, verbose=False)
+    end, ids = cast(int, tokenizer.eos_token_id), cast(list[int], encoded["input_ids"])
+    return ids if ids[-1:] == [end] else [*ids, end]
+
+
+def _references(row: Example) -> tuple[str, ...]:
+    if not row.references:
+        raise DataError(f"{row.source}: expected a reference to train on, found none", "give every record a text")
+    return row.references
+
+
+def _check_readable(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> int:
+    """The padding token of a tokenizer, where the rows may be opened."""
     if isinstance(examples, TestRows):
         raise DataError(
             "encode() expects training, development or unlabelled rows, found TestRows",
@@ -97,25 +210,21 @@ def encode(
             f"the tokenizer of {tokenizer.name_or_path!r} has no padding token",
             "set tokenizer.pad_token, for instance to tokenizer.eos_token",
         )
-    _check_pairs(examples, kind)
-    pair = any(row.text_pair is not None for row in examples)
-    if max_length <= (marks := tokenizer.num_special_tokens_to_add(pair)):
+    return tokenizer.pad_token_id
+
+
+def _check_room(max_length: int, marks: int) -> None:
+    if max_length <= marks:
         raise ConfigError(
             f"max_length: {max_length} leaves no room for text beside {marks} special tokens",
             f"use at least {marks + 1}, better as many as most texts have",
         )
-    encoded, truncated = _tokenise(examples, tokenizer, max_length)
-    for row, ids in zip(examples, encoded["input_ids"], strict=True):
+
+
+def _check_tokens(examples: Sequence[Example], encoded: Sequence[Sequence[int]]) -> None:
+    for row, ids in zip(examples, encoded, strict=True):
         if not ids:
             raise DataError(f"{row.source}: the text {row.text!r} gives no token", "remove the row or give it a text")
-    return EncodedRows(
-        input_ids=encoded["input_ids"],
-        token_type_ids=encoded.get("token_type_ids"),
-        labels=_labels(examples, kind),
-        truncated=truncated,
-        pad_token_id=tokenizer.pad_token_id,
-        pad_token_type_id=tokenizer.pad_token_type_id,
-    )
 
 
 def _tokenise(
@@ -140,8 +249,8 @@ def _shortened(texts: list[str], tokenizer: PreTrainedTokenizerBase, max_length:
     """One side of pairs, with every text far beyond `max_length` tokens cut to about twice as many.
 
     A fast tokenizer keeps whatever it cuts off, of a pair every piece of one text with every piece of the other: two
-    texts of 16,000 tokens would take 15 GB. What is cut here would be cut then. A text that was cut keeps one token more
-    than twice as many, so that it stays the longer one beside a text of just that length.
+    texts of 16,000 tokens would take 15 GB. What is cut here would be cut then: a text that was cut keeps one token
+    more than twice as many, so that it stays the longer one beside a text of just that length.
     """
     far = [index for index, text in enumerate(texts) if len(text) > 4 * max_length]
     if not far or not tokenizer.is_fast:
