@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, final
 
@@ -88,6 +88,14 @@ class AbstractGatedAdapter(AbstractHeadedAdapter):
     def after_step(self, step: int) -> None:
         self.progress.fill_(step / self.steps)
 
+    def parameter_groups(self) -> Iterator[tuple[str, list[nn.Parameter]]]:
+        """Gates and LoRA by the adapter's rate, biases by the head's, as in the authors' script (sheet 4.1)."""
+        slow = [*self.head.parameters(), *self.biases.parameters()]
+        slow += self.pooler.parameters() if self.pooler is not None else []
+        held = {id(parameter) for parameter in slow}
+        fast = [parameter for parameter in self.parameters() if id(parameter) not in held]
+        yield from ((name, group) for name, group in (("adapter", fast), ("head", slow)) if group)
+
     @abstractmethod
     def values(self, *, deterministic: bool = False) -> torch.Tensor:
         """The gates (n,) at the chosen point, or ẑ at the midpoint without noise."""
@@ -130,7 +138,8 @@ class AbstractGatedAdapter(AbstractHeadedAdapter):
     @torch.no_grad()
     def merged_model(self) -> nn.Module:
         """A copy of the backbone's model with ẑ, biases and LoRA folded into its weights; closed parts are zeros."""
-        model = copy.deepcopy(self.backbone.model)
+        with self.gating.open():  # the gates of a training step cannot be copied
+            model = copy.deepcopy(self.backbone.model)
         remove_gating(model.get_submodule(name) for name in self.gating.modules)
         fold(model, self.gates(self.values(deterministic=True)))
         return model.requires_grad_(False)

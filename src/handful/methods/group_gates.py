@@ -162,7 +162,7 @@ class GroupGatesAdapter(AbstractGatedAdapter):
 
     Scores m start at the rank of the group's importance in its block, from 0 to 1. The share closed rises from none
     after `dense_share` of training, as 1 − (1 − t)³, to the whole budget at `close_share`; from there on the closed
-    ones stay closed, gates do not change any more, and what else is trained recovers. Without `learning`, the least
+    ones stay closed, there is no noise, and the scales of the others are trained on. Without `learning`, the least
     important are closed at once.
     """
 
@@ -287,10 +287,9 @@ class GroupGatesAdapter(AbstractGatedAdapter):
         if not self.learning:
             return (~self.closed).to(self.scores)
         point = midpoint_weights(self.num_vertices) if deterministic else self._point
-        scores = self.scores.detach() if self.hardened else self.scores
-        u = (mix(point, scores) - self.threshold) * self.learning.slope
+        u = (mix(point, self.scores) - self.threshold) * self.learning.slope
         if deterministic or self._noise is None:
-            return u.clamp(0, 1).masked_fill(self.closed, 0)
+            return u.clamp(LEAST_OPEN, 1).masked_fill(self.closed, 0)
         return (u + self._noise).clamp(0, 1)
 
     def penalty(self) -> torch.Tensor | None:
@@ -310,6 +309,9 @@ class GroupGatesAdapter(AbstractGatedAdapter):
     def report(self) -> dict[str, Any]:
         return {"gates": self.gate_map(), **self.diagnostics()}
 
+
+LEAST_OPEN = 0.01
+"""The least a gate can be that is not closed, so that training on does not close more than the budget says."""
 
 SPREAD = 0.05
 """Standard deviation between the vertices' scores at the start, in units of the whole range of ranks."""

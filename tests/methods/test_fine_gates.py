@@ -1,0 +1,344 @@
+"""Adapters of gates: checks 1, 7, 8 and 10 of the FineGates sheet, budgets, collapse, and pruning beside them."""
+
+import copy
+
+import pytest
+import torch
+
+from handful.backbone.blocks import FAMILIES, find_blocks, matrix
+from handful.backbone.skeleton import load_skeleton
+from handful.backbone.tiny import TINY_FAMILIES, tiny_backbone
+from handful.errors import ConfigError, ModelError
+from handful.evaluation.evaluate import encode_for
+from handful.methods.fine_gates import FineGates
+from handful.methods.prune import Prune
+from handful.runs.spec import resolve
+from handful.testing import toy_task
+from handful.training.config import TrainingConfig
+from handful.training.fit import fit
+
+GATED = [family for family in TINY_FAMILIES if family in FAMILIES]
+
+
+def attach(family="bert", method=FineGates, **settings):
+    backbone, task = tiny_backbone(family), toy_task()
+    adapter = method(**settings).attach(backbone, task, generator=torch.Generator().manual_seed(0))
+    return adapter, encode_for(adapter, task.pool, task, 64), task
+
+
+def train(adapter, rows, task, *, epochs=4, dev=None, on_event=None, **settings):
+    config = TrainingConfig(epochs=epochs, learning_rate=settings.pop("learning_rate", 1e-2), **settings)
+    return fit(
+        adapter, rows, dev, config, kind=task.kind, metric=task.metric, generator=torch.Generator().manual_seed(1),
+        on_event=on_event,
+    )  # fmt: skip
+
+
+def scores(adapter, rows):
+    adapter.eval().begin_batch(None)
+    with torch.no_grad():
+        return adapter(rows.batch(range(8)))
+
+
+@pytest.mark.parametrize("family", GATED)
+def test_at_the_start_published_gates_change_nothing(family):
+    adapter, rows, _ = attach(family, mode="faithful", init_std=0.0)
+    plain = adapter.head(adapter.backbone.features(rows.batch(range(8)).inputs))
+    with adapter.gating.open():
+        expected = adapter.head(adapter.backbone.features(rows.batch(range(8)).inputs))
+    assert torch.equal(scores(adapter, rows), expected)
+    assert torch.equal(plain, expected)
+
+
+def test_noise_is_in_training_only_and_the_same_for_all_rows_of_a_batch():
+    adapter, rows, _ = attach(mode="faithful", init_mean=0.0)
+    generator = torch.Generator().manual_seed(0)
+    batch = rows.batch([0, 0, 1])
+
+    def run(generator):
+        adapter.begin_batch(batch, generator)
+        with torch.no_grad():
+            return adapter(batch)
+
+    assert adapter.train() is adapter
+    first, second = run(generator), run(generator)
+    assert not torch.allclose(first, second)
+    torch.testing.assert_close(first[0], first[1])  # rows share the draw
+    adapter.eval()
+    assert torch.equal(run(generator), run(generator))
+
+
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        (FineGates, {"mode": "faithful", "init_mean": 0.0, "lora_rank": 2}),
+        (FineGates, {"target_sparsity": 0.3}),
+        (FineGates, {"target_sparsity": 0.3, "groups": "units-and-heads", "lora_rank": 2, "num_vertices": 3}),
+        (Prune, {"target_sparsity": 0.3}),
+    ],
+)
+@pytest.mark.parametrize("family", ["bert", "llama", "gpt2"])
+def test_the_merged_model_computes_what_the_trained_adapter_does(family, method, settings):
+    adapter, rows, task = attach(family, method, **settings)
+    train(adapter, rows, task, epochs=2)
+    expected = scores(adapter, rows)
+    with torch.no_grad():
+        for name in adapter.low_rank:
+            adapter.low_rank[name].add_(0.05)
+        if adapter.low_rank:
+            assert not torch.allclose(scores(adapter, rows), expected)
+            expected = scores(adapter, rows)
+    merged = adapter.merged_model()
+    adapter.detach()
+    assert not torch.allclose(adapter.head(adapter.backbone.features(rows.batch(range(8)).inputs)), expected)
+    adapter.backbone.model = merged
+    found = adapter.head(adapter.backbone.features(rows.batch(range(8)).inputs))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("groups", ["units", "units-and-heads"])
+@pytest.mark.parametrize("family", ["bert", "llama", "deberta-v2", "t5"])
+@pytest.mark.parametrize("target", [0.1, 0.4])
+def test_coupled_gates_close_what_they_were_asked_to(family, groups, target):
+    adapter, rows, task = attach(family, target_sparsity=target, groups=groups)
+    train(adapter, rows, task)
+    unit = max(adapter.budget.costs) * len(adapter.budget.gated) / adapter.blocks.parameters()
+    assert adapter.diagnostics()["removed"] == pytest.approx(target, abs=max(0.01, unit))
+    for side in adapter.sides:
+        assert int(adapter.closed[side.slice].sum()) < side.stop - side.start
+    closed, model = adapter.closed.clone(), adapter.merged_model()
+    zeros = 0
+    for side, cost in zip(adapter.sides, adapter.budget.costs, strict=True):
+        columns = matrix(model.get_submodule(side.matrix)) == 0
+        dead = columns.all(0).view(side.stop - side.start, -1).all(1)
+        assert torch.equal(dead, closed[side.slice])
+        zeros += int(dead.sum()) * cost
+    assert zeros / adapter.blocks.parameters() == adapter.diagnostics()["removed"]
+
+
+def test_the_budget_of_a_wide_model_is_met_within_a_percent():
+    backbone = load_skeleton("minilm")
+    for target in (0.1, 0.2, 0.3, 0.4, 0.6):
+        for groups in ("units", "units-and-heads"):
+            adapter = FineGates(target_sparsity=target, groups=groups).attach(
+                backbone, toy_task(), generator=torch.Generator().manual_seed(0)
+            )
+            assert adapter.budget.removed(adapter.budget.closing) == pytest.approx(target, abs=0.01)
+            kept = {size - count for size, count in zip(adapter.budget.sizes, adapter.budget.closing, strict=True)}
+            assert all(width % 16 == 0 or width <= 12 for width in kept)
+            adapter.detach()
+
+
+def test_a_target_beyond_what_can_be_removed_is_refused_with_what_can():
+    backbone, task = tiny_backbone("bert"), toy_task()
+    (reason,) = FineGates(target_sparsity=0.7).check(backbone, task)
+    assert "with one unit left in every block 0.493 of them are gone" in reason and "units-and-heads" in reason
+    with pytest.raises(ModelError, match=r"0\.493"):
+        FineGates(target_sparsity=0.7).attach(backbone, task, generator=torch.Generator().manual_seed(0))
+    adapter, rows, task = attach(target_sparsity=0.85, groups="units-and-heads")
+    train(adapter, rows, task)
+    assert all(int((~adapter.closed[side.slice]).sum()) >= 1 for side in adapter.sides)
+
+
+@pytest.mark.parametrize("target", [0, 1, -0.1, "much"])
+@pytest.mark.parametrize("method", ["fine-gates", "prune"])
+def test_impossible_targets_are_refused_before_any_model_is_loaded(method, target):
+    with pytest.raises(ConfigError, match="target_sparsity"):
+        resolve(method, model="no-such-model", overrides={"target_sparsity": target})
+
+
+def test_gates_close_slowly_and_stay_closed():
+    adapter, rows, task = attach(target_sparsity=0.3, close_share=0.5, dense_share=0.2)
+    removed, closed = [], []
+    original = adapter.after_step
+
+    def after(step):
+        original(step)
+        removed.append(adapter.diagnostics()["removed"])
+        closed.append(adapter.closed.clone())
+
+    adapter.after_step = after
+    train(adapter, rows, task, epochs=10)
+    steps = len(removed)
+    assert removed[0] == 0 and removed[steps // 5 - 1] == 0
+    assert removed == sorted(removed)
+    half = next(step for step in range(steps) if (step + 1) / steps >= 0.5)
+    assert removed[half] == removed[-1] > 0.28 and 0 < removed[steps // 3] < removed[-1]
+    assert all(torch.equal(mask, closed[-1]) for mask in closed[half:])
+
+
+def test_the_best_state_is_one_that_met_the_budget():
+    adapter, rows, task = attach(target_sparsity=0.3)
+    dev = encode_for(adapter, task.pool[:20], task, 64)
+    result = train(adapter, rows, task, epochs=5, dev=dev, selection="best")
+    assert result.chosen_step >= 0.6 * result.steps
+    assert adapter.diagnostics()["removed"] > 0.28
+    assert result.history[0]["removed"] < result.history[-1]["removed"]
+
+
+def test_without_a_step_the_least_important_are_closed():
+    adapter, rows, task = attach(target_sparsity=0.3)
+    train(adapter, rows, task, epochs=0)
+    assert adapter.diagnostics()["removed"] > 0.28
+
+
+def test_published_gates_close_under_moderate_pressure_and_collapse_under_much():
+    """Sheet 2, observation 3, and that the collapse is said."""
+    found = {}
+    for weight in (5.0, 300.0):
+        adapter, rows, task = attach(
+            mode="faithful", target_sparsity=0.4, penalty_weight=weight, match_features=0.0, init_std=0.02
+        )
+        train(adapter, rows, task, epochs=100, learning_rate=1e-2, schedule="constant", gradient_clip=0.0)
+        found[weight] = adapter.diagnostics(), adapter.notes
+    (mild, no_notes), (hard, notes) = found.values()
+    assert hard["open_probability"] == pytest.approx(0.6, abs=0.05) and hard["closed"] < 0.04 and hard["soft"] > 0.5
+    assert "lock-step collapse" in notes[0]
+    assert mild["closed"] > 0.04 and not no_notes
+
+
+def test_removed_is_counted_from_open_rows_and_columns():
+    adapter, _, _ = attach(mode="faithful")
+    with torch.no_grad():
+        adapter.logits.fill_(3)
+        rows, columns = adapter.sides[:2]
+        adapter.logits[0, rows.start : rows.start + 16] = -3
+        adapter.logits[0, columns.start : columns.start + 32] = -3
+    total = sum(matrix(adapter.backbone.model.get_submodule(n)).numel() for n in adapter.blocks.matrices)
+    assert adapter.diagnostics()["removed"] == pytest.approx((64 * 64 - 48 * 32) / total)
+    first = adapter.report()["gates"][0]
+    assert (first["open"], first["soft"], first["closed"]) == (48, 0, 16)
+
+
+def test_the_pressure_on_a_gate_does_not_depend_on_the_models_size():
+    gradients = {}
+    for layers in (2, 6):
+        backbone = tiny_backbone("bert")
+        if layers == 2:
+            backbone.model.encoder.layer = backbone.model.encoder.layer[:2]
+        adapter = FineGates(mode="faithful", init_std=0.0, match_features=0).attach(
+            backbone, toy_task(), generator=torch.Generator().manual_seed(0)
+        )
+        adapter.penalty().backward()
+        gradients[layers] = adapter.logits.grad
+    torch.testing.assert_close(*(g[0, :1] for g in gradients.values()))
+    torch.testing.assert_close(gradients[2], gradients[2][:, :1].expand_as(gradients[2]))  # wide sides and narrow ones
+
+
+def test_matched_features_are_those_of_the_model_as_it_was():
+    adapter, rows, task = attach(target_sparsity=0.3)
+    batch = rows.batch([3, 1, 2])
+    expected = adapter.backbone.features(batch.inputs)
+    adapter.train().begin_batch(batch, torch.Generator().manual_seed(0))
+    adapter(batch)
+    torch.testing.assert_close(adapter.penalty(), torch.zeros(()), atol=1e-10, rtol=0)
+    train(adapter, rows, task, epochs=2)
+    adapter._ungated.clear()  # as after a resumption
+    adapter.train().begin_batch(batch, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(adapter._expected, expected)
+    adapter(batch)
+    assert adapter.penalty() > 1e-4
+
+
+@pytest.mark.parametrize("importance", ["taylor", "wanda", "magnitude", "random"])
+def test_pruning_takes_the_least_important(importance):
+    adapter, rows, task = attach("bert", Prune, importance=importance, target_sparsity=0.3)
+    side = adapter.sides[1]
+    with torch.no_grad():  # a unit without any weight is the least important by every measure but chance
+        matrix(adapter.backbone.model.get_submodule(side.matrix))[:, 5] = 0
+        adapter.backbone.model.encoder.layer[1].intermediate.dense.weight[5] = 0
+    train(adapter, rows, task, epochs=0)
+    assert adapter.diagnostics()["soft"] == 0
+    assert adapter.diagnostics()["removed"] == pytest.approx(0.3, abs=0.03)
+    assert adapter.closed[side.start + 5] or importance == "random"
+
+
+def test_pruning_by_chance_follows_the_seed():
+    closed = []
+    for seed in (0, 0, 1):
+        adapter, rows, _ = attach("bert", Prune, importance="random")
+        adapter.begin_training(0)
+        adapter.warm_start(rows, torch.Generator().manual_seed(seed))
+        closed.append(adapter.closed)
+    assert torch.equal(closed[0], closed[1]) and not torch.equal(closed[0], closed[2])
+
+
+def test_the_gradients_importance_is_the_loss_that_a_gate_moves():
+    adapter, rows, _ = attach("bert", Prune, importance="taylor")
+    batch = rows.batch(range(4))
+    adapter.backbone.model.double()
+    adapter.head.double()
+    gates = torch.ones(adapter.num_gates, dtype=torch.float64, requires_grad=True)
+    loss = adapter._loss_under(batch, gates)
+    (gradient,) = torch.autograd.grad(loss, gates)
+    unit = int(gradient.abs().argmax())
+    with torch.no_grad():
+        gates[unit] -= 1e-5
+        moved = (loss - adapter._loss_under(batch, gates)) / 1e-5
+    assert float(gradient[unit]) == pytest.approx(float(moved), rel=1e-3)
+
+
+def test_a_head_that_stays_is_no_parameter_of_training():
+    adapter, rows, task = attach(train_head=False, train_biases=False)
+    adapter.begin_training(4)
+    adapter.warm_start(rows, torch.Generator().manual_seed(0))
+    before = copy.deepcopy(adapter.head.state_dict())
+    result = train(adapter, rows, task, epochs=2)
+    assert result.parameters == adapter.num_gates
+    for name in ("weight", "bias"):
+        assert torch.equal(adapter.head.state_dict()[name], before[name])
+
+
+def test_detaching_gives_the_backbone_back():
+    for settings in ({"mode": "faithful"}, {}):
+        adapter, rows, task = attach("roberta", lora_rank=2, **settings)
+        before = {name: tensor.clone() for name, tensor in adapter.backbone.model.state_dict().items()}
+        expected = adapter.backbone.features(rows.batch([0, 1]).inputs)
+        train(adapter, rows, task, epochs=1)
+        adapter.detach()
+        assert all(torch.equal(before[name], now) for name, now in adapter.backbone.model.state_dict().items())
+        assert torch.equal(adapter.backbone.features(rows.batch([0, 1]).inputs), expected)
+        assert not any("forward" in vars(module) for module in adapter.backbone.model.modules())
+
+
+def test_biases_that_a_matrix_lacks_are_not_added():
+    adapter, _, _ = attach("llama", mode="faithful")
+    assert not list(adapter.biases.parameters())
+    adapter, _, _ = attach("bert", mode="faithful")
+    layers = find_blocks(adapter.backbone.model).matrices
+    assert len(list(adapter.biases.parameters())) == len(layers)
+
+
+@pytest.mark.parametrize("preset", ["repo", "peft", "stg", "paper"])
+def test_presets_are_those_of_their_sources(preset):
+    spec = resolve("fine-gates", preset=preset)
+    method = spec.method
+    assert method.mode == "faithful" and method.penalty_std == 0.5 and method.match_features == 0
+    gate = {
+        "repo": ("tanh", 1.0, 0.1, 0.1, 50, 0.4), "peft": ("tanh", 0.9, 0.1, 0.0, 0.01, 0.2),
+        "stg": ("shift", 0.0, 0.01, 0.5, 0.1, 0.4), "paper": ("none", 1.0, 0.1, 0.1, 50, 0.4),
+    }[preset]  # fmt: skip
+    found = (method.squash, method.init_mean, method.init_std, method.noise_std, method.penalty_weight)
+    assert (*found, method.target_sparsity) == gate
+    assert spec.training.learning_rate == spec.training.head_learning_rate == 1e-3
+    assert spec.training.schedule == "constant" and spec.training.trunk_dropout
+
+
+def test_a_simplex_of_gates_draws_between_its_vertices():
+    adapter, rows, task = attach(mode="faithful", num_vertices=3, init_mean=0.0, init_std=0.3)
+    batch = rows.batch(range(4))
+    vertices = []
+    adapter.eval()
+    with torch.no_grad():
+        for vertex in range(3):
+            adapter.begin_batch(batch, vertex=vertex)
+            vertices.append(adapter.values())
+        adapter.begin_batch(batch, torch.Generator().manual_seed(0))
+        drawn = adapter.values()
+        adapter.begin_batch(None)
+        middle = adapter.values()
+    assert not any(torch.equal(drawn, other) for other in (*vertices, middle))
+    expected = (0.5 + adapter.logits.mean(0).tanh()).clamp(0, 1)
+    torch.testing.assert_close(middle, expected)
+    train(adapter, rows, task, epochs=2)
+    assert torch.equal(scores(adapter, rows), scores(adapter, rows))

@@ -1,0 +1,66 @@
+"""Checks 2, 3 and 8 of the FineGates sheet: the law of a gate, and what its penalty's target really delivers."""
+
+import math
+
+import pytest
+import torch
+
+from handful.methods.gates import CLOSING_LOGIT, deviation, location, open_probability
+
+
+@pytest.mark.parametrize("u", [-0.4, -0.2, 0.0, 0.2, 0.6, 1.0, 1.4])
+@pytest.mark.parametrize("std", [0.1, 0.5])
+def test_the_share_of_open_draws_is_the_open_probability_of_the_noise(u, std):
+    draws = (u + std * torch.randn(10**6, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
+    expected = 0.5 * math.erfc(-u / std / math.sqrt(2))
+    assert float((draws > 0).double().mean()) == pytest.approx(expected, abs=3e-3)
+    assert float(open_probability(torch.tensor(u, dtype=torch.float64), std)) == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_penalty_sees_another_probability_than_the_noise_gives():
+    u = torch.tensor([0.2, -0.2], dtype=torch.float64)
+    assert open_probability(u, 0.5).tolist() == pytest.approx([0.655, 0.345], abs=1e-3)
+    assert open_probability(u, 0.1).tolist() == pytest.approx([0.977, 0.023], abs=1e-3)
+
+
+def test_points_of_the_formula():
+    m = torch.tensor([1.0, 0.0, CLOSING_LOGIT, -CLOSING_LOGIT], dtype=torch.float64)
+    u = location(m)
+    assert float(open_probability(u, 0.5)[0]) == pytest.approx(0.99419, abs=1e-5)
+    assert u.clamp(0, 1).tolist() == pytest.approx([1, 0.5, 1, 0], abs=1e-12)
+    assert pytest.approx(0.549306, abs=1e-6) == CLOSING_LOGIT
+    starts = 1 + 0.1 * torch.randn(10**6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert float(open_probability(location(starts), 0.5).mean()) == pytest.approx(0.9939, abs=1e-4)
+    assert float((location(starts) < 1).double().mean()) < 2e-5
+
+
+def test_squashes():
+    m = torch.tensor([0.3])
+    assert location(m, "none") == 0.3 and location(m, "shift") == 0.8
+    assert float(location(m, "tanh")) == pytest.approx(0.5 + math.tanh(0.3))
+
+
+def test_a_clipped_gate_gets_no_gradient_from_the_task_but_from_the_penalty():
+    m = torch.tensor([-2.0, 2.0, 0.1], dtype=torch.float64, requires_grad=True)
+    (task,) = torch.autograd.grad(location(m).clamp(0, 1).sum(), m, retain_graph=True)
+    assert task[:2].tolist() == [0, 0] and task[2] > 0
+    (penalty,) = torch.autograd.grad(open_probability(location(m), 0.5).sum(), m)
+    assert (penalty > 0).all()
+
+
+def test_gates_that_are_open_or_closed_meet_the_target_of_04_at_0475_closed():
+    """Sheet 2: the biased target is reproduced, (0.9987 − 0.6) / 0.84 of a side."""
+    side = 100_000
+    closed = round(0.475 * side)
+    m = torch.full((side,), 20.0, dtype=torch.float64)
+    m[:closed] = -20.0
+    p = open_probability(location(m), 0.5)
+    axes, sizes = torch.zeros(side, dtype=torch.long), torch.tensor([float(side)], dtype=torch.float64)
+    assert float(deviation(p, axes, sizes, 0.6)) < 1e-3
+    assert float(deviation(p, axes, sizes, 1 - 0.475)) > 0.05
+
+
+def test_the_deviation_is_of_each_side_apart():
+    p = torch.tensor([1.0, 0.0, 0.5, 0.5, 0.5])
+    found = deviation(p, torch.tensor([0, 0, 1, 1, 1]), torch.tensor([2.0, 3.0]), 0.6)
+    torch.testing.assert_close(found, torch.tensor([0.1, 0.1]))
