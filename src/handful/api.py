@@ -84,7 +84,9 @@ class FittedModel:
         return self.predictions(texts, "ensemble").disagreement
 
     def export(self, folder: str | Path, format: str = "peft", *, overwrite: bool = False) -> ExportReport:
-        """Write a folder that stock PEFT ("peft") or stock transformers ("dense") loads, and check it there."""
+        """Write a folder that stock PEFT ("peft"), stock transformers ("dense"), handful's own loader ("compact") or
+        onnxruntime ("onnx") loads, and check it there.
+        """
         trained = self._trained
         return export(
             trained.adapter, trained.backbone, trained.task, Path(folder), format,

@@ -10,8 +10,6 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
-from handful.backbone.load import load_backbone
-from handful.backbone.tiny import tiny_model, tiny_tokenizer
 from handful.data.batching import encode
 from handful.errors import ConfigError, RunError
 from handful.export import verify
@@ -24,35 +22,6 @@ from handful.methods.peft_bridge import IA3, LoRA, Peft, PromptTuning
 from handful.methods.prefix import Prefix
 from handful.methods.prefix_subspace import PrefixSubspace
 from handful.testing import toy_task
-
-
-@pytest.fixture
-def stored(tmp_path):
-    """Makes a backbone of a tiny family from a folder that stays."""
-
-    def make(family, pooling="auto"):
-        folder = tmp_path / family
-        tiny_model(family).save_pretrained(folder)
-        tiny_tokenizer(family).save_pretrained(folder)
-        return load_backbone(str(folder), pooling=pooling)
-
-    return make
-
-
-@pytest.fixture
-def in_process(monkeypatch):
-    """Runs the README's code here instead of in a fresh process: fast, and with the same code."""
-    code_seen = []
-
-    def run(folder, code, inputs):
-        monkeypatch.chdir(folder)
-        loader = {}
-        exec(code, loader)
-        code_seen.append(code)
-        return loader["scores"](inputs)
-
-    monkeypatch.setattr("handful.export.folder.stock_scores", run)
-    return code_seen
 
 
 def trained(method, backbone, task, seed=0):

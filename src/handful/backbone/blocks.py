@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import final
+from typing import Literal, final
 
 import torch
 from torch import nn
@@ -26,12 +26,14 @@ class Names:
 
     `attention` are query, key, value and output; of three, the first is all of them side by side. `feed_forward` are
     one or two matrices into the units, then the one out of them. `heads` says who can do with fewer heads: the stock
-    class ("stock"), only our own loader ("compact"), or nobody, since something else counts them.
+    class ("stock"), only our own loader ("compact"), or nobody, since something else counts them ("none"). `width` is
+    the number of units in the family's configuration.
     """
 
     attention: tuple[str, ...]
     feed_forward: tuple[tuple[str, ...], ...]
-    heads: str
+    heads: Literal["stock", "compact", "none"]
+    width: str = "intermediate_size"
 
 
 _BERT = Names(
@@ -43,7 +45,7 @@ FAMILIES: Mapping[str, Names] = {
     "roberta": _BERT,
     "xlm-roberta": _BERT,
     "electra": _BERT,
-    "distilbert": Names(("q_lin", "k_lin", "v_lin", "out_lin"), (("lin1", "lin2"),), "compact"),
+    "distilbert": Names(("q_lin", "k_lin", "v_lin", "out_lin"), (("lin1", "lin2"),), "compact", "hidden_dim"),
     "mpnet": Names(("attn.q", "attn.k", "attn.v", "attn.o"), (("intermediate.dense", "output.dense"),), "none"),
     "deberta-v2": Names(
         ("self.query_proj", "self.key_proj", "self.value_proj", "output.dense"),
@@ -54,8 +56,8 @@ FAMILIES: Mapping[str, Names] = {
     "qwen2": _LLAMA,
     "qwen3": _LLAMA,
     "mistral": _LLAMA,
-    "gpt2": Names(("c_attn", "c_proj"), (("c_fc", "c_proj"),), "compact"),
-    "t5": Names(("q", "k", "v", "o"), (("wi", "wo"), ("wi_0", "wi_1", "wo")), "none"),
+    "gpt2": Names(("c_attn", "c_proj"), (("c_fc", "c_proj"),), "compact", "n_inner"),
+    "t5": Names(("q", "k", "v", "o"), (("wi", "wo"), ("wi_0", "wi_1", "wo")), "none", "d_ff"),
 }
 """MPNet's, DeBERTa's and T5's heads stay: their position biases are per head, one table for all layers."""
 
@@ -166,6 +168,8 @@ def obstacles(config: PreTrainedConfig) -> list[str]:
         return [f"no exact export of a gated {family} is known; it is for {', '.join(sorted(FAMILIES))}"]
     if getattr(config, "quantization_config", None):
         return ["the weights are quantised, and gates cannot be folded into them; load the model in full precision"]
+    if getattr(config, "add_cross_attention", False):
+        return [f"a {family} with cross-attention has blocks of another kind"]
     name = activation(config)
     if float(ACT2FN[name](torch.zeros(()))) != 0:
         return [f"the activation {name!r} is not 0 at 0: a closed unit would still add a constant"]

@@ -14,7 +14,11 @@ def export(
     run: Annotated[Path, typer.Argument(help="The folder that 'handful fit' made.")],
     output: Annotated[Path, typer.Option(help="The folder to write.")],
     format: Annotated[
-        str, typer.Option(help="peft: an adapter for stock PEFT; dense: a whole model for stock transformers.")
+        str,
+        typer.Option(
+            help="peft: an adapter for stock PEFT; dense: a whole model for stock transformers; compact: of gates or "
+            "pruning, each layer as small as it can be, for handful's loader; onnx: one file with the head inside."
+        ),
     ] = "peft",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an older export of that name.")] = False,
     model: Annotated[
@@ -22,7 +26,9 @@ def export(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Write a folder that stock PEFT or transformers loads, load it there in a new process, and compare the scores."""
+    """Write a folder that other libraries load, load it there in a new process, and compare the scores."""
+    from dataclasses import asdict
+
     from handful.cli.predict import open_model
     from handful.errors import ConfigError, nearest
     from handful.export.folder import refuse_existing
@@ -39,9 +45,12 @@ def export(
             {
                 "folder": str(report.folder), "form": report.plan.form, "summary": report.plan.summary,
                 "difference": report.difference, "verification": report.verification,
+                "size": asdict(report.size) if report.size else None,
             }
         )  # fmt: skip
         return
     print(f"{report.folder}: {report.plan.summary}")
     print(report.verification)
+    for sentence in report.size.sentences() if report.size else ():
+        print(sentence)
     say(f"how to load it: {report.folder / 'README.md'}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, final
@@ -19,10 +19,10 @@ from handful.data.batching import EncodedRows, encode
 from handful.data.task import Example, Task
 from handful.errors import ConfigError, RunError
 from handful.export.loaders import Loader
-from handful.export.plan import ExportPlan
+from handful.export.plan import ExportPlan, method_of
+from handful.export.size import Size
 from handful.export.verify import can_verify, compare, stock_scores
-from handful.methods.base import AbstractAdapter, AbstractMethod
-from handful.methods.head import AbstractHeadedAdapter, Head, HeadAdapter
+from handful.methods.head import AbstractHeadedAdapter
 from handful.runs.store import new_folder
 
 RECORD = "export.json"
@@ -33,12 +33,16 @@ _SENTENCES = ("A short text.", "Another one, which is a good deal longer than th
 @final
 @dataclass(frozen=True)
 class ExportReport:
-    """A written export. `difference` is the largest between its scores and ours, None where it was not verified."""
+    """A written export. `difference` is the largest between its scores and ours, None where it was not verified.
+
+    `size` says how much smaller and faster it is, where anything was taken out of the model.
+    """
 
     folder: Path
     plan: ExportPlan
     difference: float | None
     verification: str
+    size: Size | None = None
 
 
 @final
@@ -70,20 +74,22 @@ class ExportJob:
             )
         return str(path.resolve()) if path.is_dir() else name
 
-    def write(self, plan: ExportPlan, loader: Loader, fill: Callable[[Path], None]) -> ExportReport:
+    def write(self, plan: ExportPlan, loader: Loader, fill: Callable[[Path], Size | None]) -> ExportReport:
         """The folder, complete and verified or not at all; `fill` writes what is particular to the format.
+
+        What `fill` returns says how much smaller that is than the full model, where it is.
 
         Raises: RunError when the folder exists (and `overwrite` is off), cannot be written, or gives other scores.
         """
         refuse_existing(self.folder, self.overwrite)
         with new_folder(self.folder) as partial:
-            fill(partial)
+            size = fill(partial)
             self._write_common(partial, loader)
-            (partial / "README.md").write_text(self._readme(plan, loader), encoding="utf-8")
+            (partial / "README.md").write_text(self._readme(plan, loader, size), encoding="utf-8")
             difference, verification = self._verify(partial, loader)
-            record = self._record(plan, difference, verification)
+            record = self._record(plan, difference, verification, size)
             (partial / RECORD).write_text(json.dumps(record, indent=1, ensure_ascii=False), encoding="utf-8")
-        return ExportReport(self.folder, plan, difference, verification)
+        return ExportReport(self.folder, plan, difference, verification, size)
 
     def _write_common(self, partial: Path, loader: Loader) -> None:
         tokenizer = copy.deepcopy(self.backbone.tokenizer)
@@ -115,32 +121,37 @@ class ExportJob:
         return {name: tensor.cpu() for name, tensor in accepted.items() if isinstance(tensor, torch.Tensor)}, scores
 
     def _verify(self, partial: Path, loader: Loader) -> tuple[float | None, str]:
-        needs_peft = loader.base is not None
-        if not can_verify(needs_peft):
-            return None, "not verified: peft is not installed"
+        if not can_verify(loader.package):
+            return None, f"not verified: {loader.package} is not installed"
         inputs, expected = self.sample
-        difference = compare(stock_scores(partial, loader.code(), inputs), expected, float(self.adapter.head.scale))
-        stock = "transformers and PEFT" if needs_peft else "transformers"
+        found = torch.as_tensor(stock_scores(partial, loader.code(), inputs))
+        difference = compare(found, expected, float(self.adapter.head.scale))
         rows = f"scores of {len(expected)} rows"
-        return difference, f"{rows}, computed by stock {stock} in a fresh process, differ by at most {difference:.2g}"
+        return (
+            difference,
+            f"{rows}, computed by {loader.libraries} in a fresh process, differ by at most {difference:.2g}",
+        )
 
-    def _readme(self, plan: ExportPlan, loader: Loader) -> str:
+    def _readme(self, plan: ExportPlan, loader: Loader, size: Size | None) -> str:
         outputs = "one number" if self.task.kind == "regression" else "one score for each name in labels.json"
         hub = hub_name(self.backbone.name)
         lines = [
             f"# {_plain(self.task.name)}: {method_of(self.adapter).name} on {_plain(self.backbone.name)}",
             "",
-            f"This folder holds {plan.summary}. It gives {outputs}, and needs no handful:",
+            f"This folder holds {plan.summary}. It gives {outputs}, and {loader.needs}:",
             "",
             f"```python\n{loader.code()}```",
             "",
             f"The pretrained model is {_plain(self.backbone.name)}{f' (hub: {hub})' if hub else ''}. Longer texts "
             f"are cut to {loader.max_length} tokens. Written by handful {__version__}; what was verified, and how, "
             f"stands in {RECORD}.",
+            *(("", *(f"- {sentence}" for sentence in size.sentences())) if size else ()),
         ]
         return "\n".join(lines) + (f"\n\n{self.card}\n" if self.card else "\n")
 
-    def _record(self, plan: ExportPlan, difference: float | None, verification: str) -> Mapping[str, Any]:
+    def _record(
+        self, plan: ExportPlan, difference: float | None, verification: str, size: Size | None
+    ) -> Mapping[str, Any]:
         return {
             "handful": __version__,
             "method": method_of(self.adapter).name,
@@ -150,17 +161,13 @@ class ExportJob:
             "summary": plan.summary,
             "difference": difference,
             "verification": verification,
+            "size": asdict(size) if size else None,
         }
 
 
 def _plain(name: str) -> str:
     """A name from outside as part of one line of Markdown."""
     return " ".join(name.replace("`", "'").split())
-
-
-def method_of(adapter: AbstractAdapter) -> AbstractMethod:
-    """The method that made the adapter."""
-    return Head() if isinstance(adapter, HeadAdapter) else adapter.method  # type: ignore[return-value]
 
 
 def refuse_existing(folder: Path, overwrite: bool) -> None:

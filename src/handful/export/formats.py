@@ -7,11 +7,15 @@ from pathlib import Path
 from handful.backbone.load import Backbone
 from handful.data.task import Task
 from handful.errors import ConfigError, nearest
+from handful.export.compact import export_compact
 from handful.export.dense import export_dense
 from handful.export.folder import ExportReport
+from handful.export.onnx import export_onnx
 from handful.export.peft import export_peft
 from handful.export.plan import FORMATS, ExportPlan, check_export
 from handful.methods.base import AbstractAdapter
+
+_WRITERS = {"peft": export_peft, "dense": export_dense, "compact": export_compact, "onnx": export_onnx}
 
 __all__ = ["FORMATS", "ExportPlan", "ExportReport", "check_export", "export"]
 
@@ -27,8 +31,8 @@ def export(
     overwrite: bool = False,
     max_length: int | None = None,
 ) -> ExportReport:
-    """Write `folder` in one of `FORMATS`; see `export_peft` and `export_dense`. Raises: ConfigError, RunError."""
+    """Write `folder` in one of `FORMATS`; see `export_peft`, `export_dense`, … Raises: ConfigError, RunError."""
     if format not in FORMATS:
         raise ConfigError(f"unknown export format {format!r}", nearest(format, FORMATS))
-    write = export_peft if format == "peft" else export_dense
+    write = _WRITERS[format]
     return write(adapter, backbone, task, folder, card=card, overwrite=overwrite, max_length=max_length)

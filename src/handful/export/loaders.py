@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import TYPE_CHECKING, Any, Literal, final
+
+from handful.backbone.load import Pooling
+from handful.export.plan import ExportPlan
+
+if TYPE_CHECKING:
+    from handful.export.folder import ExportJob
 
 _CODE = """{imports}
 
@@ -18,6 +24,28 @@ def scores(inputs):
 
 inputs = tokenizer({texts}, truncation=True, max_length={max_length}, padding=True, return_tensors="pt")
 print(labels, scores(inputs){activation})
+"""
+_ONNX_CODE = """import json
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from transformers import AutoTokenizer
+
+folder = Path(".")  # where this file is
+labels = json.loads((folder / "labels.json").read_text(encoding="utf-8"))
+tokenizer = AutoTokenizer.from_pretrained(folder)
+session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
+
+
+def scores(inputs):
+    names = [each.name for each in session.get_inputs()]
+    return session.run(["scores"], dict((name, np.asarray(inputs[name])) for name in names))[0]
+
+
+inputs = tokenizer({texts}, truncation=True, max_length={max_length}, padding=True, return_tensors="np")
+found = {activation}(scores(inputs))
+print(labels, found{normalised})
 """
 _POOLED = {
     "mean": "features = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)",
@@ -40,11 +68,12 @@ class Loader:
 
     `base` is the pretrained model's name or folder, or None where the export is the model itself. `length` is P for
     a prefix or prompt, `token_types` whether the tokenizer makes token types. `encoder` takes the encoder of an
-    encoder-decoder, `model_class` ("module:name") stands in where no Auto class finds a whole model.
+    encoder-decoder, `model_class` ("module:name") stands in where no Auto class finds a whole model. `file` "compact"
+    is for our own loader, "onnx" for onnxruntime.
     """
 
     form: Literal["classifier", "features"]
-    pooling: str | None
+    pooling: Pooling | None
     base: str | None
     max_length: int
     pairs: bool
@@ -54,15 +83,59 @@ class Loader:
     token_types: bool = False
     encoder: bool = False
     model_class: str | None = None
+    file: Literal["stock", "compact", "onnx"] = "stock"
+
+    @classmethod
+    def of(cls, job: ExportJob, plan: ExportPlan, *, base: str | None = None, **details: Any) -> Loader:
+        """The loader of a job: what follows from task and backbone is filled in."""
+        assert plan.form is not None
+        kind = job.task.kind
+        return cls(
+            form=plan.form,
+            pooling=job.backbone.pooling,
+            base=base,
+            max_length=job.max_length,
+            pairs=kind == "pair-classification",
+            regression=kind == "regression",
+            **details,
+        )
+
+    @property
+    def package(self) -> str | None:
+        """What has to be installed beside transformers."""
+        return {"stock": "peft" if self.base else None, "compact": "handful", "onnx": "onnxruntime"}[self.file]
+
+    @property
+    def libraries(self) -> str:
+        """Who computes the scores."""
+        stock = "stock transformers and PEFT" if self.base else "stock transformers"
+        return {"stock": stock, "compact": "stock transformers, loaded by handful,", "onnx": "onnxruntime"}[self.file]
+
+    @property
+    def needs(self) -> str:
+        """In words for the README: what the folder needs."""
+        return {
+            "stock": "needs no handful",
+            "compact": "is loaded by handful (`pip install handful`): stock loaders refuse layers of unequal size",
+            "onnx": "needs onnxruntime, and neither torch nor handful",
+        }[self.file]
 
     def code(self) -> str:
         """The Python code, which defines `scores(inputs)`: token ids and masks (B, S) → (B, C)."""
+        texts = '["a text"], ["its second text"]' if self.pairs else '["a text"]'
+        if self.file == "onnx":
+            activation, normalised = ("np.exp", " / found.sum(-1, keepdims=True)")
+            if self.regression:
+                activation = normalised = ""
+            return _ONNX_CODE.format(
+                texts=texts, max_length=self.max_length, activation=activation, normalised=normalised
+            )
         body = ["return model(**inputs).logits"] if self.form == "classifier" else self._features()
         return _CODE.format(
             imports=self._imports(),
             setup="\n".join(self._setup()),
             body="\n".join(body).replace("\n", "\n    "),
-            texts='["a text"], ["its second text"]' if self.pairs else '["a text"]',
+            texts=texts,
             max_length=self.max_length,
             activation="" if self.regression else ".softmax(-1)",
         )
@@ -76,7 +149,10 @@ class Loader:
     def _imports(self) -> str:
         lines = ["import json", "from pathlib import Path", "", "import torch"]
         lines += ["from peft import PeftModel"] * (self.base is not None)
+        lines += ["from handful.export.compact import load_compact"] * (self.file == "compact")
         lines += ["from safetensors.torch import load_file"] * (self.form == "features")
+        if self.file == "compact":
+            return "\n".join([*lines, "from transformers import AutoTokenizer"])
         if self.model_class:
             lines += ["from transformers import AutoTokenizer"]
             return "\n".join([*lines, f"from {self.model_class.partition(':')[0]} import {self._auto}"])
@@ -90,6 +166,8 @@ class Loader:
         if self.form == "features":
             lines.append('head = load_file(folder / "head.safetensors")')
         lines.append("tokenizer = AutoTokenizer.from_pretrained(folder)")
+        if self.file == "compact":
+            return [*lines, "model = load_compact(folder)"]
         if self.base is None:
             return [*lines, f"model = {self._auto}.from_pretrained(folder, dtype=torch.float32).eval()"]
         options = ["dtype=torch.float32"]

@@ -18,10 +18,9 @@ from handful.backbone.classifier import output_layer
 from handful.backbone.load import Backbone
 from handful.data.batching import EncodedRows
 from handful.data.task import Task
-from handful.errors import ConfigError
-from handful.export.folder import ExportJob, ExportReport, method_of
+from handful.export.folder import ExportJob, ExportReport
 from handful.export.loaders import Loader
-from handful.export.plan import ExportPlan, check_export
+from handful.export.plan import ExportPlan, check_export, planned
 from handful.methods.base import AbstractAdapter
 from handful.methods.head import AbstractHeadedAdapter
 from handful.methods.peft_bridge import PeftAdapter
@@ -52,10 +51,7 @@ def export_peft(
     Raises: ConfigError where this adapter has no such form (`check_export` says so before training); RunError when
     the folder exists, cannot be written, or does not give our scores.
     """
-    plan = check_export(method_of(adapter), backbone, backbone.pooling or "mean", task)
-    if plan.form is None:
-        raise ConfigError(f"cannot export as a PEFT adapter: {plan.summary}")
-    assert isinstance(adapter, AbstractHeadedAdapter)
+    plan, adapter = planned(adapter, backbone, task, "peft")
     injected: Literal["layers", "prefix", "prompt"]
     if isinstance(adapter, PrefixAdapter | PrefixSubspaceAdapter):
         injected, (config, tensors) = "prefix", prefix_state(adapter.folded_prefix())
@@ -81,13 +77,10 @@ def export_peft(
         contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         save_file(contiguous, partial / "adapter_model.safetensors", metadata={"format": "pt"})
 
-    loader = Loader(
-        form=plan.form,
-        pooling=backbone.pooling,
+    loader = Loader.of(
+        job,
+        plan,
         base=job.base,
-        max_length=job.max_length,
-        pairs=task.kind == "pair-classification",
-        regression=task.kind == "regression",
         injected=injected,
         length=length,
         token_types="token_type_ids" in job.sample[0],

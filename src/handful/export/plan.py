@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, final
 
+from handful.backbone.blocks import FAMILIES, obstacles
 from handful.backbone.classifier import output_layer
 from handful.backbone.load import Backbone
 from handful.data.task import Task
 from handful.errors import ConfigError, nearest
-from handful.methods.base import AbstractMethod
+from handful.methods.base import AbstractAdapter, AbstractMethod
+from handful.methods.head import AbstractHeadedAdapter, Head, HeadAdapter
 from handful.methods.peft_bridge import IA3, LoRA, Peft, PromptTuning
 from handful.methods.prefix import STOCK_PREFIX_FAMILIES, Prefix
 from handful.methods.prefix_subspace import PrefixSubspace
@@ -17,7 +19,13 @@ from handful.methods.prefix_subspace import PrefixSubspace
 FORMATS = {
     "peft": "an adapter folder that stock PEFT loads onto the pretrained model",
     "dense": "a whole model that stock transformers loads",
+    "compact": "a model of gates or pruning whose layers differ in size, for handful's own loader",
+    "onnx": "a whole model with its head as one ONNX file",
 }
+SHRINKING = ("fine-gates", "prune")
+"""Names of the methods that make zeros for an export to take out."""
+MAX_ONNX_BYTES = 2**31 - 2**20
+"""An ONNX file is one protobuf message, which cannot be longer."""
 
 
 @final
@@ -47,21 +55,71 @@ def check_export(
     if format not in FORMATS:
         raise ConfigError(f"unknown export format {format!r}", nearest(format, FORMATS))
     family = backbone if isinstance(backbone, str) else backbone.family
-    num_layers = None if isinstance(backbone, str) else backbone.num_layers
-    obstacle = _peft_obstacle(method, family, num_layers) if format == "peft" else _dense_obstacle(method)
-    obstacle = obstacle or (_classifier_obstacle(backbone) if pooling == "family" else None)
+    obstacle = _obstacle(method, backbone, format) or (_classifier_obstacle(backbone) if pooling == "family" else None)
     if obstacle:
         return ExportPlan(None, obstacle)
-    what = "a PEFT adapter" if format == "peft" else "a dense model"
+    if format == "onnx":
+        return ExportPlan(
+            "classifier" if pooling == "family" else "features", f"an ONNX model of {family} with its head"
+        )
+    what = _ARTICLES[format]
     if pooling == "family":
         outputs = "" if task is None else f" with num_labels={task.num_outputs}"
         return ExportPlan("classifier", f"{what} for {family}'s stock classification class{outputs}")
     return ExportPlan("features", f"{what} for the bare {family}, with head.safetensors and a loader in its README")
 
 
+def planned(
+    adapter: AbstractAdapter, backbone: Backbone, task: Task, format: str
+) -> tuple[ExportPlan, AbstractHeadedAdapter]:
+    """The plan and the adapter, which can be exported. Raises: ConfigError with the reason where it cannot."""
+    plan = check_export(method_of(adapter), backbone, backbone.pooling or "mean", task, format=format)
+    if plan.form is None:
+        raise ConfigError(f"cannot export as {_ARTICLES[format]}: {plan.summary}")
+    assert isinstance(adapter, AbstractHeadedAdapter)
+    return plan, adapter
+
+
+_ARTICLES = {"peft": "a PEFT adapter", "dense": "a dense model", "compact": "a compact model", "onnx": "an ONNX model"}
+
+
+def method_of(adapter: AbstractAdapter) -> AbstractMethod:
+    """The method that made the adapter."""
+    return Head() if isinstance(adapter, HeadAdapter) else adapter.method  # type: ignore[return-value]
+
+
+def _obstacle(method: AbstractMethod, backbone: Backbone | str, format: str) -> str | None:
+    if format == "peft":
+        if isinstance(backbone, str):
+            return _peft_obstacle(method, backbone, None)
+        return _peft_obstacle(method, backbone.family, backbone.num_layers)
+    if method.name in SHRINKING:
+        obstacle = _shrinking_obstacle(backbone)
+    elif format == "compact":
+        methods = " and ".join(f"'{name}'" for name in SHRINKING)
+        obstacle = f"method {method.name!r} takes nothing out of the model, as {methods} do; use the format 'dense'"
+    else:
+        obstacle = _dense_obstacle(method)
+    return obstacle or (_onnx_obstacle(backbone) if format == "onnx" else None)
+
+
+def _shrinking_obstacle(backbone: Backbone | str) -> str | None:
+    if isinstance(backbone, str):
+        known = ", ".join(sorted(FAMILIES))
+        return None if backbone in FAMILIES else f"no exact export of a gated {backbone} is known; there is for {known}"
+    return next(iter(obstacles(backbone.config)), None)
+
+
+def _onnx_obstacle(backbone: Backbone | str) -> str | None:
+    size = 0 if isinstance(backbone, str) else sum(p.nbytes for p in backbone.model.parameters())
+    return None if size <= MAX_ONNX_BYTES else f"{size / 1e9:.1f} GB of weights are more than one ONNX file can hold"
+
+
 def _peft_obstacle(method: AbstractMethod, family: str, num_layers: int | None) -> str | None:
     if isinstance(method, LoRA | IA3 | PromptTuning | Peft):
         return None
+    if method.name in SHRINKING:
+        return f"{method.name!r} makes the model smaller, which no PEFT adapter can; use 'dense', 'compact' or 'onnx'"
     if not isinstance(method, Prefix | PrefixSubspace):
         return f"method {method.name!r} adds nothing that PEFT could load; use the format 'dense'"
     if family not in STOCK_PREFIX_FAMILIES:

@@ -20,19 +20,20 @@ RELATIVE_TOLERANCE = 1e-5
 SCRIPT = """
 import sys
 from pathlib import Path
+import torch
 from safetensors.torch import load_file, save_file
 
 code, given, made = sys.argv[1:]
 loader = {}
 exec(Path(code).read_text(encoding="utf-8"), loader)
-save_file({"scores": loader["scores"](load_file(given)).contiguous()}, made)
+save_file({"scores": torch.as_tensor(loader["scores"](load_file(given))).contiguous()}, made)
 """
-"""What the fresh process runs; it imports nothing of handful."""
+"""What the fresh process runs; it imports nothing of handful by itself."""
 
 
-def can_verify(needs_peft: bool) -> bool:
-    """Whether the libraries that the README needs are installed."""
-    return not needs_peft or find_spec("peft") is not None
+def can_verify(package: str | None) -> bool:
+    """Whether the package that the README needs beside transformers is installed."""
+    return package is None or find_spec(package) is not None
 
 
 def stock_scores(folder: Path, code: str, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:

@@ -203,6 +203,13 @@ class AbstractHeadedAdapter(AbstractAdapter):
     def target_scores(self, batch: Batch) -> torch.Tensor:
         return self(batch) * self.head.scale + self.head.offset
 
+    def merged_model(self) -> nn.Module:
+        """The backbone's model with everything trained inside it folded into its weights; not to be changed in place.
+
+        Raises: ConfigError where that cannot be.
+        """
+        return self.backbone.model
+
     def calibrate(self, temperature: float) -> None:
         self.head.scale.fill_(1 / temperature)
 

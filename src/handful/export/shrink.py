@@ -1,0 +1,270 @@
+"""Make a model smaller by what is zero in it: feed-forward units and key/value heads that add nothing.
+
+A unit adds nothing where its row (weight and bias) in one of the matrices in is zero, since act(0) = 0, or where its
+column in the matrix out is zero. A key/value head adds nothing where each of its value dimensions has a zero row (with
+bias) in the value matrix, or zero columns in the output matrix for all query heads that share it. A head of which only
+queries or keys are zero attends to all tokens alike and stays. At least one unit and one head of each layer stay.
+Source: sheet of FineGates, section 3.3. How the zeros came about (gates, pruning, a folded adapter) is no matter.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, final
+
+import torch
+from torch import nn
+
+from handful.backbone.blocks import FAMILIES, Attention, Blocks, FeedForward, find_blocks, matrix
+from handful.backbone.resize import Kept, clear, configure, cut, smallest_groups
+from handful.errors import RunError
+
+Layout = Literal["padded", "ragged"]
+MULTIPLE = 16
+"""Widths of padded models are multiples of this: what matrix kernels like."""
+TOLERANCE = 1e-5
+
+
+@final
+@dataclass(frozen=True)
+class Shrinkage:
+    """What became of a model: `parameters` of all of it and of its blocks' matrices (`gateable`), before and after.
+
+    `units` and `heads` are what each block has now, in the order of the layers; `open_units` and `open_heads` how many
+    of them add anything (of shared heads, key/value heads are counted). `zeros` says in words what stays as zeros.
+    """
+
+    parameters: tuple[int, int]
+    gateable: tuple[int, int]
+    units: tuple[int, ...] = ()
+    open_units: tuple[int, ...] = ()
+    heads: tuple[int, ...] = ()
+    open_heads: tuple[int, ...] = ()
+    zeros: tuple[str, ...] = ()
+
+    @property
+    def changed(self) -> bool:
+        """Whether the model is smaller than it was."""
+        return self.parameters[0] != self.parameters[1]
+
+    @property
+    def removed(self) -> float:
+        """The share of the blocks' parameters that is gone."""
+        return 1 - self.gateable[1] / self.gateable[0]
+
+
+@final
+@dataclass(frozen=True)
+class Shrunk:
+    """A smaller model that computes the same, and the record of how it became smaller."""
+
+    model: Any
+    record: Shrinkage
+
+
+def shrink(model: Any, *, layout: Layout = "padded", multiple: int = MULTIPLE) -> Shrunk:
+    """A copy of a transformers model without its closed units and heads; the very model where there are none.
+
+    "padded": all layers alike, as a stock checkpoint must be; each has as many units as the layer that needs most,
+    rounded up to a multiple of `multiple`, and closed ones of its own as padding. Fewer heads only where the stock
+    class can have them. "ragged": every layer has what it needs; only `load_compact` loads that.
+    Raises: ModelError for a family without a known export; RunError where the copy computes something else.
+    """
+    blocks = find_blocks(model)
+    open_parts = find_open(blocks)
+    kept = _padded(blocks, open_parts, multiple) if layout == "padded" else _ragged(blocks, open_parts)
+    small, small_blocks = model, blocks
+    if open_parts != _all(blocks):
+        small = copy.deepcopy(model)
+        small_blocks = find_blocks(small)
+        clear(small_blocks, _without(_all(blocks), open_parts))
+        cut(small_blocks, kept)
+        if layout == "padded":
+            configure(small, *_sizes(blocks, kept))
+        compare_outputs(model, small)
+    record = Shrinkage(
+        parameters=(count(model), count(small)),
+        gateable=(blocks.parameters(), small_blocks.parameters()),
+        units=_lengths(kept.units),
+        open_units=_lengths(open_parts.units),
+        heads=_lengths(kept.groups),
+        open_heads=_lengths(open_parts.groups),
+        zeros=tuple(_zeros(blocks, small_blocks, open_parts, kept, layout)),
+    )
+    return Shrunk(small, record)
+
+
+def find_open(blocks: Blocks) -> Kept:
+    """The units and key/value heads of a folded model that add something."""
+    units = [open_units(blocks.model, block) for block in blocks.feed_forward]
+    groups = [open_groups(blocks.model, block) for block in blocks.attention]
+    return Kept(tuple(_indices(each) for each in units), tuple(_indices(each) for each in groups))
+
+
+def open_units(model: nn.Module, block: FeedForward) -> torch.Tensor:
+    """(units,) of bool: whether the unit adds something."""
+    rows = torch.stack([_nonzero_rows(model.get_submodule(name)) for name in block.inputs]).all(0)
+    return rows & _nonzero_columns(model.get_submodule(block.output))
+
+
+def open_groups(model: nn.Module, block: Attention) -> torch.Tensor:
+    """(G,) of bool: whether the key/value head adds something through any of its value dimensions."""
+    width = block.groups * block.head_width
+    values = _nonzero_rows(model.get_submodule(block.projections[-1]))[-width:].view(block.groups, -1)
+    columns = _nonzero_columns(model.get_submodule(block.output))
+    columns = columns.view(block.groups, block.heads // block.groups, block.head_width).any(1)
+    return (values & columns).any(1)
+
+
+def count(model: nn.Module) -> int:
+    """Parameters of a model, shared ones once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _nonzero_rows(module: nn.Module) -> torch.Tensor:
+    rows, bias = (matrix(module) != 0).any(1), module.bias
+    return rows if bias is None else rows | (bias != 0)  # type: ignore[operator]
+
+
+def _nonzero_columns(module: nn.Module) -> torch.Tensor:
+    return (matrix(module) != 0).any(0)
+
+
+def _indices(mask: torch.Tensor) -> tuple[int, ...]:
+    return tuple(mask.nonzero().flatten().tolist())
+
+
+def _lengths(parts: tuple[tuple[int, ...], ...]) -> tuple[int, ...]:
+    return tuple(len(part) for part in parts)
+
+
+def _all(blocks: Blocks) -> Kept:
+    return Kept.first((block.units for block in blocks.feed_forward), (block.groups for block in blocks.attention))
+
+
+def _without(every: Kept, some: Kept) -> Kept:
+    units = (tuple(sorted({*a} - {*b})) for a, b in zip(every.units, some.units, strict=True))
+    groups = (tuple(sorted({*a} - {*b})) for a, b in zip(every.groups, some.groups, strict=True))
+    return Kept(tuple(units), tuple(groups))
+
+
+def _fill(chosen: tuple[int, ...], number: int) -> tuple[int, ...]:
+    """So many indices: the chosen ones, and the first others as padding."""
+    taken = set(chosen)
+    others = [index for index in range(number) if index not in taken]
+    return tuple(sorted((*chosen, *others[: number - len(chosen)])))
+
+
+def _ragged(blocks: Blocks, open_parts: Kept) -> Kept:
+    units, groups = (tuple(part or (0,) for part in parts) for parts in (open_parts.units, open_parts.groups))
+    fixed = FAMILIES[blocks.model.config.model_type].heads == "none"
+    return Kept(units, _all(blocks).groups if fixed else groups)
+
+
+def _padded(blocks: Blocks, open_parts: Kept, multiple: int) -> Kept:
+    most = max(1, *_lengths(open_parts.units))
+    rounded = math.ceil(most / multiple) * multiple
+    units = tuple(
+        _fill(part, min(rounded, block.units))
+        for part, block in zip(open_parts.units, blocks.feed_forward, strict=True)
+    )
+    groups = _all(blocks).groups
+    config = blocks.model.config
+    if FAMILIES[config.model_type].heads == "stock":
+        number = smallest_groups(config, max(1, *_lengths(open_parts.groups)))
+        groups = tuple(_fill(part, number) for part in open_parts.groups)
+    return Kept(units, groups)
+
+
+def _sizes(blocks: Blocks, kept: Kept) -> tuple[int, int | None]:
+    """Units, and key/value heads where these are fewer, of every layer."""
+    (units,), (groups,) = set(_lengths(kept.units)), set(_lengths(kept.groups))
+    return units, groups if groups < blocks.attention[0].groups else None
+
+
+def _zeros(blocks: Blocks, small: Blocks, open_parts: Kept, kept: Kept, layout: Layout) -> list[str]:
+    """What stays as zeros and why, in words."""
+    family, sentences = blocks.model.config.model_type, []
+    spare = _without(kept, open_parts)
+    left = 0
+    units, heads = sum(map(len, spare.units)), sum(map(len, spare.groups))
+    if units:
+        cost = sum(blocks.unit_cost(b) * len(part) for b, part in zip(blocks.feed_forward, spare.units, strict=True))
+        why = f"a stock {family} has one width for all layers, here {len(kept.units[0])}"
+        why = why if layout == "padded" else "every layer keeps at least one"
+        sentences.append(f"closed feed-forward units: {units:,} ({cost:,} parameters); {why}")
+        left += cost
+    if heads:
+        cost = sum(blocks.group_cost(b) * len(part) for b, part in zip(blocks.attention, spare.groups, strict=True))
+        sentences.append(f"closed heads: {heads:,} ({cost:,} parameters); {_why_heads(family, layout, kept)}")
+        left += cost
+    others = count_zeros(small) - left
+    if others:
+        sentences.append(
+            f"other rows and columns: {others:,} parameters, of the residual stream, of single dimensions of heads, or "
+            "of queries and keys alone"
+        )
+    return sentences
+
+
+def _why_heads(family: str, layout: Layout, kept: Kept) -> str:
+    can = FAMILIES[family].heads
+    if can == "none":
+        return f"a {family} has position biases of its own for each head, in one table for all layers"
+    if layout == "ragged":
+        return "every layer keeps at least one"
+    if can == "stock":
+        return f"a stock {family} has one number of heads for all layers, here {len(kept.groups[0])} key/value heads"
+    return f"the number of heads of a stock {family} follows from its hidden width; the format 'compact' removes them"
+
+
+def count_zeros(blocks: Blocks) -> int:
+    """Parameters in rows (with bias) and columns of the blocks' matrices that are zero throughout."""
+    total = 0
+    for name in blocks.matrices:
+        module = blocks.model.get_submodule(name)
+        rows, columns = ~_nonzero_rows(module), ~_nonzero_columns(module)
+        total += int((rows[:, None] | columns).sum()) + (int(rows.sum()) if module.bias is not None else 0)
+    return total
+
+
+@torch.no_grad()
+def compare_outputs(model: Any, small: Any) -> None:
+    """Raises: RunError where two models give other outputs for a small padded batch."""
+    inputs = sample_inputs(model, rows=2, length=12, padded=True)
+    training = model.training
+    expected, found = (each.eval()(**inputs)[0].double() for each in (model, small))
+    model.train(training)
+    small.train(training)
+    allowed = max(TOLERANCE, 10 * torch.finfo(model.dtype).eps) * float(expected.abs().max())
+    difference = float((found - expected).abs().max())
+    if not difference <= allowed:
+        raise RunError(
+            f"the smaller model gives other outputs (by up to {difference:.2g})",
+            "nothing was saved; please report this with the versions that `handful doctor` prints",
+        )
+
+
+def sample_inputs(model: Any, *, rows: int, length: int, padded: bool = False) -> dict[str, torch.Tensor]:
+    """Token ids and mask (B, S) that a model accepts, each row with an end mark; `padded` makes the first one short."""
+    end = model.config.eos_token_id
+    end = end[0] if isinstance(end, list) else end
+    ids = torch.arange(3, 3 + rows * length).view(rows, length) % model.get_input_embeddings().num_embeddings
+    mask = torch.ones_like(ids)
+    if isinstance(end, int):  # T5's and BART's classification classes look for it, and want as many in each row
+        ids[ids == end] = end - 1 if end else end + 1
+        ids[:, -1] = end
+    if padded:
+        short = length - length // 4
+        mask[0, short:] = 0
+        if isinstance(end, int):
+            ids[0, short - 1] = end
+            ids[0, short:] = model.config.pad_token_id or 0
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    accepted = inspect.signature(model.forward).parameters
+    if "decoder_input_ids" in accepted:
+        inputs["decoder_input_ids"] = ids
+    return {name: tensor.to(model.device) for name, tensor in inputs.items() if name in accepted}

@@ -1,0 +1,107 @@
+"""How much smaller and faster an exported model is than the full one, measured on this machine's CPU."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
+
+import torch
+from torch import nn
+
+from handful.export.shrink import Shrinkage
+from handful.export.verify import compare
+
+BUDGET = 2.0
+"""Seconds that a measurement may take, about."""
+ROWS, LENGTH = 8, 128
+
+Scores = Callable[[Mapping[str, torch.Tensor]], torch.Tensor]
+
+
+@final
+@dataclass(frozen=True)
+class Speed:
+    """Median seconds of a forward of the full and of the exported model, and the median of their ratios."""
+
+    rows: int
+    length: int
+    threads: int
+    seconds: tuple[float, float]
+    ratio: float
+
+
+@final
+@dataclass(frozen=True)
+class Size:
+    """How an export differs from the full model: its parts, `bytes` of the weights before and after, and speed."""
+
+    parts: Shrinkage
+    bytes: tuple[int, int]
+    speed: Speed
+
+    def sentences(self) -> list[str]:
+        """All of it in words, for the README and the command line."""
+        parts, speed = self.parts, self.speed
+        before, after = parts.parameters
+        lines = [f"Parameters: {before:,}, now {after:,} ({after / before:.1%})"]
+        if parts.changed:
+            lines[0] += f"; {parts.removed:.1%} of those in attention and feed-forward matrices are gone"
+        before, after = self.bytes
+        lines.append(f"File of weights: {before / 1e6:,.1f} MB, now {after / 1e6:,.1f} MB")
+        lines.append(
+            f"Time on this machine's CPU for {speed.rows} × {speed.length} tokens with {speed.threads} thread(s): "
+            f"{speed.seconds[0] * 1e3:,.1f} ms, now {speed.seconds[1] * 1e3:,.1f} ms ({speed.ratio:.2f} × as fast)"
+        )
+        if parts.units:
+            lines.append(f"Feed-forward units of each layer: {_listed(parts.units)}")
+        if parts.heads:
+            lines.append(f"Key/value heads of each layer: {_listed(parts.heads)}")
+        return lines + [f"Left as zeros: {sentence}" for sentence in parts.zeros]
+
+
+def _listed(numbers: tuple[int, ...]) -> str:
+    return f"{numbers[0]:,}" if len(set(numbers)) == 1 else ", ".join(f"{number:,}" for number in numbers)
+
+
+def weight_bytes(folder: Path) -> int:
+    """Bytes of all files of weights in a folder."""
+    return sum(path.stat().st_size for path in folder.iterdir() if path.suffix in (".safetensors", ".onnx"))
+
+
+def tensor_bytes(model: nn.Module) -> int:
+    """Bytes of a model's parameters, shared ones once."""
+    return sum(parameter.nbytes for parameter in model.parameters())
+
+
+@torch.no_grad()
+def measure(
+    full: Scores, small: Scores, inputs: Callable[[int], Mapping[str, torch.Tensor]], unit: float = 1.0
+) -> Speed:
+    """Both in turn in this process, on batches of `inputs(rows)`: 8 rows, or one where 8 take too long.
+
+    Raises: RunError where their scores differ.
+    """
+    rows = ROWS
+    batch = inputs(rows)
+    first, expected = _timed(full, batch)
+    if first > BUDGET / 4:
+        rows, batch = 1, inputs(1)
+        first, expected = _timed(full, batch)
+    second, found = _timed(small, batch)
+    compare(found, expected, unit)
+    turns = max(3, min(15, int(BUDGET / (first + second))))
+    seconds = [(_timed(full, batch)[0], _timed(small, batch)[0]) for _ in range(turns)]
+    medians = tuple(statistics.median(column) for column in zip(*seconds, strict=True))
+    ratio = statistics.median(before / after for before, after in seconds)
+    length = next(iter(batch.values())).shape[1]
+    return Speed(rows, length, torch.get_num_threads(), (medians[0], medians[1]), ratio)
+
+
+def _timed(scores: Scores, batch: Mapping[str, torch.Tensor]) -> tuple[float, torch.Tensor]:
+    started = time.perf_counter()
+    result = scores(batch)
+    return time.perf_counter() - started, result

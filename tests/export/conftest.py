@@ -1,0 +1,35 @@
+"""Fixtures of the export tests."""
+
+import pytest
+
+from handful.backbone.load import load_backbone
+from handful.backbone.tiny import tiny_model, tiny_tokenizer
+
+
+@pytest.fixture
+def stored(tmp_path):
+    """Makes a backbone of a tiny family from a folder that stays."""
+
+    def make(family, pooling="auto"):
+        folder = tmp_path / family
+        tiny_model(family).save_pretrained(folder)
+        tiny_tokenizer(family).save_pretrained(folder)
+        return load_backbone(str(folder), pooling=pooling)
+
+    return make
+
+
+@pytest.fixture
+def in_process(monkeypatch):
+    """Runs the README's code here instead of in a fresh process: fast, and with the same code."""
+    code_seen = []
+
+    def run(folder, code, inputs):
+        monkeypatch.chdir(folder)
+        loader = {}
+        exec(code, loader)
+        code_seen.append(code)
+        return loader["scores"](inputs)
+
+    monkeypatch.setattr("handful.export.folder.stock_scores", run)
+    return code_seen
