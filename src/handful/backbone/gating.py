@@ -111,7 +111,7 @@ class _GatedLinear(torch.autograd.Function):
     ) -> torch.Tensor:
         effective = weight if columns is None else weight * columns
         if rows is not None:
-            effective = rows[:, None] * effective
+            effective = rows[:, None] * effective if columns is None else effective.mul_(rows[:, None])
         offset = bias if rows is None or bias is None else rows * bias
         y = F.linear(x, effective, offset)
         ctx.save_for_backward(x, effective, rows, columns, y if rows is not None else None)
