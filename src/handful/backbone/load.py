@@ -155,7 +155,8 @@ def pool(hidden: torch.Tensor, mask: torch.Tensor, pooling: Pooling | None) -> t
         weights = mask.unsqueeze(-1).to(hidden.dtype)
         return (hidden * weights).sum(1) / weights.sum(1)
     last = (mask * torch.arange(mask.shape[1], device=mask.device)).argmax(1)
-    return hidden[torch.arange(len(hidden), device=hidden.device), last]
+    rows = torch.arange(hidden.shape[0], device=hidden.device)  # not len(): a traced batch may vary in size
+    return hidden[rows, last]
 
 
 def load_backbone(

@@ -83,8 +83,8 @@ class ExportJob:
         """
         refuse_existing(self.folder, self.overwrite)
         with new_folder(self.folder) as partial:
-            size = fill(partial)
             self._write_common(partial, loader)
+            size = fill(partial)
             (partial / "README.md").write_text(self._readme(plan, loader, size), encoding="utf-8")
             difference, verification = self._verify(partial, loader)
             record = self._record(plan, difference, verification, size)
@@ -97,7 +97,7 @@ class ExportJob:
         tokenizer.save_pretrained(partial)
         labels = list(self.task.labels) or ["value"]
         (partial / "labels.json").write_text(json.dumps(labels, ensure_ascii=False), encoding="utf-8")
-        if loader.form == "features":
+        if loader.form == "features" and loader.file != "onnx":
             weight, bias = self.adapter.head.folded()
             save_file({"weight": weight.cpu().contiguous(), "bias": bias.cpu()}, partial / "head.safetensors")
 

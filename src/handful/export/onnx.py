@@ -63,8 +63,7 @@ def export_onnx(
         (partial / "onnx.json").write_text(json.dumps(outline, indent=1), encoding="utf-8")
         if find_spec("onnxruntime") is None:
             return None
-        run = bind(run_onnx, open_onnx(partial / FILE))
-        batch = folded.inputs(3, 20, padded=True)
+        run, batch = bind(run_onnx, open_onnx(partial / FILE)), folded.inputs(3, 20, padded=True)
         with torch.no_grad():
             compare(run(batch), folded.scorer(folded.full).scores(batch), float(job.adapter.head.scale))
         return folded.measured(partial, run)
@@ -104,6 +103,11 @@ def open_onnx(file: Path) -> Any:
 
 
 def run_onnx(session: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """Scores (B, C) of token ids and masks (B, S)."""
-    (scores,) = session.run(["scores"], {name: tensor.numpy() for name, tensor in inputs.items()})
+    """Scores (B, C) of token ids and masks (B, S). Raises: RunError where onnxruntime cannot compute them."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as runtime  # pyright: ignore[reportAttributeAccessIssue]
+
+    try:
+        (scores,) = session.run(["scores"], {name: tensor.numpy() for name, tensor in inputs.items()})
+    except (runtime.Fail, runtime.RuntimeException, runtime.InvalidArgument, runtime.NotImplemented) as error:
+        raise RunError(f"onnxruntime cannot run the file: {error}", "use the format 'dense'") from None
     return torch.from_numpy(scores)

@@ -1,0 +1,300 @@
+"""Dense, compact and ONNX exports of models with zeros in them, and of other methods as ONNX."""
+
+import copy
+import json
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification
+
+from handful.backbone.blocks import find_blocks, matrix
+from handful.backbone.skeleton import load_skeleton
+from handful.backbone.tiny import tiny_backbone
+from handful.errors import ConfigError, RunError
+from handful.export import onnx as onnx_format
+from handful.export import plan as planning
+from handful.export.formats import FORMATS, check_export, export
+from handful.export.size import measure
+from handful.methods.base import AbstractMethod
+from handful.methods.full import Full
+from handful.methods.head import AbstractHeadedAdapter, Head
+from handful.methods.peft_bridge import LoRA, PromptTuning
+from handful.methods.prefix import Prefix
+from handful.testing import toy_task
+
+
+@final
+@dataclass(frozen=True)
+class Closing(AbstractMethod):
+    """Stands in for the methods that close units and heads: the first of every layer, more of them in later ones."""
+
+    name: ClassVar = "prune"
+    summary: ClassVar = "closes"
+    source: ClassVar = "a test"
+    presets: ClassVar = {}
+
+    share: float = 0.4
+
+    def attach(self, backbone, task, *, generator):
+        return ClosingAdapter(backbone, task, self, generator)
+
+
+class ClosingAdapter(AbstractHeadedAdapter):
+    def __init__(self, backbone, task, method, generator):
+        super().__init__(backbone, task, generator=generator)
+        self.method = method
+
+    @torch.no_grad()
+    def merged_model(self):
+        model = copy.deepcopy(self.backbone.model)
+        blocks = find_blocks(model)
+        for index, block in enumerate(blocks.feed_forward):
+            matrix(model.get_submodule(block.output))[:, : int(block.units * self.method.share) + index] = 0
+        for block in blocks.attention[1:] if self.method.share else ():
+            matrix(model.get_submodule(block.output))[:, : block.columns_per_group] = 0
+        return model
+
+    def forward(self, batch):
+        model, self.backbone.model = self.backbone.model, self.merged_model()
+        try:
+            return self.head(self.backbone.features(batch.inputs))
+        finally:
+            self.backbone.model = model
+
+
+def closed(backbone, task, **settings):
+    adapter = Closing(**settings).attach(backbone, task, generator=torch.Generator().manual_seed(0)).eval()
+    with torch.no_grad():
+        for parameter in adapter.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)) * 0.3)
+        if task.kind == "regression":
+            adapter.head.scale.fill_(50.0)
+            adapter.head.offset.fill_(1000.0)
+    return adapter
+
+
+SINGLE, PAIR, NUMBER = "classification", "pair-classification", "regression"
+CASES = [
+    ("bert", "family", "dense", PAIR),
+    ("roberta", "mean", "dense", NUMBER),
+    ("llama", "last", "dense", SINGLE),
+    ("gpt2", "mean", "dense", SINGLE),
+    ("t5", "mean", "dense", SINGLE),
+    ("t5", "family", "dense", SINGLE),
+    ("deberta-v2", "mean", "dense", SINGLE),
+    ("bert", "family", "compact", PAIR),
+    ("bert", "mean", "compact", NUMBER),
+    ("distilbert", "family", "compact", SINGLE),
+    ("gpt2", "last", "compact", SINGLE),
+    ("llama", "last", "compact", SINGLE),
+    ("t5", "mean", "compact", SINGLE),
+    ("bert", "family", "onnx", PAIR),
+    ("electra", "mean", "onnx", NUMBER),
+    ("gpt2", "last", "onnx", SINGLE),
+    ("t5", "mean", "onnx", SINGLE),
+    ("t5", "family", "onnx", SINGLE),
+]
+
+
+@pytest.mark.parametrize(("family", "pooling", "form", "kind"), CASES)
+def test_a_smaller_export_gives_our_scores_and_says_how_small_it_is(
+    family, pooling, form, kind, stored, in_process, tmp_path
+):
+    if form == "onnx":
+        pytest.importorskip("onnxruntime")
+    task, backbone = toy_task(kind), stored(family, pooling)
+    before = {name: tensor.clone() for name, tensor in backbone.model.state_dict().items()}
+    adapter = closed(backbone, task)
+    report = export(adapter, backbone, task, tmp_path / "out", form)
+    assert report.difference is not None
+    assert report.difference <= 1e-5 * (1000 if kind == "regression" else 1)
+    size, parts = report.size, report.size.parts
+    assert parts.changed
+    assert parts.removed > 0.15
+    assert size.bytes[1] == sum(
+        path.stat().st_size for path in (tmp_path / "out").iterdir() if path.suffix in (".safetensors", ".onnx")
+    )
+    assert size.speed.threads == torch.get_num_threads()
+    assert (size.speed.rows, size.speed.length) == (8, 128)
+    if form == "dense":
+        assert len(set(parts.units)) == 1
+        assert any("closed feed-forward units" in sentence for sentence in parts.zeros)
+    else:
+        assert parts.units[:3] == (77, 76, 75)
+    record = json.loads((tmp_path / "out" / "export.json").read_text())
+    assert record["size"]["parts"]["parameters"] == list(parts.parameters)
+    readme = (tmp_path / "out" / "README.md").read_text()
+    assert all(f"- {sentence}" in readme for sentence in size.sentences())
+    assert f"Parameters: {parts.parameters[0]:,}, now {parts.parameters[1]:,}" in readme
+    after = backbone.model.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before if name not in backbone.fresh)
+
+
+def test_the_dense_classifier_is_small_in_stock_transformers(stored, in_process, tmp_path):
+    backbone, task = stored("bert", "family"), toy_task()
+    report = export(closed(backbone, task), backbone, task, tmp_path / "out", "dense")
+    stock, info = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(info.values())
+    assert stock.config.intermediate_size == 80
+    assert sum(p.numel() for p in stock.parameters()) == report.size.parts.parameters[1]
+    assert stock.config.id2label == {0: "first", 1: "last"}
+
+
+def test_with_nothing_closed_nothing_is_said_about_size(stored, in_process, tmp_path):
+    backbone, task = stored("bert", "mean"), toy_task()
+    report = export(closed(backbone, task, share=0.0), backbone, task, tmp_path / "out", "dense")
+    assert not report.size.parts.changed  # the first layer needs all its units
+    assert report.size.parts.zeros == (
+        "closed feed-forward units: 3 (387 parameters); a stock bert has one width for all layers, here 128",
+    )
+    report = export(
+        Head().attach(backbone, task, generator=torch.Generator()).eval(), backbone, task, tmp_path / "head", "dense"
+    )
+    assert report.size is None
+    assert json.loads((tmp_path / "head" / "export.json").read_text())["size"] is None
+
+
+@pytest.mark.parametrize(
+    ("method", "family", "pooling"),
+    [
+        (LoRA(), "bert", "family"),
+        (Full(), "modernbert", "mean"),
+        (Head(), "gemma3", "last"),
+        (LoRA(), "bart", "family"),
+    ],
+    ids=["lora-bert", "full-modernbert", "head-gemma3", "lora-bart"],
+)
+def test_any_folded_method_becomes_one_onnx_file(method, family, pooling, stored, in_process, tmp_path):
+    pytest.importorskip("onnxruntime")
+    onnx = pytest.importorskip("onnx")
+    backbone, task = stored(family, pooling), toy_task()
+    adapter = method.attach(backbone, task, generator=torch.Generator().manual_seed(0)).eval()
+    report = export(adapter, backbone, task, tmp_path / "out", "onnx")
+    assert report.difference <= 1e-5
+    assert "computed by onnxruntime in a fresh process" in report.verification
+    assert not report.size.parts.changed
+    assert {path.name for path in (tmp_path / "out").iterdir()} >= {"model.onnx", "README.md", "tokenizer.json"}
+    assert not list((tmp_path / "out").glob("*.safetensors"))
+    model = onnx.load(tmp_path / "out" / "model.onnx")
+    onnx.checker.check_model(model)
+    assert model.opset_import[0].version == json.loads((tmp_path / "out" / "onnx.json").read_text())["opset"] == 18
+    assert "torch" not in in_process[0]
+    assert "handful" not in in_process[0]
+
+
+def test_without_onnxruntime_a_file_is_written_and_said_to_be_unverified(stored, monkeypatch, tmp_path):
+    pytest.importorskip("onnx")
+    real = onnx_format.find_spec
+    missing = lambda name: None if name == "onnxruntime" else real(name)  # noqa: E731
+    monkeypatch.setattr(onnx_format, "find_spec", missing)
+    monkeypatch.setattr("handful.export.verify.find_spec", missing)
+    backbone, task = stored("bert", "mean"), toy_task()
+    adapter = Head().attach(backbone, task, generator=torch.Generator()).eval()
+    report = export(adapter, backbone, task, tmp_path / "out", "onnx")
+    assert (report.difference, report.size) == (None, None)
+    assert report.verification == "not verified: onnxruntime is not installed"
+    monkeypatch.setattr(onnx_format, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="the format 'onnx' needs the package onnx, which is not installed"):
+        export(adapter, backbone, task, tmp_path / "other", "onnx")
+
+
+def test_nothing_is_saved_when_the_file_gives_other_scores(stored, in_process, monkeypatch, tmp_path):
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(onnx_format, "run_onnx", lambda session, inputs: torch.zeros(len(inputs["input_ids"]), 2))
+    backbone, task = stored("bert", "mean"), toy_task()
+    with pytest.raises(RunError, match="other scores"):
+        export(closed(backbone, task), backbone, task, tmp_path / "to" / "out", "onnx")
+    assert list((tmp_path / "to").iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["fine-gates", "prune"])
+def test_what_can_become_of_a_smaller_model_is_known_before_training(name, monkeypatch):
+    monkeypatch.setattr(Closing, "name", name)
+    for format in FORMATS:
+        plan = check_export(Closing(), "bert", "mean", format=format)
+        assert plan.possible == (format != "peft")
+    assert (
+        "which no PEFT adapter can; use 'dense', 'compact' or 'onnx'" in check_export(Closing(), "bert", "mean").summary
+    )
+    refused = check_export(Closing(), "modernbert", "mean", format="dense")
+    assert "no exact export of a gated modernbert is known; there is for bert, " in refused.summary
+    backbone = tiny_backbone("bert")
+    backbone.config.hidden_act = "sigmoid"
+    assert "not 0 at 0" in check_export(Closing(), backbone, "mean", format="compact").summary
+
+
+@pytest.mark.parametrize(
+    ("method", "format", "words"),
+    [
+        (LoRA(), "compact", "method 'lora' takes nothing out of the model, as 'fine-gates' and 'prune' do"),
+        (Head(), "compact", "use the format 'dense'"),
+        (Prefix(), "compact", "takes nothing out of the model"),
+        (Prefix(), "onnx", "cannot be folded into the model's weights"),
+        (PromptTuning(), "onnx", "cannot be folded into the model's weights"),
+    ],
+)
+def test_runs_of_other_methods_are_refused_with_the_format_that_fits(method, format, words, stored, tmp_path):
+    plan = check_export(method, "bert", "mean", format=format)
+    assert not plan.possible
+    assert words in plan.summary
+    backbone, task = stored("bert", "mean"), toy_task()
+    adapter = method.attach(backbone, task, generator=torch.Generator())
+    article = {"compact": "a compact model", "onnx": "an ONNX model"}[format]
+    with pytest.raises(ConfigError, match=f"cannot export as {article}: "):
+        export(adapter, backbone, task, tmp_path / "out", format)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_too_large_for_one_onnx_file_is_refused_from_its_skeleton(make_model, monkeypatch):
+    monkeypatch.setattr(planning, "MAX_ONNX_BYTES", 1000)
+    plan = check_export(Head(), load_skeleton(str(make_model(0))), "mean", format="onnx")
+    assert "more than one ONNX file can hold" in plan.summary
+
+
+@pytest.mark.parametrize("form", ["compact", "onnx"])
+def test_an_existing_folder_is_refused(form, stored, tmp_path):
+    backbone, task = stored("bert", "mean"), toy_task()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").write_text("years of work")
+    with pytest.raises(RunError, match="expected no such folder, found one"):
+        export(closed(backbone, task), backbone, task, tmp_path / "out", form)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["dense", "compact", "onnx"])
+def test_a_fresh_process_gets_the_same_scores(form, stored, tmp_path):
+    if form == "onnx":
+        pytest.importorskip("onnxruntime")
+    backbone, task = stored("bert", "mean"), toy_task()
+    report = export(closed(backbone, task), backbone, task, tmp_path / "out", form)
+    assert report.difference <= 1e-5
+    assert "in a fresh process" in report.verification
+    if form != "onnx":
+        head = load_file(tmp_path / "out" / "head.safetensors")
+        assert head["weight"].shape == (2, 64)
+
+
+def test_a_slow_model_is_measured_on_one_row_and_other_scores_are_an_error():
+    rows = []
+
+    def slow(inputs):
+        rows.append(len(inputs["input_ids"]))
+        return torch.zeros(1, 2)
+
+    def inputs(count):
+        return {"input_ids": torch.zeros(count, 16, dtype=torch.long)}
+
+    speed = measure(slow, slow, inputs)
+    assert (speed.rows, speed.length) == (8, 16)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("handful.export.size.BUDGET", 0.0)
+        rows.clear()
+        assert measure(slow, slow, inputs).rows == 1
+        assert len(rows) == 1 + 1 + 1 + 2 * 3
+    with pytest.raises(RunError, match="other scores"):
+        measure(slow, lambda inputs: torch.ones(1, 2), inputs)
+    assert np.isfinite(speed.ratio)
