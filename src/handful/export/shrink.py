@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import inspect
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, final
 
@@ -23,8 +24,8 @@ from handful.backbone.resize import Kept, clear, configure, cut, smallest_groups
 from handful.errors import RunError
 
 Layout = Literal["padded", "ragged"]
-MULTIPLE = 16
-"""Widths of padded models are multiples of this: what matrix kernels like."""
+MULTIPLES = {"padded": 16, "ragged": 8}
+"""Widths are rounded up to multiples of these: 922 units take a fifth longer than 928 (one CPU thread, float32)."""
 TOLERANCE = 1e-5
 
 
@@ -65,17 +66,18 @@ class Shrunk:
     record: Shrinkage
 
 
-def shrink(model: Any, *, layout: Layout = "padded", multiple: int = MULTIPLE) -> Shrunk:
+def shrink(model: Any, *, layout: Layout = "padded", multiple: int | None = None) -> Shrunk:
     """A copy of a transformers model without its closed units and heads; the very model where there are none.
 
-    "padded": all layers alike, as a stock checkpoint must be; each has as many units as the layer that needs most,
-    rounded up to a multiple of `multiple`, and closed ones of its own as padding. Fewer heads only where the stock
-    class can have them. "ragged": every layer has what it needs; only `load_compact` loads that.
+    "padded": all layers alike, as a stock checkpoint must be; each has as many units as the layer that needs most, and
+    closed ones of its own as padding. Fewer heads only where the stock class can have them. "ragged": every layer has
+    what it needs; only `load_compact` loads that. Units are rounded up to a multiple of `multiple` (see `MULTIPLES`).
     Raises: ModelError for a family without a known export; RunError where the copy computes something else.
     """
     blocks = find_blocks(model)
     open_parts = find_open(blocks)
-    kept = _padded(blocks, open_parts, multiple) if layout == "padded" else _ragged(blocks, open_parts)
+    choose, multiple = _padded if layout == "padded" else _ragged, multiple or MULTIPLES[layout]
+    kept = choose(blocks, open_parts, multiple)
     small, small_blocks = model, blocks
     if open_parts != _all(blocks):
         small = copy.deepcopy(model)
@@ -158,25 +160,28 @@ def _fill(chosen: tuple[int, ...], number: int) -> tuple[int, ...]:
     return tuple(sorted((*chosen, *others[: number - len(chosen)])))
 
 
-def _ragged(blocks: Blocks, open_parts: Kept) -> Kept:
-    units, groups = (tuple(part or (0,) for part in parts) for parts in (open_parts.units, open_parts.groups))
-    fixed = FAMILIES[blocks.model.config.model_type].heads == "none"
-    return Kept(units, _all(blocks).groups if fixed else groups)
+def _pad_units(blocks: Blocks, open_parts: Kept, numbers: Iterable[int], multiple: int) -> tuple[tuple[int, ...], ...]:
+    """For each block, at least so many units, rounded up to a multiple, but never more than there are."""
+    rounded = (max(1, math.ceil(number / multiple)) * multiple for number in numbers)
+    parts = zip(open_parts.units, rounded, blocks.feed_forward, strict=True)
+    return tuple(_fill(part, min(number, block.units)) for part, number, block in parts)
+
+
+def _ragged(blocks: Blocks, open_parts: Kept, multiple: int) -> Kept:
+    units = _pad_units(blocks, open_parts, _lengths(open_parts.units), multiple)
+    if FAMILIES[blocks.model.config.model_type].heads == "none":
+        return Kept(units, _all(blocks).groups)
+    return Kept(units, tuple(part or (0,) for part in open_parts.groups))
 
 
 def _padded(blocks: Blocks, open_parts: Kept, multiple: int) -> Kept:
-    most = max(1, *_lengths(open_parts.units))
-    rounded = math.ceil(most / multiple) * multiple
-    units = tuple(
-        _fill(part, min(rounded, block.units))
-        for part, block in zip(open_parts.units, blocks.feed_forward, strict=True)
-    )
-    groups = _all(blocks).groups
+    most = max(_lengths(open_parts.units))
+    units = _pad_units(blocks, open_parts, [most] * len(open_parts.units), multiple)
     config = blocks.model.config
-    if FAMILIES[config.model_type].heads == "stock":
-        number = smallest_groups(config, max(1, *_lengths(open_parts.groups)))
-        groups = tuple(_fill(part, number) for part in open_parts.groups)
-    return Kept(units, groups)
+    if FAMILIES[config.model_type].heads != "stock":
+        return Kept(units, _all(blocks).groups)
+    number = smallest_groups(config, max(1, *_lengths(open_parts.groups)))
+    return Kept(units, tuple(_fill(part, number) for part in open_parts.groups))
 
 
 def _sizes(blocks: Blocks, kept: Kept) -> tuple[int, int | None]:
@@ -193,8 +198,9 @@ def _zeros(blocks: Blocks, small: Blocks, open_parts: Kept, kept: Kept, layout: 
     units, heads = sum(map(len, spare.units)), sum(map(len, spare.groups))
     if units:
         cost = sum(blocks.unit_cost(b) * len(part) for b, part in zip(blocks.feed_forward, spare.units, strict=True))
-        why = f"a stock {family} has one width for all layers, here {len(kept.units[0])}"
-        why = why if layout == "padded" else "every layer keeps at least one"
+        why = "widths are rounded up to what matrix kernels take fast"
+        if layout == "padded":
+            why = f"a stock {family} has one width for all layers, here {len(kept.units[0])}"
         sentences.append(f"closed feed-forward units: {units:,} ({cost:,} parameters); {why}")
         left += cost
     if heads:
