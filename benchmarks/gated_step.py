@@ -27,9 +27,9 @@ from handful.training.fit import batch_loss
 PEER = "bias-only"
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     PEER: ("bias", {}),
-    "published gates": ("fine-gates", {"mode": "faithful", "match_features": 0.0, "train_biases": False}),
-    "published gates and biases": ("fine-gates", {"mode": "faithful", "match_features": 0.0}),
-    "coupled gates and biases": ("fine-gates", {"match_features": 0.0}),
+    "published gates": ("fine-gates", {"mode": "faithful", "train_biases": False}),
+    "published gates and biases": ("fine-gates", {"mode": "faithful"}),
+    "coupled gates and biases": ("fine-gates", {}),
 }
 
 

@@ -186,9 +186,7 @@ def test_published_gates_close_under_moderate_pressure_and_collapse_under_much()
     """Sheet 2, observation 3, and that the collapse is said."""
     found = {}
     for weight in (5.0, 300.0):
-        adapter, rows, task = attach(
-            mode="faithful", target_sparsity=0.4, penalty_weight=weight, match_features=0.0, init_std=0.02
-        )
+        adapter, rows, task = attach(mode="faithful", target_sparsity=0.4, penalty_weight=weight, init_std=0.02)
         train(adapter, rows, task, epochs=100, learning_rate=1e-2, schedule="constant", gradient_clip=0.0)
         found[weight] = adapter.diagnostics(), adapter.notes
     (mild, no_notes), (hard, notes) = found.values()
@@ -216,7 +214,7 @@ def test_the_pressure_on_a_gate_does_not_depend_on_the_models_size():
         backbone = tiny_backbone("bert")
         if layers == 2:
             backbone.model.encoder.layer = backbone.model.encoder.layer[:2]
-        adapter = FineGates(mode="faithful", init_std=0.0, match_features=0).attach(
+        adapter = FineGates(mode="faithful", init_std=0.0).attach(
             backbone, toy_task(), generator=torch.Generator().manual_seed(0)
         )
         adapter.penalty().backward()
@@ -226,7 +224,7 @@ def test_the_pressure_on_a_gate_does_not_depend_on_the_models_size():
 
 
 def test_matched_features_are_those_of_the_model_as_it_was():
-    adapter, rows, task = attach(target_sparsity=0.3)
+    adapter, rows, task = attach(target_sparsity=0.3, match_features=1.0)
     batch = rows.batch([3, 1, 2])
     expected = adapter.backbone.features(batch.inputs)
     adapter.train().begin_batch(batch, torch.Generator().manual_seed(0))

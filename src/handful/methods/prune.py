@@ -38,7 +38,7 @@ class Prune(AbstractMethod):
     presets: ClassVar[Mapping[str, Preset]] = {
         "default": Preset(
             "ours: as for coupled gates, so that only the choice of units differs",
-            training={"epochs": 20, "learning_rate": 1e-2, "head_learning_rate": 1e-3},
+            training={"epochs": 20, "learning_rate": 1e-2, "head_learning_rate": 3e-3},
         ),
     }
     search_space: ClassVar[SearchSpace] = {
@@ -57,7 +57,7 @@ class Prune(AbstractMethod):
     train_biases: Annotated[bool, setting("train the biases of the blocks' matrices too")] = True
     train_head: Annotated[bool, setting("train the head, and do not leave it at its start")] = True
     lora_rank: Annotated[int, setting("rank of LoRA on the pruned matrices; 0: none", ge=0, le=256)] = 0
-    match_features: Annotated[float, setting("α of α‖f − f₀‖²/‖f₀‖², f₀ the features of the whole model", ge=0)] = 1.0
+    match_features: Annotated[float, setting("α of α‖f − f₀‖²/‖f₀‖², f₀ the features of the whole model", ge=0)] = 0.0
     head_init: Annotated[HeadInit, setting(HEAD_INIT)] = "soft-probe"
 
     def check(self, backbone: Backbone, task: Task) -> list[str]:
