@@ -18,7 +18,8 @@ from numpy.typing import ArrayLike
 from scipy.special import ndtr, ndtri, stdtrit
 
 from handful.errors import ConfigError, DataError, nearest
-from handful.evaluation.metrics import Metric, check_numbers, check_rows, confusion_counts, get_metric, score
+from handful.evaluation.metric import Metric
+from handful.evaluation.metrics import check_numbers, check_rows, confusion_counts, get_metric, measure, score
 
 
 @final
@@ -64,8 +65,8 @@ class Estimate:
 
 def bootstrap_score(
     metric: str | Metric,
-    predictions: ArrayLike,
-    targets: ArrayLike,
+    predictions: Any,
+    targets: Any,
     *,
     generator: np.random.Generator,
     resamples: int = 2000,
@@ -81,6 +82,8 @@ def bootstrap_score(
       evenly over the cells; it knows that an error not seen yet may still come. On 50 rows at a true accuracy
       of 0.97 resampling alone covers the true F1 in 77 % of samples instead of 95 %, both together in 99 %; at
       0.8 in 97 %. Resampling is the better one for macro_f1 of many classes with few rows each.
+    - metrics of written texts: percentiles over resampled records, each with all of its references, whose statistics
+      are added up anew: the mean of BLEU over texts is not the BLEU of a set of them.
     - all others: percentiles of the resampled rows. Means of skewed losses are covered a little too rarely on
       few rows (mse of normal errors in 92 % of samples of 50 rows, in 90 % of 20). That of ece is for the score
       on so many rows, upward bias included, and not for the error that endless rows would show.
@@ -95,14 +98,18 @@ def bootstrap_score(
     rows = len(targets)
     if metric.name == "accuracy":
         return wilson(int((predictions == targets).sum()), rows, level=level)
-    mean = score(metric, predictions, targets)
+    if metric.needs == "texts":
+        mean, draws = _resample_records(metric, predictions, targets, generator, resamples if rows > 1 else 0)
+    else:
+        mean, draws = score(metric, predictions, targets), None
     if rows == 1:
         return Estimate(mean, None, None, 1, level, "one row")
+    method = "bootstrap"
     if metric.needs == "labels":
         counts = confusion_counts(predictions, targets, metric.num_labels)
         draws, method = _resample_counts(metric, counts, generator, resamples), "bootstrap, with one row added"
-    else:
-        draws, method = _resample_rows(metric, predictions, targets, generator, resamples), "bootstrap"
+    elif draws is None:
+        draws = _resample_rows(metric, predictions, targets, generator, resamples)
     tail = ndtr(sqrt(rows / (rows - 1)) * stdtrit(rows - 1, (1 - level) / 2))
     low, high = np.quantile(draws, [tail, 1 - tail], axis=-1)
     return Estimate(mean, min(float(low.min()), mean), max(float(high.max()), mean), rows, level, method)
@@ -118,6 +125,22 @@ def _resample_rows(
         return np.array([function(predictions[pick], targets[pick]) for pick in picks])
     picks = (generator.integers(rows, size=(size, rows)) for size in _portions(resamples, rows))
     return np.concatenate([function(predictions[pick], targets[pick]) for pick in picks])
+
+
+def _resample_records(
+    metric: Metric, texts: np.ndarray, records: np.ndarray, generator: np.random.Generator, resamples: int
+) -> tuple[float, np.ndarray]:
+    """The metric of written texts, and (resamples,) of records drawn with replacement, from sums of their statistics.
+
+    Drawing N records with replacement is the same as drawing how often each is taken from a multinomial.
+    """
+    assert metric.combine is not None
+    statistics, rows = measure(metric, texts, records), len(records)
+    sums = [statistics.sum(0, keepdims=True)]
+    for size in _portions(resamples, rows):
+        sums.append(generator.multinomial(rows, np.full(rows, 1 / rows), size=size) @ statistics)
+    scores = metric.combine(np.concatenate(sums))
+    return float(scores[0]), scores[1:]
 
 
 def _resample_counts(metric: Metric, counts: np.ndarray, generator: np.random.Generator, resamples: int) -> np.ndarray:

@@ -6,18 +6,16 @@ and thousands of resamples of it (`estimate.bootstrap_score`) come from the same
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from math import inf, log
-from typing import Literal, final
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from handful.data.task import TaskKind
 from handful.errors import ConfigError, DataError, nearest
-
-Needs = Literal["labels", "probabilities", "values"]
+from handful.evaluation.generation import GENERATION_METRICS
+from handful.evaluation.metric import Metric, Needs
 
 SMALLEST_PROBABILITY = float(np.finfo(np.float64).eps)
 _LARGEST_NLL = -log(SMALLEST_PROBABILITY)
@@ -26,48 +24,30 @@ ADVICE: dict[Needs, str] = {
     "labels": "pass class indices (N), or one score a class (N, C)",
     "probabilities": "pass those of all classes (N, C), such as apply_temperature(logits, 1.0)",
     "values": "pass one number a row (N), such as scores[:, 0]",
+    "texts": "pass the written texts (N), and as targets the records (N) with their references",
 }
 
 
-@final
-@dataclass(frozen=True, slots=True)
-class Metric:
-    """One metric.
-
-    `kinds` are the kinds of task it is for; `num_labels` the only number of classes it is defined for, or None.
-    `range` holds its smallest and largest value. `needs` says what predictions it scores, and with that what
-    `function` takes:
-
-    - "labels": confusion counts (..., C, C) from `confusion_counts`; returns (...)
-    - "probabilities": probabilities (N, C) and target classes (N,); returns a number
-    - "values": predicted and target values (..., N); returns (...)
-
-    `score` does the conversion and all checks.
-    """
-
-    name: str
-    summary: str
-    kinds: frozenset[TaskKind]
-    needs: Needs
-    higher_is_better: bool
-    range: tuple[float, float]
-    function: Callable[..., np.ndarray | float]
-    num_labels: int | None = None
-
-
-def score(metric: str | Metric, predictions: ArrayLike, targets: ArrayLike) -> float:
+def score(metric: str | Metric, predictions: Any, targets: Any) -> float:
     """The metric of N rows.
 
     `predictions` are what `metric.needs` says: class indices (N,), probabilities (N, C) or values (N,). A metric
     of class indices also takes one score a class (N, C), of which the highest is the prediction (of equal ones
-    the first). `targets` are class indices or values (N,). Raises: ConfigError for an unknown metric, DataError
-    for arrays of wrong shape, length, type or content.
+    the first). `targets` are class indices or values (N,); of written texts (N,) they are the records, examples with
+    references. Raises: ConfigError for an unknown metric, DataError for arrays of wrong shape, length, type or content.
     """
     metric = get_metric(metric)
     predictions, targets = check_rows(metric, predictions, targets)
+    if metric.combine is not None:
+        return float(metric.combine(measure(metric, predictions, targets).sum(0, keepdims=True))[0])
     if metric.needs == "labels":
         return float(metric.function(confusion_counts(predictions, targets, metric.num_labels)))
     return float(metric.function(predictions, targets))
+
+
+def measure(metric: Metric, texts: np.ndarray, records: np.ndarray) -> np.ndarray:
+    """Statistics (N, F) of written texts, whose sums over any rows `metric.combine` turns into the score of these."""
+    return cast(np.ndarray, metric.function(texts.tolist(), records.tolist()))
 
 
 def get_metric(name: str | Metric) -> Metric:
@@ -82,7 +62,7 @@ def get_metric(name: str | Metric) -> Metric:
 def check_metric(name: str | Metric, kind: TaskKind, num_labels: int) -> Metric:
     """The metric, if it can score tasks of this kind with this many classes (0 for regression).
 
-    Raises: ConfigError naming metrics that can.
+    Raises: ConfigError naming metrics that can, or what must be installed for this one.
     """
     metric = get_metric(name)
     if kind not in metric.kinds:
@@ -97,14 +77,18 @@ def check_metric(name: str | Metric, kind: TaskKind, num_labels: int) -> Metric:
             f"expected {metric.num_labels} classes for metric {metric.name!r}, found {num_labels}",
             "use 'macro_f1', the mean over the classes of each one's F1",
         )
+    if metric.ready is not None:
+        metric.ready()
     return metric
 
 
 # ---------------------------------------------------------------------------------------------- checks of arrays
 
 
-def check_rows(metric: Metric, predictions: ArrayLike, targets: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+def check_rows(metric: Metric, predictions: Any, targets: Any) -> tuple[np.ndarray, np.ndarray]:
     """Predictions and targets as arrays of what the metric needs. Raises: DataError naming the first wrong row."""
+    if metric.needs == "texts":
+        return _check_texts(predictions, targets)
     hint = f"metric {metric.name!r} needs {metric.needs}: {ADVICE[metric.needs]}"
     if metric.needs == "values":
         predictions = check_numbers("predictions", predictions, "N", hint)
@@ -125,6 +109,19 @@ def check_rows(metric: Metric, predictions: ArrayLike, targets: ArrayLike) -> tu
         targets = check_classes("targets", targets, predictions.shape[1])
     check_same_length(predictions, targets)
     return predictions, targets
+
+
+def _check_texts(texts: Any, records: Any) -> tuple[np.ndarray, np.ndarray]:
+    texts, records = np.array(texts, dtype=object), np.array(records, dtype=object)
+    check_same_length(texts, records)
+    if texts.ndim != 1 or not len(texts):
+        raise DataError(f"expected one written text a record, found shape {texts.shape}", ADVICE["texts"])
+    for row, (text, record) in enumerate(zip(texts, records, strict=True)):
+        if not isinstance(text, str):
+            raise DataError(f"expected a written text, found {text!r} in row {row}", ADVICE["texts"])
+        if not getattr(record, "references", ()):
+            raise DataError(f"expected a record with references, found {record!r} in row {row}", ADVICE["texts"])
+    return texts, records
 
 
 def check_numbers(what: str, values: ArrayLike, axes: str, hint: str | None = None) -> np.ndarray:
@@ -376,4 +373,4 @@ _ALL = (
     Metric("brier", "squared distance to one-hot", _CLASSES, "probabilities", False, (0, 2), brier),
     Metric("ece", "calibration error, 15 bins", _CLASSES, "probabilities", False, (0, 1), expected_calibration_error),
 )
-METRICS: dict[str, Metric] = {metric.name: metric for metric in _ALL}
+METRICS: dict[str, Metric] = {metric.name: metric for metric in (*_ALL, *GENERATION_METRICS)}

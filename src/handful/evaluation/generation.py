@@ -1,0 +1,94 @@
+"""The metrics of written texts, by name, each with a signature that says which variant it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from math import inf
+
+from handful.data.linearise import parse_source
+from handful.data.task import Task, TaskKind
+from handful.errors import DataError
+from handful.evaluation import content_scores, java_scores, overlap_scores
+from handful.evaluation.metric import Metric
+from handful.evaluation.overlap_scores import Bleu, combine_mean, require_sacrebleu
+
+_TEXTS: frozenset[TaskKind] = frozenset({"generation"})
+
+
+def _bleu(name: str, summary: str, variant: Bleu) -> Metric:
+    return Metric(
+        name, summary, _TEXTS, "texts", True, (0, 100), variant.measure,
+        combine=variant.combine, signature=variant.signature, ready=_sacrebleu_ready,
+    )  # fmt: skip
+
+
+def _sacrebleu_ready() -> None:
+    require_sacrebleu()
+
+
+def _java_ready() -> None:
+    java_scores.require_java()
+
+
+def _ours(rules: str) -> Callable[[], str]:
+    def signature() -> str:
+        try:
+            return f"{rules}|version:handful-{version('handful')}"
+        except PackageNotFoundError:
+            return f"{rules}|version:handful"
+
+    return signature
+
+
+GENERATION_METRICS = (
+    _bleu("bleu", "BLEU, 13a tokens, case-sensitive", overlap_scores.BLEU),
+    _bleu("bleu-e2e", "BLEU of the E2E challenge: 13a tokens, lower case", overlap_scores.BLEU_E2E),
+    _bleu("bleu-webnlg20", "BLEU of WebNLG 2020: cased, blank references kept", overlap_scores.BLEU_WEBNLG20),
+    _bleu("bleu-dart", "BLEU of DART: split, lower case, 3 references, blanks kept", overlap_scores.BLEU_DART),
+    _bleu("bleu-dart-no-blanks", "bleu-dart without blank references", overlap_scores.BLEU_DART_NO_BLANKS),
+    Metric(
+        "chrf++", "F2 of character 1-6-grams and word 1-2-grams", _TEXTS, "texts", True, (0, 100),
+        overlap_scores.measure_chrf, combine=overlap_scores.combine_chrf, signature=overlap_scores.chrf_signature,
+        ready=_sacrebleu_ready,
+    ),
+    Metric(
+        "rouge-l", "ROUGE-L of the E2E challenge, without Java", _TEXTS, "texts", True, (0, 1),
+        overlap_scores.measure_rouge, combine=combine_mean,
+        signature=_ours("nrefs:all|beta:1.2|max:each|case:lc|tok:penn"),
+    ),
+    Metric(
+        "meteor", "METEOR 1.5 on texts as they are", _TEXTS, "texts", True, (0, 1), java_scores.measure_meteor,
+        combine=java_scores.combine_meteor, signature=java_scores.meteor_signature, ready=_java_ready,
+    ),
+    Metric(
+        "meteor-e2e", "METEOR 1.5 of the E2E challenge", _TEXTS, "texts", True, (0, 1), java_scores.measure_meteor_e2e,
+        combine=java_scores.combine_meteor, signature=java_scores.meteor_e2e_signature, ready=_java_ready,
+    ),
+    Metric(
+        "cider-e2e", "CIDEr of the E2E challenge", _TEXTS, "texts", True, (0, 10), java_scores.measure_cider,
+        combine=combine_mean, signature=java_scores.cider_signature, ready=_java_ready,
+    ),
+    Metric(
+        "slot-error", "missing, wrong and added slots by slots asked for (E2E)", _TEXTS, "texts", False, (0, inf),
+        content_scores.measure_slots, combine=combine_mean, signature=_ours("slots:E2E|said:patterns"),
+    ),
+    Metric(
+        "entity-coverage", "share of subjects and objects that are named", _TEXTS, "texts", True, (0, 1),
+        content_scores.measure_entities, combine=combine_mean, signature=_ours("entities:subject,object|match:words"),
+    ),
+)  # fmt: skip
+"""BLEU, chrF++ are percentages, as in the literature; all others run from 0 to 1, CIDEr to 10."""
+
+
+def usual_metrics(task: Task) -> tuple[str, ...]:
+    """The task's own metric, those that need no Java, and what its sources allow to be checked."""
+    names = [task.metric, "chrf++", "rouge-l"]
+    source = task.pool[0].text if task.pool else ""
+    try:
+        content_scores.slot_errors("", source)
+        names.append("slot-error")
+    except DataError:
+        if parse_source(source):
+            names.append("entity-coverage")
+    return tuple(dict.fromkeys(names))

@@ -1,0 +1,45 @@
+"""What a metric is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, final
+
+import numpy as np
+
+from handful.data.task import TaskKind
+
+Needs = Literal["labels", "probabilities", "values", "texts"]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One metric.
+
+    `kinds` are the kinds of task it is for; `num_labels` the only number of classes it is defined for, or None.
+    `range` holds its smallest and largest value. `needs` says what predictions it scores, and with that what
+    `function` takes:
+
+    - "labels": confusion counts (..., C, C) from `confusion_counts`; returns (...)
+    - "probabilities": probabilities (N, C) and target classes (N,); returns a number
+    - "values": predicted and target values (..., N); returns (...)
+    - "texts": written texts (N,) and their records (N,); returns statistics (N, F) that add up over rows, of whose sums
+      (R, F) `combine` makes scores (R,)
+
+    `metrics.score` does the conversion and all checks. `signature` tells the exact variant of a metric of texts, and
+    `ready` raises ConfigError where something that it needs is not installed.
+    """
+
+    name: str
+    summary: str
+    kinds: frozenset[TaskKind]
+    needs: Needs
+    higher_is_better: bool
+    range: tuple[float, float]
+    function: Callable[..., np.ndarray | float]
+    num_labels: int | None = None
+    combine: Callable[[np.ndarray], np.ndarray] | None = None
+    signature: Callable[[], str] | None = None
+    ready: Callable[[], None] | None = None
