@@ -129,7 +129,7 @@ def test_ece_equals_a_plain_loop_over_bins(rows):
     assert score("ece", *rows) == pytest.approx(expected, abs=1e-12)
 
 
-@given(st.sampled_from(sorted(METRICS)), st.data())
+@given(st.sampled_from(sorted(name for name, metric in METRICS.items() if metric.needs != "texts")), st.data())
 def test_every_score_lies_in_the_range_of_its_metric(name, data):
     metric = METRICS[name]
     top = 1 if metric.num_labels == 2 else 3
@@ -237,10 +237,8 @@ def test_check_metric_names_metrics_that_fit():
     with pytest.raises(ConfigError, match="which is for classification and pair-classification") as error:
         check_metric("accuracy", "regression", 0)
     assert error.value.hint == "for regression: pearson, spearman, mse, mae"
-    with pytest.raises(ConfigError, match="no metric here is for generation tasks"):
+    with pytest.raises(ConfigError, match="for generation tasks, found 'accuracy'"):
         check_metric("accuracy", "generation", 0)
-    with pytest.raises(ConfigError, match=r"expected 2 classes for metric 'f1', found 3\n\nhint: use 'macro_f1'"):
-        check_metric("f1", "classification", 3)
 
 
 @pytest.mark.parametrize(
@@ -275,6 +273,7 @@ def test_every_metric_says_what_it_is(metric):
     assert metric.summary
     assert metric.kinds
     inputs = {"labels": "`counts` (...", "values": "`predictions` (..., N)", "probabilities": "`probabilities` (N, C)"}
+    inputs["texts"] = "`texts` (N,)"
     assert inputs[metric.needs] in metric.function.__doc__
 
 

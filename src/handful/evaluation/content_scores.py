@@ -172,8 +172,9 @@ def _meaning(source: str) -> dict[str, str]:
 def measure_slots(texts: Sequence[str], records: Sequence[Example]) -> np.ndarray:
     """Slot error rate: missing, wrong and added slots by the slots asked for, as Wen et al. (2015) for E2E.
 
-    Patterns are not readers: on E2E's own test references the rate is 0.094: their authors
-    left much out, and some of what they said is not recognised.
+    Patterns are not readers: on E2E's own test references the rate is 0.094, as their authors left much out and some of
+    what they said is not recognised.
+
     `texts` (N,), `records` (N,). Returns (N, 2): errors and slots.
     """
     errors = [len(slot_errors(text, record.text)) for text, record in zip(texts, records, strict=True)]

@@ -80,7 +80,11 @@ def measure_meteor_e2e(texts: Sequence[str], records: Sequence[Example]) -> np.n
 def _meteor_statistics(texts: Sequence[str], references: Sequence[Sequence[str]]) -> np.ndarray:
     rows = [[*expected, text] for text, expected in zip(texts, references, strict=True)]
     lines = [" ||| ".join(" ".join(text.replace("|||", " ").split()) for text in row) for row in rows]
-    return np.array([line.split() for line in _meteor([f"SCORE ||| {line}" for line in lines])], float)
+    statistics = np.array([line.split() for line in _meteor([f"SCORE ||| {line}" for line in lines])], float)
+    length, expected, matched, chunks = statistics[:, 0], statistics[:, 1], statistics[:, 4:20], statistics[:, 20]
+    perfect = (matched[:, 0::2].sum(1) == length) & (matched[:, 1::2].sum(1) == expected) & (chunks == 1)
+    statistics[perfect, 20] = 0  # as METEOR adds them up: a text equal to a reference is not broken into chunks
+    return statistics
 
 
 def combine_meteor(sums: np.ndarray) -> np.ndarray:

@@ -70,7 +70,7 @@ def check_metric(name: str | Metric, kind: TaskKind, num_labels: int) -> Metric:
         kinds = " and ".join(sorted(metric.kinds))
         raise ConfigError(
             f"expected a metric for {kind} tasks, found {metric.name!r}, which is for {kinds}",
-            f"for {kind}: {', '.join(fitting)}" if fitting else f"no metric here is for {kind} tasks",
+            f"for {kind}: {', '.join(fitting)}",
         )
     if metric.num_labels not in (None, num_labels):
         raise ConfigError(

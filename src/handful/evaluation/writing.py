@@ -1,0 +1,102 @@
+"""What a language model writes through an adapter, and how probable it finds what it should write."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any, ClassVar, Literal, final
+
+import torch
+import torch.nn.functional as F
+
+from handful.backbone.load import token_targets
+from handful.data.batching import EncodedRows, plan_batches
+from handful.methods.base import AbstractAdapter, convert_settings, setting
+from handful.methods.head import AbstractHeadedAdapter
+
+_PROTOCOL = "sheet 3, ours"
+
+
+@final
+@dataclass(frozen=True)
+class GenerationOptions:
+    """How records are shown to a language model, and how it writes. The paper's values are not known to us."""
+
+    name: ClassVar[str] = "generation"
+
+    beams: Annotated[int, setting("beams of the search; 1 is greedy", source=_PROTOCOL, ge=1, le=64)] = 5
+    length_penalty: Annotated[float, setting("exponent of the length that a beam's score is divided by")] = 1.0
+    max_new_tokens: Annotated[int, setting("most tokens written", source=_PROTOCOL, unit="tokens", ge=1, le=4096)] = 128
+    no_repeat_ngram_size: Annotated[
+        int, setting("n-grams of this size are written once at most; 0: no such rule", source=_PROTOCOL, ge=0)
+    ] = 0
+    target_length: Annotated[
+        int, setting("tokens kept of a reference in training, the end token included", unit="tokens", ge=2)
+    ] = 128
+    references: Annotated[
+        Literal["all", "one"], setting("train on every reference of a record, or on the first alone")
+    ] = "all"
+    source_prefix: Annotated[str, setting("put in front of every source, such as 'summarize: '")] = ""
+    separator: Annotated[str, setting("between source and text, for models without an encoder")] = "\n"
+
+    def __post_init__(self) -> None:
+        convert_settings(self)
+
+    def settings(self) -> dict[str, Any]:
+        """The fields as plain JSON values."""
+        return asdict(self)
+
+    def decoding(self) -> dict[str, Any]:
+        """The arguments of transformers' `GenerationConfig`."""
+        return {
+            "num_beams": self.beams, "length_penalty": self.length_penalty, "max_new_tokens": self.max_new_tokens,
+            "no_repeat_ngram_size": self.no_repeat_ngram_size, "do_sample": False,
+        }  # fmt: skip
+
+
+@torch.no_grad()
+def token_nll(adapter: AbstractAdapter, rows: EncodedRows, batch_size: int = 32) -> float:
+    """Mean negative log-likelihood of a reference's token, at the midpoint; rows with targets."""
+    was_training = adapter.training
+    adapter.eval().begin_batch(None)
+    total, count = 0.0, 0
+    for indices in plan_batches(rows.lengths, batch_size):
+        batch = rows.batch(indices).to(adapter.backbone.device)
+        assert batch.labels is not None
+        targets = token_targets(batch.labels)
+        total += float(F.cross_entropy(adapter(batch).float(), targets, reduction="sum"))
+        count += len(targets)
+    adapter.train(was_training)
+    return total / count
+
+
+@torch.no_grad()
+def write(
+    adapter: AbstractHeadedAdapter,
+    rows: EncodedRows,
+    options: GenerationOptions,
+    *,
+    vertex: int | None = None,
+    batch_size: int = 16,
+    on_progress: Callable[[int], None] = lambda done: None,
+) -> list[str]:
+    """What the model writes for each row, at the midpoint or at a vertex; rows of like length go together.
+
+    `on_progress` hears how many rows are done.
+    """
+    was_training = adapter.training
+    adapter.eval()
+    texts, done = [""] * len(rows), 0
+    for indices in plan_batches(rows.lengths, batch_size):
+        batch = rows.batch(indices).to(adapter.backbone.device)
+        adapter.begin_batch(batch if vertex is not None else None, vertex=vertex)
+        written = adapter.generate(batch, **options.decoding())
+        for index, text in zip(
+            indices, adapter.backbone.tokenizer.batch_decode(written, skip_special_tokens=True), strict=True
+        ):
+            texts[index] = text.strip()
+        done += len(indices)
+        on_progress(done)
+    adapter.begin_batch(None)
+    adapter.train(was_training)
+    return texts
