@@ -30,7 +30,10 @@ class FakeRuns:
     def run(
         self, label: str = "prefix-subspace", task: str = "reviews", shots: int = 50, seed: int = 0, **more: Any
     ) -> Run:
-        """One run. `labels=()` makes a regression; `landscape`, `study`, `trials` and `history` as their names say."""
+        """One run. `labels=()` makes a regression; `landscape`, `study`, `trials` and `history` as their names say.
+
+        `gates` is the share that gates close, on units and heads, or on rows and columns with `published=True`.
+        """
         labels = more.get("labels", ("negative", "positive"))
         ease = 0.04 * np.log2(shots / 50) + (len(task) % 5 - 2) * 0.03 + self.generator.normal(0, 0.012)
         skill = float(np.clip(SKILL.get(label, 0.72) + ease, 0.5, 0.97))
@@ -41,6 +44,8 @@ class FakeRuns:
         record["fit"]["history"] = self._history(skill) if more.get("history", label != "head") else []
         if "study" in more:
             record["study"] = {"name": more["study"], "label": label, "trials": more.get("trials", 1), "start": None}
+        if "gates" in more:
+            self._gate(record, more["gates"], more.get("published", False))
         for name, value in more.get("changes", {}).items():
             section, _, inner = name.partition("__")
             record[section] = record[section] | {inner: value} if inner else value
@@ -140,6 +145,29 @@ class FakeRuns:
             {"step": 3 * epoch, "epoch": epoch, "score": float(score), "deviation": 0.0}
             for epoch, score in enumerate(np.clip(curve, 0, 1), 1)
         ]
+
+    def _gate(self, record: dict[str, Any], target: float, published: bool) -> None:
+        """Gates of six layers, and a history in which they close."""
+        attention, width = "encoder.layer.{}.attention.output.dense", 384
+        sides = [(f"encoder.layer.{layer}.output.dense", "columns", 1536) for layer in range(6)]
+        sides = [(attention.format(layer), "columns", 12) for layer in range(6)] + sides
+        if published:
+            names = [attention, *(attention.replace("output.dense", f"self.{n}") for n in ("query", "key", "value"))]
+            sides = [(n.format(layer), s, width) for layer in range(6) for n in names for s in ("rows", "columns")]
+        gates = []
+        for matrix, side, count in sides:
+            closed = round(count * np.clip(target + self.generator.normal(0, 0.1), 0, 0.95))
+            soft = round((count - closed) * self.generator.uniform(0, 0.5))
+            counts = {"open": count - closed - soft, "soft": soft, "closed": closed}
+            gates.append({"matrix": matrix, "side": side, "gates": count, **counts})
+        total = sum(one["gates"] for one in gates)
+        shares = {state: sum(one[state] for one in gates) / total for state in ("closed", "soft")}
+        removed = float(target * self.generator.uniform(0.97, 1.03))
+        record["adapter"] = {"gates": gates, **shares, "removed": removed}
+        record["spec"]["method"] |= {"name": "fine-gates", "target_sparsity": target, "published": published}
+        for point in record["fit"]["history"]:
+            done = 1 - (1 - min(1.0, point["epoch"] / 12)) ** 3
+            point |= {"removed": done * removed, "closed": done * shares["closed"], "soft": shares["soft"]}
 
     def _landscape(self, rows: int) -> dict[str, Any]:
         grid = triangle_grid(12).numpy().astype(float)

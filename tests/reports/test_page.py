@@ -195,6 +195,33 @@ def test_every_figure_and_table_can_be_had_as_csv(open_page, page, study):
     assert contents == {f"{table.name}.csv": table.csv() for table in tables}
 
 
+@pytest.mark.parametrize(("width", "scheme"), [(1200, LIGHT), (390, DARK)])
+def test_gates_are_drawn_and_fit(open_page, fakes, tmp_path, width, scheme):
+    for seed in range(2):
+        fakes.run("whole", seed=seed)
+        for label, target in (("gates, 20 %", 0.2), ("gates, 40 %", 0.4)):
+            fakes.run(label, seed=seed, gates=target)
+    fakes.run("published", gates=0.3, published=True)
+    path = tmp_path / "r.html"
+    path.write_text(render_page(report_of(fakes.root)), encoding="utf-8")
+    browser = open_page(path, width, scheme)
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    drawn = browser.execute_script(
+        "return [...document.querySelectorAll('#gates .panel svg')].map(s => [s.getBoundingClientRect().width,"
+        " s.getBoundingClientRect().height, Math.min(...[...s.querySelectorAll('text')].map(t =>"
+        " t.getBoundingClientRect().height))])"
+    )
+    assert len(drawn) == 1 + 5 + 3
+    assert all(wide > 200 and high > 60 and text > 8 for wide, high, text in drawn)
+    legend = "[...document.querySelectorAll('#figure-gate-map .legend li')]"
+    assert browser.execute_script(f"return {legend}.map(l => l.innerText.trim())") == ["open", "soft", "closed"]
+    fills = browser.execute_script(
+        f"return {legend}.map(l => [...l.querySelectorAll('path')].map(p => getComputedStyle(p)).map(s =>"
+        " s.fill + s.opacity).join())"
+    )
+    assert len(set(fills)) == 3
+
+
 HOSTILE = (
     "<script>alert(1)</script>", "</style><h1>x", "</script>", '"><img src=x onerror=alert(1)>', "{{ 7 * 7 }}",
     "$\\alpha$", "<!--", "' onmouseover='alert(1)", "&lt;b&gt;", "javascript:alert(1)",

@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 import pytest
 
 from handful.evaluation.estimate import Estimate
-from handful.reports.figure import Curves, Intervals, Reliability, Scores, Strips, Triangle
+from handful.reports.figure import Curves, GateMap, Intervals, Reliability, Scores, Strips, Tradeoff, Triangle
 from handful.reports.plots import draw, short, swatch
 
 LABELS = ("lora", "prefix")
@@ -22,6 +22,9 @@ DRAWINGS = {
     "logarithmic": Strips([("lora", [0.2, 4.0]), ("prefix", [3000.0])], "seconds"),
     "equal": Strips([("lora", [2.0, 2.0])], "seconds"),
     "triangle": Triangle([(1, 0, 0, 0.5), (0, 1, 0, 0.7), (0, 0, 1, 0.9)], "nll", True),
+    "gate map": GateMap([("heads", {0: (0.5, 0.5, 0.0), 1: (0.0, 0.0, 1.0)}), ("units", {1: (1.0, 0.0, 0.0)})]),
+    "tradeoff": Tradeoff({"lora": [(20.0, HALF), (0.0, HALF)]}, [("prefix", HALF)], 0.0, "removed, %", "f1", "left, %"),
+    "lonely": Tradeoff({"lora": [(0.0, HALF)]}, [], 0.0, "removed, %", "f1"),
     "flat": Triangle([(1, 0, 0, 0.5), (0, 1, 0, 0.5), (0, 0, 1, 0.5)], "nll", False),
 }
 

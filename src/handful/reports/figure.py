@@ -66,7 +66,34 @@ class Triangle:
     has_midpoint: bool
 
 
-Drawing = Scores | Intervals | Curves | Reliability | Strips | Triangle
+OPENNESS = ("open", "soft", "closed")
+
+
+@final
+@dataclass(frozen=True)
+class GateMap:
+    """Shares of gates that are open, soft and closed, by layer (x), a row a part of the layers."""
+
+    rows: list[tuple[str, dict[int, tuple[float, float, float]]]]
+
+
+@final
+@dataclass(frozen=True)
+class Tradeoff:
+    """Estimates (y) of lines of methods by what was gained (x); `references` gained nothing and lie at `start`.
+
+    `left` names the axis on top that counts down from 100, where x is a share of a whole in %.
+    """
+
+    lines: dict[str, list[tuple[float, Estimate]]]
+    references: list[tuple[str, Estimate]]
+    start: float
+    axis: str
+    metric: str
+    left: str = ""
+
+
+Drawing = Scores | Intervals | Curves | Reliability | Strips | Triangle | GateMap | Tradeoff
 
 
 @final
@@ -82,13 +109,17 @@ class Panel:
 @final
 @dataclass(frozen=True)
 class Figure:
-    """Panels that share a legend of labels, and the numbers in them."""
+    """Panels that share a legend, and the numbers in them.
+
+    `palette` are the names that colours stand for; empty: the labels of the report.
+    """
 
     title: str
     note: str
     panels: tuple[Panel, ...]
     numbers: Table
     legend: tuple[str, ...] = ()
+    palette: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:

@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 from handful import __version__
 from handful.evaluation.estimate import Estimate
+from handful.reports.figure import OPENNESS
 from handful.reports.report import Report
 from handful.reports.table import Table, Value, shown_interval, shown_number, sort_key
 
@@ -28,8 +29,12 @@ def render_page(report: Report) -> str:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"number": _number, "interval": _interval, "sort_key": sort_key, "csv_link": _csv_link}
     environment.globals |= {
-        "draw": lambda panel, name: Markup(plots.draw(panel.drawing, report.labels, name)),
-        "swatch": lambda label: Markup(plots.swatch(report.labels.index(label))),
+        "draw": lambda panel, figure, name: Markup(plots.draw(panel.drawing, figure.palette or report.labels, name)),
+        "swatch": lambda name, figure: Markup(
+            plots.openness_swatch(OPENNESS.index(name))
+            if figure.palette == OPENNESS
+            else plots.swatch((figure.palette or report.labels).index(name))
+        ),
     }
     template = environment.from_string(_TEMPLATES.joinpath("report.html.jinja").read_text(encoding="utf-8"))
     return template.render(

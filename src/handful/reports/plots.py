@@ -23,7 +23,17 @@ import numpy as np
 
 from handful.errors import ConfigError
 from handful.evaluation.estimate import Estimate
-from handful.reports.figure import Curves, Drawing, Intervals, Reliability, Scores, Strips, Triangle
+from handful.reports.figure import (
+    Curves,
+    Drawing,
+    GateMap,
+    Intervals,
+    Reliability,
+    Scores,
+    Strips,
+    Tradeoff,
+    Triangle,
+)
 from handful.reports.table import shown_number
 
 try:
@@ -53,6 +63,11 @@ CROWD = 5
 
 WIDTH, HEIGHT = 4.7, 3.3
 """Inches of 72 units; a panel is about as wide as a phone."""
+
+_OPENNESS: Any = (
+    {"color": SERIES[0], "linewidth": 0}, {"color": SERIES[0], "linewidth": 0, "alpha": 0.5},
+    {"color": FAINT, "linewidth": 0},
+)  # fmt: skip
 
 _STYLE: Any = {
     "svg.fonttype": "none", "svg.hashsalt": "handful", "text.parse_math": False,
@@ -86,6 +101,16 @@ def swatch(index: int) -> str:
         return _for_page(figure, f"mark-{index}")
 
 
+def openness_swatch(state: int) -> str:
+    """The mark of open (0), soft or closed (2) gates in a legend, as an SVG element."""
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(0.2, 0.2))
+        axes = figure.add_axes((0, 0, 1, 1))
+        axes.axis("off")
+        axes.bar([0], [1], **_OPENNESS[state])
+        return _for_page(figure, f"openness-{state}")
+
+
 def _for_page(figure: Figure, name: str) -> str:
     """The SVG element alone: colours as variables, ids of its own, as wide as the page gives it."""
     text = io.StringIO()
@@ -115,6 +140,8 @@ def _rewritten(key: str, value: str, name: str) -> str:
 def _height(drawing: Drawing) -> float:
     if isinstance(drawing, Intervals | Strips):
         return 0.75 + 0.3 * len(drawing.rows)
+    if isinstance(drawing, GateMap):
+        return 0.75 + max(0.3 * len(drawing.rows), min(1.6, 0.8 * len(drawing.rows)))
     return WIDTH * 0.86 if isinstance(drawing, Reliability) else HEIGHT
 
 
@@ -271,6 +298,55 @@ def _triangle(drawing: Triangle, axes: Axes, places: dict[str, int]) -> None:
     bar.outline.set_visible(False)  # type: ignore[operator]
     bar.ax.tick_params(length=0)
     bar.set_label(f"dev {drawing.metric}")
+
+
+@_draw.register
+def _gate_map(drawing: GateMap, axes: Axes, places: dict[str, int]) -> None:
+    """A stack a layer and row, from the bottom: open, soft, closed."""
+    del places
+    for row, (_, layers) in enumerate(drawing.rows):
+        bottom = np.full(len(layers), row + 0.41)
+        for state, shares in enumerate(zip(*layers.values(), strict=True)):
+            heights = -0.82 * np.array(shares)  # rows count downwards
+            axes.bar(list(layers), heights, 0.86, bottom, **_OPENNESS[state])
+            bottom += heights
+    axes.grid(visible=False)
+    axes.xaxis.set_major_locator(MaxNLocator(12, integer=True))
+    axes.spines["bottom"].set_visible(False)
+    axes.tick_params(axis="x", length=0)
+    axes.margins(x=0.01)
+    _rows(axes, [short(label, 34) for label, _ in drawing.rows], "layer")
+
+
+@_draw.register
+def _tradeoff(drawing: Tradeoff, axes: Axes, places: dict[str, int]) -> None:
+    gained = [x for points in drawing.lines.values() for x, _ in points]
+    span = max(*gained, drawing.start) - min(*gained, drawing.start) or 1.0
+    apart, crowded = 0.014 * span, len(drawing.lines) > CROWD
+    for position, (name, estimate) in enumerate(drawing.references):
+        look = _mark(places[name])
+        axes.axhline(estimate.mean, color=look["color"], linewidth=1, linestyle=(0, (4, 3)), alpha=0.8)
+        at = drawing.start + apart * (position - (len(drawing.references) - 1) / 2)
+        _interval(axes, estimate, at, look, vertical=True)
+    for position, (name, points) in enumerate(drawing.lines.items()):
+        look, points = _mark(places[name]), sorted(points, key=lambda point: point[0])
+        xs = [x + apart * (position - (len(drawing.lines) - 1) / 2) for x, _ in points]
+        axes.plot(xs, [e.mean for _, e in points], color=look["color"], linewidth=1.2, alpha=0.55)
+        for x, (_, estimate) in zip(xs, points, strict=True):
+            _interval(axes, estimate, x, look, vertical=True, width=1.1 if crowded else 1.7)
+    axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+    axes.yaxis.set_major_locator(MaxNLocator(5))
+    axes.set_xlabel(drawing.axis)
+    axes.set_ylabel(drawing.metric)
+    if drawing.left:
+        top = axes.secondary_xaxis("top", functions=(_left_of_100, _left_of_100))
+        top.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+        top.set_xlabel(drawing.left)
+        top.spines["top"].set_visible(False)
+
+
+def _left_of_100(x: Any) -> Any:
+    return 100 - x
 
 
 def short(text: str, longest: int = 26) -> str:

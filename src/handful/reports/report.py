@@ -12,8 +12,9 @@ import numpy as np
 
 from handful.errors import HandfulError, RunError
 from handful.evaluation.metrics import get_metric
-from handful.reports import figures, tables
+from handful.reports import figures, gate_figures, tables
 from handful.reports.figure import Figure
+from handful.reports.gates import gates_of
 from handful.reports.table import Table
 from handful.reports.verdict import headline, reservations
 from handful.runs.store import RECORD
@@ -33,6 +34,11 @@ class Section:
     figures: tuple[Figure, ...] = ()
     tables: tuple[Table, ...] = ()
     folded: bool = False
+
+    @property
+    def beside(self) -> bool:
+        """Whether its figures are small enough to stand beside each other."""
+        return len(self.figures) > 1 and all(len(figure.panels) < 3 for figure in self.figures)
 
 
 @final
@@ -123,7 +129,8 @@ def _wrong(result: Result) -> str | None:
         get_metric(result.metric)
         for name in record["scores"]:
             result.estimate(name)
-    except (KeyError, TypeError, AttributeError, HandfulError) as error:
+        gates_of(result)
+    except (KeyError, TypeError, ValueError, AttributeError, HandfulError) as error:
         return f"{RECORD}: not the record of a run ({type(error).__name__}: {error})"
     return None
 
@@ -145,6 +152,7 @@ def _compose(findings: Findings, title: str) -> Report:
     if len(labels_of(results)) > 1:
         sections.append(_comparison(findings))
     sections += [
+        _gates(findings),
         Section("training", "Training", figures=_there(figures.dev_figure(results))),
         Section("calibration", "Calibration", figures=_there(figures.reliability_figure(results, findings.damaged))),
         Section("cost", "Cost", (), (figures.cost_figure(results),), (tables.cost_table(results),)),
@@ -211,6 +219,24 @@ def _comparison(findings: Findings) -> Section:
         )
         shown_tables.append(tables.pairs_table(findings.pairs))
     return Section("comparison", "Comparison", tuple(text), tuple(shown_figures), tuple(shown_tables))
+
+
+def _gates(findings: Findings) -> Section:
+    """What gates and pruning removed; empty where no run has either."""
+    results = findings.results
+    gated = [result for result in results if gates_of(result)]
+    if not gated:
+        return Section("gates", "Gates")
+    shown = gate_figures.tradeoff_figures(findings.summaries, results, findings.damaged)
+    shown += _there(gate_figures.gate_map_figure(gated)) + _there(gate_figures.sparsity_figure(gated))
+    table = tables.removed_table(gated)
+    missed = [
+        f"{row['method']} ({row['removed %, mean']:.3g} % of {row['target %']:.3g} %)"
+        for row in table.records()
+        if isinstance(row["target %"], float) and row["removed %, mean"] < row["target %"] / 2
+    ]
+    text = (f"Far from the target: {', '.join(missed)}. Soft gates scale, and remove nothing.",) if missed else ()
+    return Section("gates", "Gates and what they remove", text, shown, (table,))
 
 
 def _problems(findings: Findings) -> tuple[Table, ...]:

@@ -6,7 +6,7 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 import numpy as np
@@ -14,10 +14,11 @@ import numpy as np
 from handful.errors import RunError
 from handful.evaluation.estimate import Estimate
 from handful.evaluation.metrics import get_metric
+from handful.reports.gates import TARGET, gates_of
 from handful.reports.table import Table, Value
 from handful.studies.compare import Comparison, Summary, compare, labels_of, with_label
 from handful.studies.ranking import Ranking
-from handful.studies.results import Result
+from handful.studies.results import Result, settings_of
 
 MEAN = "mean over tasks"
 
@@ -166,19 +167,43 @@ def cost_table(results: Sequence[Result]) -> Table:
     )
 
 
+def removed_table(results: Sequence[Result]) -> Table:
+    """What runs with gates removed, by label: the mean over runs."""
+    rows: list[tuple[Value, ...]] = []
+    for label in labels_of(results):
+        runs = with_label(results, label)
+        gates = [found for run in runs if (found := gates_of(run))]
+        removed = [100 * one.removed for one in gates]
+        targets = {100 * target for run in runs if (target := settings_of(run.record["spec"]).get(TARGET)) is not None}
+        rows.append((
+            label, len(gates), targets.pop() if len(targets) == 1 else _listed(targets),
+            mean(removed), min(removed), max(removed), 100 * mean(one.closed for one in gates),
+            100 * mean(one.soft for one in gates),
+        ))  # fmt: skip
+    columns = ("method", "runs", "target", "removed", "least", "most", "closed", "soft")
+    return Table(
+        "removed", "Removed parameters", columns, tuple(rows),
+        details=("", "", "%", "%, mean", "%", "%", "% of gates", "% of gates"),
+        note="Removed: of the parameters that gates could remove. Closed gates are 0, soft ones between 0 and 1.",
+    )  # fmt: skip
+
+
 def runs_table(results: Sequence[Result]) -> Table:
     """Every run: what was tried where, what came out, what it cost."""
+    gated = any(gates_of(result) for result in results)
     rows: list[tuple[Value, ...]] = []
     for result in results:
         record, fit = result.record, result.record["fit"]
+        gates = gates_of(result)
         rows.append((
             result.cell.task, result.cell.shots, result.cell.seed, result.label, result.metric, result.estimate(),
+            *([gates and 100 * gates.removed] if gated else []),
             result.trials, fit["parameters"], fit["steps"], float(fit["seconds"]), float(fit["peak_memory_mb"]),
             record["backbone"]["name"], fit["stopped"], result.run.folder.name,
         ))  # fmt: skip
     columns = (
-        "task", "shots", "seed", "method", "metric", "score", "trials", "trained numbers", "steps", "seconds",
-        "peak MB", "model", "ended early", "folder",
+        "task", "shots", "seed", "method", "metric", "score", *(["removed %"] if gated else []), "trials",
+        "trained numbers", "steps", "seconds", "peak MB", "model", "ended early", "folder",
     )  # fmt: skip
     note = "The interval of a run is over its test rows: how its score may differ on others."
     return Table("runs", f"All {len(rows):,} runs", columns, tuple(rows), note)

@@ -82,13 +82,13 @@ def _result(run: Run) -> Result:
     record, options = run.record, run.record["spec"]["run"]
     shots = options["shots"] or record["rows"]["train"] + record["rows"]["dev"]
     cell = Cell(record["task"]["name"], shots, options["seed"])
-    _settings(record["spec"])  # a record without them is damaged, and is to be found here
+    settings_of(record["spec"])  # a record without them is damaged, and is to be found here
     return Result(record.get("study", {}).get("label", record["spec"]["method"]["name"]), cell, run)
 
 
 def _told_apart(results: list[Result]) -> list[Result]:
     """Labels with the settings that differ between runs of one label; runs of a study have labels of their own."""
-    settings = {id(result): _settings(result.record["spec"]) for result in results}
+    settings = {id(result): settings_of(result.record["spec"]) for result in results}
     varying: dict[str, set[str]] = {}
     for label in {result.label for result in results}:
         same = [settings[id(r)] for r in results if r.label == label and "study" not in r.record]
@@ -102,7 +102,7 @@ def _told_apart(results: list[Result]) -> list[Result]:
     ]
 
 
-def _settings(spec: Mapping[str, Any]) -> dict[str, Any]:
+def settings_of(spec: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that tell methods apart, by dotted name: not those that say which rows were used."""
     settings = {f"{part}.{name}": value for part in ("method", "training", "run") for name, value in spec[part].items()}
     others = {"method.name", "run.shots", "run.seed", "run.landscape"}

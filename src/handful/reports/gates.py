@@ -1,0 +1,143 @@
+"""What runs say about their gates: how many are open, soft and closed, what was removed, how fast that is."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import Any, final
+
+from handful.studies.results import Result, settings_of
+
+TARGET = "method.target_sparsity"
+EXPORT = "export.json"
+
+_ROLES = {
+    "query": "query query_proj q q_proj q_lin",
+    "key": "key key_proj k k_proj k_lin",
+    "value": "value value_proj v v_proj v_lin",
+    "query, key, value": "c_attn",
+    "gate": "gate_proj wi_0",
+    "in": "intermediate c_fc up_proj lin1 wi wi_1",
+    "out": "output o o_proj out_lin c_proj down_proj lin2 wo",
+}
+_ROLE_OF = {name: role for role, names in _ROLES.items() for name in names.split()}
+
+
+@final
+@dataclass(frozen=True)
+class GatedPart:
+    """The gates of one side of one matrix: `name` says in words what they gate in their layer."""
+
+    layer: int
+    name: str
+    matrix: str
+    side: str
+    open: int
+    soft: int
+    closed: int
+
+    @property
+    def shares(self) -> tuple[float, float, float]:
+        """Shares of gates that are open, soft and closed."""
+        gates = self.open + self.soft + self.closed
+        return self.open / gates, self.soft / gates, self.closed / gates
+
+
+@final
+@dataclass(frozen=True)
+class GateRecord:
+    """The gates of a run: all of them by part, the shares closed and soft, the share of gateable parameters removed."""
+
+    parts: tuple[GatedPart, ...]
+    closed: float
+    soft: float
+    removed: float
+
+
+def gates_of(result: Result) -> GateRecord | None:
+    """The gates of a run, None where it has none. Raises: KeyError, TypeError or ValueError for a damaged record."""
+    adapter: Mapping[str, Any] = result.record.get("adapter", {})
+    if "removed" not in adapter:
+        return None
+    sides = adapter["gates"]
+    names = [str(side["matrix"]) for side in sides]
+    groups = all(side["side"] == "columns" for side in sides)  # a gate takes a unit or head along: no rows of their own
+    stacks = {name.partition(".")[0] for name in names} >= {"encoder", "decoder"}
+    parts = tuple(
+        GatedPart(
+            _layer(name), _part_name(name, None if groups else side["side"], stacks), name, side["side"],
+            *(int(side[state]) for state in ("open", "soft", "closed")),
+        )
+        for name, side in zip(names, sides, strict=True)
+    )  # fmt: skip
+    if not all(part.open + part.soft + part.closed for part in parts):
+        raise ValueError("a side without gates")
+    return GateRecord(parts, float(adapter["closed"]), float(adapter["soft"]), float(adapter["removed"]))
+
+
+def _layer(matrix: str) -> int:
+    """The first number in a matrix's name."""
+    found = re.search(r"(?:^|\.)(\d+)\.", matrix)
+    return int(found[1]) if found else 0
+
+
+def _part_name(matrix: str, side: str | None, stacks: bool) -> str:
+    """What is gated, in words; without a side it is units or heads. Unknown matrices keep their own name."""
+    *above, leaf = re.sub(r"^.*?\d+\.", "", matrix).split(".")
+    role = _ROLE_OF.get(above[-1] if leaf == "dense" and above else leaf)
+    attention, cross = "att" in matrix.lower(), re.search("cross|encdec", matrix.lower())
+    stack = f"{matrix.partition('.')[0]} " if stacks else ""
+    if side is None:
+        return f"{stack}{'cross-attention ' if cross else ''}{'heads' if attention else 'feed-forward units'}"
+    place = "cross " if cross else "feed-forward " if not attention else "attention " if role == "out" else ""
+    return f"{stack}{place}{role}, {side}" if role else f"{stack}{'.'.join((*above, leaf))}, {side}"
+
+
+def measured_speed(result: Result) -> float | None:
+    """How many times as fast as the whole model an export in the run's folder is, the fastest of several.
+
+    Raises: OSError, ValueError, KeyError or TypeError for a damaged record of an export.
+    """
+    found = []
+    for path in sorted((*result.run.folder.glob(EXPORT), *result.run.folder.glob(f"*/{EXPORT}"))):
+        if size := json.loads(path.read_text(encoding="utf-8")).get("size"):
+            found.append(float(size["speed"]["ratio"]))
+    return max(found, default=None)
+
+
+def lines_of(results: Iterable[Result]) -> dict[str, str]:
+    """The line that each label is a point of: labels that differ in their target alone are of one line.
+
+    A setting that varies between the runs of a label, as one that was searched does, tells no labels apart.
+    """
+    found: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+    for result in results:
+        spec = result.record["spec"]
+        for name, value in (settings_of(spec) | {"method.name": spec["method"]["name"]}).items():
+            found[result.label][name].add(repr(value))
+    varying = {name for settings in found.values() for name, values in settings.items() if len(values) > 1} | {TARGET}
+    members: dict[tuple[Any, ...], list[str]] = defaultdict(list)
+    for label, settings in sorted(found.items()):
+        members[tuple(sorted((name, *values) for name, values in settings.items() if name not in varying))].append(
+            label
+        )
+    lines: dict[str, str] = {}
+    for labels in members.values():
+        name = _line_name(labels)
+        if not name or name in lines.values():
+            name = f"{labels[0]} …"
+        lines |= dict.fromkeys(labels, name)
+    return lines
+
+
+def _line_name(labels: Sequence[str]) -> str:
+    """What labels begin with, up to their numbers: "gates" of "gates, 20 %" and "gates, 40 %"."""
+    if len(labels) == 1:
+        return labels[0]
+    shared = "".join(same[0] for same in takewhile(lambda letters: len(set(letters)) == 1, zip(*labels, strict=False)))
+    name = re.sub(r"(\w*\s*=)?[\d.\s]*$", "", shared).rstrip(" ,;:(-@")
+    return name + ")" * (name.count("(") - name.count(")"))
