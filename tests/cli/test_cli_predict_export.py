@@ -141,6 +141,8 @@ def test_an_export_is_reloaded_and_compared(command, finished, tmp_path):
     [
         (("--format", "pfet"), "did you mean 'peft'?"),
         (("--format", "dense"), "cannot be folded into the model's weights; use the format 'peft'"),
+        (("--format", "compact"), "takes nothing out of the model, as 'fine-gates' and 'prune' do"),
+        (("--format", "onnx"), "cannot be folded into the model's weights; use the format 'peft'"),
     ],
 )
 def test_exports_that_cannot_be(command, finished, tmp_path, options, message):
@@ -148,6 +150,25 @@ def test_exports_that_cannot_be(command, finished, tmp_path, options, message):
     assert outcome.code == 2
     assert message in outcome.err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_what_gates_close_is_gone_from_the_export(command, table, quick, tmp_path):
+    gated = (table(), *quick, "--method", "fine-gates")
+    exports = command("check", *gated, "--json").json["export"]
+    assert {name: plan["possible"] for name, plan in exports.items()} == {
+        "peft": False, "dense": True, "compact": True, "onnx": True,
+    }  # fmt: skip
+    assert command("fit", *gated).code == 0
+    (run,) = [path.parent for path in (tmp_path / "runs").glob("*/run.json")]
+    size = command("export", run, "--format", "dense", "--output", tmp_path / "dense", "--json").json["size"]
+    assert size["parts"]["parameters"][1] < size["parts"]["parameters"][0]
+    said = command("export", run, "--format", "compact", "--output", tmp_path / "compact").out
+    assert "loaded by handful, in a fresh process" in said
+    assert "Parameters: 123,584, now " in said
+    assert "× as fast)" in said
+    refused = command("export", run, "--output", tmp_path / "peft")
+    assert (refused.code, "use 'dense', 'compact' or 'onnx'" in refused.err) == (2, True)
 
 
 def test_the_model_may_have_moved(command, table, finished, tiny_folder, tmp_path, make_model):

@@ -17,6 +17,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
+from transformers.utils.logging import EmptyTqdm, set_tqdm_hook
 
 from handful.backbone.blocks import FAMILIES, Attention, Blocks, FeedForward, find_blocks, is_transposed, matrix
 from handful.errors import ModelError
@@ -238,6 +239,15 @@ def build_ragged(
             raise ModelError(f"{folder}: expected {what} of {len(most)} blocks, 1 to {most}, found {list(asked)}")
     cut(blocks, Kept.first(units, groups))
     return load_exactly(model, tensors)
+
+
+def save_model(model: PreTrainedModel, folder: Path) -> None:
+    """Configuration and weights into an existing folder."""
+    hook = set_tqdm_hook(lambda factory, args, kwargs: EmptyTqdm(*args))  # no bar of transformers in our display
+    try:
+        model.save_pretrained(folder)
+    finally:
+        set_tqdm_hook(hook)
 
 
 def load_exactly(model: PreTrainedModel, tensors: Mapping[str, torch.Tensor]) -> PreTrainedModel:

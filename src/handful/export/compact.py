@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from handful import __version__
 from handful.backbone.load import Backbone
-from handful.backbone.resize import build_ragged, class_path, stock_class
+from handful.backbone.resize import build_ragged, class_path, save_model, stock_class
 from handful.data.batching import EncodedRows
 from handful.data.task import Task
 from handful.errors import ModelError
@@ -60,7 +60,7 @@ def export_compact(
 
 def save_compact(shrunk: Shrunk, folder: Path) -> None:
     """Configuration, weights and sizes of a ragged model into an existing folder."""
-    shrunk.model.save_pretrained(folder)
+    save_model(shrunk.model, folder)
     record = shrunk.record
     sizes = {
         "handful": __version__,

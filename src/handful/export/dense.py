@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from handful.backbone.load import Backbone
+from handful.backbone.resize import save_model
 from handful.data.batching import EncodedRows
 from handful.data.task import Task
 from handful.export.folded import Folded
@@ -44,7 +45,7 @@ def export_dense(
     folded = Folded(job, plan, "padded")
 
     def fill(partial: Path) -> Size | None:
-        folded.shrunk.model.save_pretrained(partial)
+        save_model(folded.shrunk.model, partial)
         record = folded.shrunk.record
         return folded.measured(partial) if record.changed or record.zeros else None
 

@@ -52,8 +52,9 @@ class Size:
             lines[0] += f"; {parts.removed:.1%} of those in attention and feed-forward matrices are gone"
         before, after = self.bytes
         lines.append(f"File of weights: {before / 1e6:,.1f} MB, now {after / 1e6:,.1f} MB")
+        threads = "1 thread" if speed.threads == 1 else f"{speed.threads} threads"
         lines.append(
-            f"Time on this machine's CPU for {speed.rows} × {speed.length} tokens with {speed.threads} thread(s): "
+            f"Time on this machine's CPU for {speed.rows} × {speed.length} tokens with {threads}: "
             f"{speed.seconds[0] * 1e3:,.1f} ms, now {speed.seconds[1] * 1e3:,.1f} ms ({speed.ratio:.2f} × as fast)"
         )
         if parts.units:
