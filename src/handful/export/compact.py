@@ -55,7 +55,7 @@ def export_compact(
         save_compact(folded.shrunk, partial)
         return folded.measured(partial)
 
-    return job.write(plan, Loader.of(job, plan, file="compact"), fill)
+    return job.write(plan, Loader.of(job, plan, file="compact"), fill, folded.rounding)
 
 
 def save_compact(shrunk: Shrunk, folder: Path) -> None:

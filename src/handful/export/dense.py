@@ -53,4 +53,4 @@ def export_dense(
     whole = backbone.kind != "encoder-decoder" or plan.form == "classifier"
     # an encoder-decoder's encoder alone is a model that no Auto class finds
     loader = Loader.of(job, plan, model_class=None if whole else f"{kind.__module__}:{kind.__name__}")
-    return job.write(plan, loader, fill)
+    return job.write(plan, loader, fill, folded.rounding)

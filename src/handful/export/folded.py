@@ -96,11 +96,17 @@ class Folded:
         found |= {"token_type_ids": torch.zeros_like(found["input_ids"])}
         return {name: found[name] for name in self.job.sample[0]}
 
+    @torch.no_grad()
+    def rounding(self, inputs: Mapping[str, torch.Tensor]) -> float:
+        """How far the full model's scores (B, C) in float32 are from those in float64."""
+        scorer = self.scorer(self.full)
+        return float((scorer.scores(inputs) - copy.deepcopy(scorer).double().scores(inputs)).abs().max())
+
     def measured(self, folder: Path, scores: Scores | None = None) -> Size:
         """How much smaller and faster what was written into `folder` is; `scores` are computed by what is in it."""
         small = scores or self.scorer(self.shrunk.model).scores
         unit = float(self.job.adapter.head.scale)
-        speed = measure(self.scorer(self.full).scores, small, self.inputs, unit)
+        speed = measure(self.scorer(self.full).scores, small, self.inputs, unit, self.rounding)
         return Size(self.shrunk.record, (tensor_bytes(self.full), weight_bytes(folder)), speed)
 
 

@@ -6,7 +6,8 @@ import copy
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cache, cached_property
+from functools import partial as bind
 from pathlib import Path
 from typing import Any, final
 
@@ -21,7 +22,7 @@ from handful.errors import ConfigError, RunError
 from handful.export.loaders import Loader
 from handful.export.plan import ExportPlan, method_of
 from handful.export.size import Size
-from handful.export.verify import can_verify, compare, stock_scores
+from handful.export.verify import can_verify, compare, is_close, stock_scores
 from handful.methods.head import AbstractHeadedAdapter
 from handful.runs.store import new_folder
 
@@ -74,10 +75,17 @@ class ExportJob:
             )
         return str(path.resolve()) if path.is_dir() else name
 
-    def write(self, plan: ExportPlan, loader: Loader, fill: Callable[[Path], Size | None]) -> ExportReport:
+    def write(
+        self,
+        plan: ExportPlan,
+        loader: Loader,
+        fill: Callable[[Path], Size | None],
+        rounding: Callable[[Mapping[str, torch.Tensor]], float] | None = None,
+    ) -> ExportReport:
         """The folder, complete and verified or not at all; `fill` writes what is particular to the format.
 
-        What `fill` returns says how much smaller that is than the full model, where it is.
+        What `fill` returns says how much smaller that is than the full model, where it is; `rounding` is how far
+        float32 scores of inputs are from float64 ones, see `compare`.
 
         Raises: RunError when the folder exists (and `overwrite` is off), cannot be written, or gives other scores.
         """
@@ -86,7 +94,7 @@ class ExportJob:
             self._write_common(partial, loader)
             size = fill(partial)
             (partial / "README.md").write_text(self._readme(plan, loader, size), encoding="utf-8")
-            difference, verification = self._verify(partial, loader)
+            difference, verification = self._verify(partial, loader, rounding)
             record = self._record(plan, difference, verification, size)
             (partial / RECORD).write_text(json.dumps(record, indent=1, ensure_ascii=False), encoding="utf-8")
         return ExportReport(self.folder, plan, difference, verification, size)
@@ -120,17 +128,19 @@ class ExportJob:
         accepted = backbone.accepted(batch.inputs)
         return {name: tensor.cpu() for name, tensor in accepted.items() if isinstance(tensor, torch.Tensor)}, scores
 
-    def _verify(self, partial: Path, loader: Loader) -> tuple[float | None, str]:
+    def _verify(
+        self, partial: Path, loader: Loader, rounding: Callable[[Mapping[str, torch.Tensor]], float] | None
+    ) -> tuple[float | None, str]:
         if not can_verify(loader.package):
             return None, f"not verified: {loader.package} is not installed"
         inputs, expected = self.sample
         found = torch.as_tensor(stock_scores(partial, loader.code(), inputs))
-        difference = compare(found, expected, float(self.adapter.head.scale))
-        rows = f"scores of {len(expected)} rows"
-        return (
-            difference,
-            f"{rows}, computed by {loader.libraries} in a fresh process, differ by at most {difference:.2g}",
-        )
+        noise = rounding and cache(bind(rounding, inputs))
+        unit = float(self.adapter.head.scale)
+        difference = compare(found, expected, unit, noise)
+        who = f"scores of {len(expected)} rows, computed by {loader.libraries} in a fresh process"
+        known = "" if is_close(difference, expected, unit) or not noise else f"; float32 rounds them by {noise():.2g}"
+        return difference, f"{who}, differ by at most {difference:.2g}{known}"
 
     def _readme(self, plan: ExportPlan, loader: Loader, size: Size | None) -> str:
         outputs = "one number" if self.task.kind == "regression" else "one score for each name in labels.json"

@@ -65,10 +65,11 @@ def export_onnx(
             return None
         run, batch = bind(run_onnx, open_onnx(partial / FILE)), folded.inputs(3, 20, padded=True)
         with torch.no_grad():
-            compare(run(batch), folded.scorer(folded.full).scores(batch), float(job.adapter.head.scale))
+            expected = folded.scorer(folded.full).scores(batch)
+        compare(run(batch), expected, float(job.adapter.head.scale), bind(folded.rounding, batch))
         return folded.measured(partial, run)
 
-    return job.write(plan, Loader.of(job, plan, file="onnx"), fill)
+    return job.write(plan, Loader.of(job, plan, file="onnx"), fill, folded.rounding)
 
 
 def save_onnx(scorer: Scorer, inputs: Mapping[str, torch.Tensor], file: Path) -> None:

@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import final
 
@@ -80,9 +81,15 @@ def tensor_bytes(model: nn.Module) -> int:
 
 @torch.no_grad()
 def measure(
-    full: Scores, small: Scores, inputs: Callable[[int], Mapping[str, torch.Tensor]], unit: float = 1.0
+    full: Scores,
+    small: Scores,
+    inputs: Callable[[int], Mapping[str, torch.Tensor]],
+    unit: float = 1.0,
+    rounding: Callable[[Mapping[str, torch.Tensor]], float] | None = None,
 ) -> Speed:
     """Both in turn in this process, on batches of `inputs(rows)`: 8 rows, or one where 8 take too long.
+
+    `unit` and `rounding` are those of `compare`.
 
     Raises: RunError where their scores differ.
     """
@@ -93,7 +100,7 @@ def measure(
         rows, batch = 1, inputs(1)
         first, expected = _timed(full, batch)
     second, found = _timed(small, batch)
-    compare(found, expected, unit)
+    compare(found, expected, unit, rounding and partial(rounding, batch))
     turns = max(3, min(15, int(BUDGET / (first + second))))
     seconds = [(_timed(full, batch)[0], _timed(small, batch)[0]) for _ in range(turns)]
     medians = tuple(statistics.median(column) for column in zip(*seconds, strict=True))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from handful.errors import RunError
 
 RELATIVE_TOLERANCE = 1e-5
+ROUNDINGS = 4
 
 SCRIPT = """
 import sys
@@ -57,15 +58,24 @@ def stock_scores(folder: Path, code: str, inputs: Mapping[str, torch.Tensor]) ->
         return load_file(made)["scores"]
 
 
-def compare(found: torch.Tensor, expected: torch.Tensor, unit: float = 1.0) -> float:
+def compare(
+    found: torch.Tensor, expected: torch.Tensor, unit: float = 1.0, rounding: Callable[[], float] | None = None
+) -> float:
     """The largest absolute difference of two sets of scores (B, C).
 
-    Raises: RunError where it is above 1e-5 of the largest score, or of `unit` where that is more.
+    `rounding` gives how far float32 scores of this model are from those in float64: two orders of the same arithmetic
+    may differ by a few times that, and in some deep models it is more than the tolerance.
+    Raises: RunError where it is above 1e-5 of the largest score, or of `unit` where that is more, and above roundings.
     """
     difference = float((found - expected).abs().max())
-    if not difference <= RELATIVE_TOLERANCE * max(float(expected.abs().max()), unit):
+    if not is_close(difference, expected, unit) and not (rounding and difference <= ROUNDINGS * rounding()):
         raise RunError(
             f"the export was written, but the stock libraries get other scores from it (by up to {difference:.2g})",
             "nothing was saved; please report this with the versions that `handful doctor` prints",
         )
     return difference
+
+
+def is_close(difference: float, expected: torch.Tensor, unit: float) -> bool:
+    """Whether a difference is at most 1e-5 of the largest expected score, or of `unit` where that is more."""
+    return difference <= RELATIVE_TOLERANCE * max(float(expected.abs().max()), unit)
