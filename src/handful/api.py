@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, final
@@ -11,7 +11,7 @@ import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
-from handful.backbone.load import Backbone, load_backbone
+from handful.backbone.load import Backbone
 from handful.data.holdout import with_held_out_test
 from handful.data.open import open_task
 from handful.data.task import Example, Task
@@ -19,9 +19,11 @@ from handful.errors import ConfigError, DataError
 from handful.evaluation.estimate import Estimate
 from handful.evaluation.evaluate import encode_for
 from handful.evaluation.predict import Predictions, check_predictor, predict_rows
+from handful.evaluation.writing import write
 from handful.export.formats import ExportReport, export
+from handful.methods.head import AbstractHeadedAdapter
 from handful.randomness import stream
-from handful.runs.experiment import Trained, open_trained, run, score, train
+from handful.runs.experiment import Trained, open_backbone, open_trained, run, score, train
 from handful.runs.spec import RunSpec, resolve
 from handful.runs.store import Run, read_run
 from handful.studies.auto import AUTO, BUDGET, candidate_specs, choose
@@ -66,8 +68,35 @@ class FittedModel:
             predictor=predictor, draws=options.draws, generator=stream(options.seed, "predict"),
         )  # fmt: skip
 
+    def write(
+        self,
+        texts: Sequence[Text] | Sequence[Example],
+        predictor: str | None = None,
+        *,
+        on_progress: Callable[[int], None] = lambda done: None,
+        **generation: Any,
+    ) -> list[str]:
+        """What the model writes for each text, by the run's decoding unless a field of `GenerationOptions` is given.
+
+        Raises: ConfigError for a run that predicts labels.
+        """
+        trained = self._trained
+        if trained.spec.generation is None:
+            raise ConfigError("this run predicts labels and writes nothing", "use predict()")
+        options = replace(trained.spec.generation, **generation)
+        predictor = predictor or trained.spec.options.predictor
+        check_predictor(predictor, trained.adapter.num_vertices)
+        rows = encode_for(
+            trained.adapter, as_examples(texts), trained.task, trained.spec.options.max_length, options, to_write=True
+        )
+        assert isinstance(trained.adapter, AbstractHeadedAdapter)
+        vertex = int(predictor[7:]) if predictor.startswith("vertex:") else None
+        return write(trained.adapter, rows, options, vertex=vertex, on_progress=on_progress)
+
     def predict(self, texts: Sequence[Text], predictor: str | None = None) -> list[str] | list[float]:
-        """The label of each text (for regression: its number)."""
+        """The label of each text (for regression its number, for generation the text that is written)."""
+        if self._trained.spec.generation is not None:
+            return self.write(texts, predictor)
         predictions = self.predictions(texts, predictor)
         if not self.labels:
             return predictions.values.tolist()
@@ -135,7 +164,7 @@ def fit(
     if task.test is None and test_fraction:
         task = with_held_out_test(task, test_fraction)
     if method == AUTO:
-        backbone = backbone or load_backbone(model, pooling=spec.options.pooling)
+        backbone = backbone or open_backbone(spec, task.kind)
         spec = choose(task, specs, backbone=backbone, budget=budget).spec
     if output is not None:
         saved, trained = run(task, spec, Path(output), backbone=backbone, on_event=on_event, again=again)

@@ -192,7 +192,7 @@ def check_attach(case: Case) -> None:
         own = {id(parameter) for parameter in parameters.values()}
         strays = [n for n, p in case.backbone.model.named_parameters() if p.requires_grad and id(p) not in own]
         case.require(not strays, f"trainable parameters of the model that the adapter does not list: {strays[:5]}")
-        grouped = [id(p) for _, group in adapter.parameter_groups() for p in group]
+        grouped = [id(p) for group in adapter.parameter_groups() for p in group.parameters]
         case.require(sorted(grouped) == sorted(own), "parameter_groups() should hold every parameter once")
         lowest = adapter.lowest_layer
         valid = lowest is None or 0 <= lowest <= case.backbone.num_layers

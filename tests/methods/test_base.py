@@ -61,7 +61,7 @@ def test_the_backbone_is_held_and_not_registered():
     assert adapter.backbone is backbone
     assert set(adapter.state_dict()) == {"head.weight", "head.bias", "head.offset", "head.scale", "prefix.keys_values"}
     assert {id(m) for m in adapter.modules()}.isdisjoint(id(m) for m in backbone.model.modules())
-    assert {name: len(group) for name, group in adapter.parameter_groups()} == {"adapter": 1, "head": 2}
+    assert {group.name: len(group.parameters) for group in adapter.parameter_groups()} == {"adapter": 1, "head": 2}
 
 
 def test_borrowed_parameters_are_the_models_own_and_are_given_back():

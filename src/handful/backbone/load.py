@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, final
@@ -19,6 +20,7 @@ from transformers import (
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -29,6 +31,7 @@ from transformers.utils.logging import EmptyTqdm, set_tqdm_hook
 from handful.backbone.attention import KeyValueInjection
 from handful.backbone.packaged import PACKAGED_MODELS, packaged_folder
 from handful.backbone.packing import PACKED_FAMILIES, Packing
+from handful.data.batching import NO_LOSS
 from handful.errors import ModelError, nearest
 
 Kind = Literal["encoder", "decoder", "encoder-decoder"]
@@ -83,15 +86,56 @@ class Backbone:
             positions -= (self.config.pad_token_id or 0) + 1
         return min(int(positions), int(self.tokenizer.model_max_length))
 
-    def features(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Pooled features (B, D) of token ids (B, S), through whatever is injected at the moment."""
-        packing = self.packing(inputs)
+    def features(self, inputs: Mapping[str, torch.Tensor], prompt: SoftPrompt | None = None) -> torch.Tensor:
+        """Pooled features (B, D) of token ids (B, S), through whatever is injected at the moment.
+
+        Of a language model: `token_scores`. A prompt stands in front of the word embeddings; pooling "mean" and "last"
+        skip it.
+        """
+        if self.purpose_is_lm:
+            return self.token_scores(inputs, prompt)
+        packing = self.packing(inputs) if prompt is None else None
         if packing is not None:
             return pool(packing.unpack(self._packed_states(inputs, packing)), inputs["attention_mask"], self.pooling)
-        output = self.model(**self.accepted(inputs))
+        output = self.model(**self.accepted(prompt.before(self.model, inputs) if prompt else inputs))
         if self.pooling == "family":
             return output.logits
-        return pool(output.last_hidden_state, inputs["attention_mask"], self.pooling)
+        states = output.last_hidden_state[:, prompt.length :] if prompt else output.last_hidden_state
+        return pool(states, inputs["attention_mask"], self.pooling)
+
+    def token_scores(self, inputs: Mapping[str, torch.Tensor], prompt: SoftPrompt | None = None) -> torch.Tensor:
+        """Scores (N, V) of the N tokens to write that `inputs["labels"]` (B, T) has, row by row: see `token_targets`.
+
+        A decoder's labels stand where its inputs do (T = S), an encoder-decoder's are a sequence of their own.
+        """
+        inputs = prompt.before(self.model, inputs) if prompt else dict(inputs)
+        labels = inputs.pop("labels")
+        arguments = self.accepted(inputs)
+        if self.kind == "encoder-decoder":
+            model: Any = self.model
+            arguments["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(labels)
+            return self.model(**arguments).logits[labels != NO_LOSS]
+        if prompt:
+            labels = nn.functional.pad(labels, (prompt.length, 0), value=NO_LOSS)
+        return self.model(**arguments).logits[:, :-1][labels[:, 1:] != NO_LOSS]
+
+    @torch.no_grad()
+    def generate(
+        self, inputs: Mapping[str, torch.Tensor], prompt: SoftPrompt | None = None, **options: Any
+    ) -> torch.Tensor:
+        """The tokens (B, T) that the language model writes for these rows, padded behind the end token.
+
+        `options` are those of transformers' `GenerationConfig`; none of the checkpoint's own is used but its tokens.
+        """
+        own = self.model.generation_config
+        tokens = {name: getattr(own, name, None) for name in ("decoder_start_token_id", "bos_token_id", "eos_token_id")}
+        config = GenerationConfig(pad_token_id=self.tokenizer.pad_token_id, **tokens, **options)
+        rows = prompt.before(self.model, inputs) if prompt else inputs
+        read = {name: rows[name] for name in ("input_ids", "inputs_embeds", "attention_mask") if name in rows}
+        written = self.model.generate(**read, generation_config=config)  # type: ignore[operator]
+        if self.kind == "encoder-decoder":
+            return written[:, 1:]
+        return written if prompt else written[:, inputs["input_ids"].shape[1] :]
 
     def packing(self, inputs: Mapping[str, torch.Tensor]) -> Packing | None:
         """How to run a batch without its padding; None where it has none, or that is not possible.
@@ -99,7 +143,7 @@ class Backbone:
         It takes our attention function, so a model without an injection is left alone. Only on CPUs, where time goes
         into arithmetic; what the additional kernels cost on GPUs was not measured.
         """
-        possible = self.family in PACKED_FAMILIES and self.pooling != "family" and "injection" in vars(self)
+        possible = self.family in PACKED_FAMILIES and self.pooling in ("mean", "last") and "injection" in vars(self)
         if not possible or self.device.type != "cpu" or bool(inputs["attention_mask"].all()):
             return None
         return Packing.of(inputs["attention_mask"])
@@ -147,6 +191,36 @@ class Backbone:
                 digest.update(name.encode())
                 digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
         return digest.hexdigest()
+
+
+@final
+@dataclass(frozen=True)
+class SoftPrompt:
+    """Vectors (P, E) or (B, P, E) in front of the word embeddings; `scale`, () or (E,), multiplies prompt and words."""
+
+    vectors: torch.Tensor
+    scale: torch.Tensor | None = None
+
+    @property
+    def length(self) -> int:
+        return self.vectors.shape[-2]
+
+    def before(self, model: PreTrainedModel, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The inputs of a model with this prompt in front of their words: embeddings (B, P + S, E) and their mask."""
+        words = model.get_input_embeddings()(inputs["input_ids"])
+        vectors = self.vectors.to(words).expand(len(words), -1, -1)
+        longer = torch.cat((vectors, words), 1)
+        found = {name: tensor for name, tensor in inputs.items() if name != "input_ids"}
+        found["inputs_embeds"] = longer if self.scale is None else longer * self.scale.to(longer)
+        for name, first in (("attention_mask", 1), ("token_type_ids", 0)):
+            if name in inputs:
+                found[name] = nn.functional.pad(inputs[name], (self.length, 0), value=first)
+        return found
+
+
+def token_targets(labels: torch.Tensor) -> torch.Tensor:
+    """The N tokens that `token_scores` has scores of, from labels (B, T)."""
+    return labels[labels != NO_LOSS]
 
 
 def pool(hidden: torch.Tensor, mask: torch.Tensor, pooling: Pooling | None) -> torch.Tensor:

@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import AutoModel, AutoModelForSequenceClassification
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
 from transformers.initialization import no_init_weights
 
 from handful.backbone.load import (
@@ -23,7 +23,12 @@ from handful.backbone.load import (
 from handful.errors import ModelError
 
 
-def load_skeleton(name: str, *, pooling: Literal["auto", "family", "mean", "last"] = "auto") -> Backbone:
+def load_skeleton(
+    name: str,
+    *,
+    pooling: Literal["auto", "family", "mean", "last"] = "auto",
+    purpose: Literal["features", "lm"] = "features",
+) -> Backbone:
     """The backbone that `load_backbone` would give, with tensors that have shapes but no content and take no memory.
 
     Its layers, attention sites and widths are the real ones and a method can be attached, but nothing can be computed
@@ -34,7 +39,9 @@ def load_skeleton(name: str, *, pooling: Literal["auto", "family", "mean", "last
     config, tokenizer = read_outline(folder, name)
     tokenizer.padding_side = "right"
     kind = model_kind(config)
-    resolved: Pooling = default_pooling(kind) if pooling == "auto" else pooling
+    resolved: Pooling | None = default_pooling(kind) if pooling == "auto" else pooling
+    if purpose == "lm":
+        resolved = None
     try:
         with FakeTensorMode(allow_non_fake_inputs=True), no_init_weights():
             if resolved == "family":
@@ -42,6 +49,9 @@ def load_skeleton(name: str, *, pooling: Literal["auto", "family", "mean", "last
                 model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
                 model.tie_weights()  # which is otherwise a part of the initialisation
                 remove_last_linear(model, (), name)
+            elif purpose == "lm":
+                auto = AutoModelForSeq2SeqLM if kind == "encoder-decoder" else AutoModelForCausalLM
+                model = auto.from_config(config, dtype=torch.float32)
             else:
                 model = without_surplus(AutoModel.from_config(config, dtype=torch.float32), kind)
     except ValueError as error:  # transformers knows no such class for this family

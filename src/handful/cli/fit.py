@@ -73,13 +73,12 @@ def auto_specs(arguments: RunArguments) -> list[RunSpec]:
 
 def choose_method(task: Task, specs: list[RunSpec], budget: float | None) -> tuple[RunSpec, Backbone]:
     """The spec that resampling the training rows speaks for, and the loaded model."""
-    from handful.backbone.load import load_backbone
-    from handful.runs.experiment import make_split
+    from handful.runs.experiment import make_split, open_backbone
     from handful.studies.auto import BUDGET, choose
 
     make_split(task, specs[0])  # what is wrong with the rows is said before the model is loaded
     say(f"loading model {specs[0].model} …")
-    backbone = load_backbone(specs[0].model, pooling=specs[0].options.pooling)
+    backbone = open_backbone(specs[0], task.kind)
     return choose(task, specs, backbone=backbone, budget=budget or BUDGET, on_message=say).spec, backbone
 
 
@@ -96,7 +95,7 @@ def tell_choices(task: Task, spec: RunSpec) -> None:
         say(f"  {', '.join(values)}  ({reason})")
     if spec.options.shots is None:
         say("  run.shots = every row  (none were asked for; --shots K takes a stratified part)")
-    if spec.options.pooling == "auto":
+    if spec.options.pooling == "auto" and task.kind != "generation":
         say("  run.pooling = mean over tokens, for decoders the last token  (no pooling was asked for)")
     say(f"  everything else as in `handful methods {spec.method.name}`")
 
@@ -128,6 +127,9 @@ def record_warnings(record: dict[str, Any]) -> list[str]:
     for part, count in rows["truncated"].items():
         if count:
             lines.append(f"{count:,} of {rows[part]:,} {part} texts were cut to {rows['max_length']} tokens")
+    if cut := rows.get("truncated_references"):
+        most = record["spec"]["generation"]["target_length"]
+        lines.append(f"{cut:,} references were longer than {most} tokens, and cut")
     for key, what in (("dropped_duplicates", "repeated another row"), ("dropped_overlap", "stood in other rows too")):
         if rows[key]:
             lines.append(f"{format_cell(rows[key])} rows were left out: they {what}")

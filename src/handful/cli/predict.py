@@ -61,7 +61,9 @@ def open_model(run: Path, model: str | None) -> FittedModel:
 
     if model is None:
         return load(run)
-    return load(run, backbone=load_backbone(model, pooling=read_run(run).record["spec"]["run"]["pooling"]))
+    record = read_run(run).record
+    purpose = "lm" if record["task"]["kind"] == "generation" else "features"
+    return load(run, backbone=load_backbone(model, pooling=record["spec"]["run"]["pooling"], purpose=purpose))
 
 
 def check_output(output: Path | None, source: str) -> None:
@@ -100,7 +102,14 @@ def read_input(source: str, *, kind: str, text: str, text_pair: str | None, enco
 
 
 def prediction_records(fitted: FittedModel, rows: list[Example], predictor: str | None) -> Iterable[dict[str, Any]]:
-    """One record a row: its text, the prediction, the probability of every class, the simplex's disagreement."""
+    """One record a row: its text, the prediction, the probability of every class, the simplex's disagreement.
+
+    Of generation: its text and what is written.
+    """
+    if fitted.spec.generation is not None:
+        for row, text in zip(rows, fitted.write(rows, predictor), strict=True):
+            yield {"text": row.text, "written": text}
+        return
     predictions = fitted.predictions(rows, predictor)
     disagreement = fitted.disagreement(rows) if fitted.num_vertices > 1 else None
     for index, row in enumerate(rows):

@@ -28,8 +28,8 @@ class Batch:
     """Rows padded to one length S.
 
     `inputs` are the model's arguments (B, S), int64. `labels` (B,) are int64 classes or float32 targets; for generation
-    the tokens to write (B, T), int64, with -100 where there is none. `rows` (B,) are the positions in the `EncodedRows`
-    the batch was cut from.
+    the tokens to write (B, T), int64, with -100 where there is none, which stand among the inputs too. `rows` (B,) are
+    the positions in the `EncodedRows` the batch was cut from.
     """
 
     inputs: dict[str, torch.Tensor]
@@ -83,7 +83,8 @@ class EncodedRows:
             types = [self.token_type_ids[index] for index in indices]
             inputs["token_type_ids"] = _pad(types, self.pad_token_type_id)
         if self.target_ids is not None:
-            return Batch(inputs, _pad([self.target_ids[index] for index in indices], NO_LOSS), rows)
+            inputs["labels"] = _pad([self.target_ids[index] for index in indices], NO_LOSS)
+            return Batch(inputs, inputs["labels"], rows)
         return Batch(inputs, None if self.labels is None else self.labels[rows], rows)
 
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import final
 
 import numpy as np
 import torch
 
-from handful.data.batching import EncodedRows, encode
+from handful.data.batching import EncodedRows, encode, encode_generation
 from handful.data.task import Example, Task, TestRows
 from handful.errors import DataError
 from handful.evaluation.estimate import Estimate, bootstrap_score
+from handful.evaluation.generation import usual_metrics
 from handful.evaluation.predict import Predictions, predict_rows
+from handful.evaluation.writing import GenerationOptions, write
 from handful.methods.base import AbstractAdapter
+from handful.methods.head import AbstractHeadedAdapter
 
 CLASSIFICATION_METRICS = ("accuracy", "macro_f1", "nll", "brier", "ece")
 REGRESSION_METRICS = ("spearman", "pearson", "mse", "mae")
@@ -74,9 +77,76 @@ def score_predictions(
     }
 
 
-def encode_for(adapter: AbstractAdapter, rows: Sequence[Example], task: Task, max_length: int) -> EncodedRows:
-    """Rows tokenised for an adapter's backbone, cut to the positions it leaves them."""
-    return encode(rows, adapter.backbone.tokenizer, longest_row(adapter, max_length), kind=task.kind)
+def encode_for(
+    adapter: AbstractAdapter,
+    rows: Sequence[Example],
+    task: Task,
+    max_length: int,
+    generation: GenerationOptions | None = None,
+    *,
+    to_write: bool = False,
+) -> EncodedRows:
+    """Rows tokenised for an adapter's backbone, cut to the positions it leaves them.
+
+    Of generation: with the references to learn from, or `to_write` without them.
+    """
+    backbone, longest = adapter.backbone, longest_row(adapter, max_length)
+    if generation is None:
+        return encode(rows, backbone.tokenizer, longest, kind=task.kind)
+    whole = backbone.kind == "encoder-decoder"
+    if not whole:  # source and text stand in one sequence
+        room = max(generation.target_length, generation.max_new_tokens)
+        longest = min(longest, backbone.max_length - adapter.reserved_positions - room)
+    return encode_generation(
+        rows, backbone.tokenizer, longest, encoder_decoder=whole, prefix=generation.source_prefix,
+        target_length=None if to_write else generation.target_length, separator=generation.separator,
+    )  # fmt: skip
+
+
+@final
+@dataclass(frozen=True)
+class Written:
+    """Texts written for records, and their scores with intervals over records."""
+
+    estimates: dict[str, Estimate]
+    texts: tuple[str, ...]
+    records: tuple[Example, ...]
+    truncated: int
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Where each record came from."""
+        return tuple(record.source for record in self.records)
+
+
+def evaluate_writing(
+    adapter: AbstractHeadedAdapter,
+    rows: TestRows | Sequence[Example],
+    task: Task,
+    generation: GenerationOptions,
+    *,
+    max_length: int,
+    predictor: str = "midpoint",
+    generator: torch.Generator,
+    on_progress: Callable[[int], None] = lambda done: None,
+) -> Written:
+    """Texts for these records by the run's decoding, and every metric of `usual_metrics`, with 95 % intervals.
+
+    Raises: DataError where a record has no reference.
+    """
+    records = rows._examples if isinstance(rows, TestRows) else tuple(rows)
+    if bare := [record for record in records if not record.references]:
+        raise DataError(f"{bare[0].source}: expected a reference to score against, found none")
+    encoded = encode_for(adapter, records, task, max_length, generation, to_write=True)
+    vertex = int(predictor[7:]) if predictor.startswith("vertex:") else None
+    texts = write(adapter, encoded, generation, vertex=vertex, on_progress=on_progress)
+    seed = int(torch.randint(2**62, (), generator=generator))
+    sampled = replace(task, pool=task.pool or records[:1])  # which checks its sources allow
+    estimates = {
+        name: bootstrap_score(name, texts, records, generator=np.random.default_rng(seed))
+        for name in usual_metrics(sampled)
+    }
+    return Written(estimates, tuple(texts), tuple(records), encoded.truncated)
 
 
 def longest_row(adapter: AbstractAdapter, max_length: int) -> int:

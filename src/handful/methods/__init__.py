@@ -16,6 +16,8 @@ METHODS: dict[str, str] = {
     "prefix-subspace": "prefix_subspace:PrefixSubspace",
     "fine-gates": "fine_gates:FineGates",
     "prune": "prune:Prune",
+    "prompt": "prompt:Prompt",
+    "scaled-prompt": "scaled_prompt:ScaledPrompt",
     "full": "full:Full",
     "bias": "bias:Bias",
     "lora": "peft_bridge:LoRA",

@@ -7,7 +7,7 @@ parameters are exactly what is trained, counted and saved.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from functools import cache
@@ -56,6 +56,8 @@ class AbstractMethod(ABC):
     summary: ClassVar[str]
     source: ClassVar[str]
     presets: ClassVar[Mapping[str, Preset]]
+    writes: ClassVar[bool] = True
+    """Whether it can be put on a language model, to write texts."""
     search_space: ClassVar[SearchSpace] = {}
     """What a search varies, by dotted name, unless it is told otherwise; empty: nothing is worth it."""
 
@@ -153,6 +155,18 @@ def convert_settings(instance: Any) -> None:
         object.__setattr__(instance, name, value)
 
 
+@dataclass(frozen=True)
+class ParameterGroup:
+    """Parameters with a learning rate of their own: `rate` times that of the head where `name` is "head", else of
+    the adapter. Weight decay can be left away.
+    """
+
+    name: str
+    parameters: Sequence[nn.Parameter]
+    rate: float = 1.0
+    decays: bool = True
+
+
 class AbstractAdapter(nn.Module, ABC):
     """What a method adds to a backbone. Its parameters are exactly what is trained, counted and saved.
 
@@ -190,6 +204,10 @@ class AbstractAdapter(nn.Module, ABC):
         """Regression targets (B,) in the units of `forward`."""
         return targets
 
+    def carry(self, weights: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+        """What of another run's weights this adapter starts from, under its own parameters' names."""
+        return weights
+
     def warm_start(self, rows: EncodedRows, generator: torch.Generator) -> None:
         """Initialise from training rows (a probe's weights, activations) before the first step."""
 
@@ -226,11 +244,11 @@ class AbstractAdapter(nn.Module, ABC):
     def after_step(self, step: int) -> None:
         """Called after every optimiser step, counted from 1."""
 
-    def parameter_groups(self) -> Iterator[tuple[str, list[nn.Parameter]]]:
-        """Named groups that may have learning rates of their own: "head" and "adapter"."""
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """Every parameter once, in groups that may have learning rates of their own."""
         head = [p for n, p in self.named_parameters() if n.startswith("head.")]
         rest = [p for n, p in self.named_parameters() if not n.startswith("head.")]
-        yield from ((name, group) for name, group in (("adapter", rest), ("head", head)) if group)
+        return [ParameterGroup(name, group) for name, group in (("adapter", rest), ("head", head)) if group]
 
     def diagnostics(self) -> dict[str, float]:
         """Numbers worth logging at every evaluation, such as the spread of the vertices."""

@@ -17,7 +17,6 @@ from typing import Annotated, ClassVar, final
 import torch
 
 from handful.backbone.load import Backbone
-from handful.data.batching import Batch
 from handful.data.task import Task
 from handful.errors import ModelError
 from handful.methods.base import AbstractMethod, BorrowedParameters, Preset, setting
@@ -73,9 +72,6 @@ class BiasAdapter(AbstractHeadedAdapter):
         self.method = method
         feeding = feeding_parameters(backbone) - set(backbone.fresh)
         self.biases = BorrowedParameters(backbone.model, lambda name, _: name in feeding and _is_bias(name))
-
-    def forward(self, batch: Batch) -> torch.Tensor:
-        return self.head(self.backbone.features(batch.inputs))
 
     def detach(self) -> None:
         super().detach()

@@ -16,7 +16,6 @@ from typing import Annotated, ClassVar, final
 import torch
 
 from handful.backbone.load import Backbone
-from handful.data.batching import Batch
 from handful.data.task import Task
 from handful.methods.base import AbstractMethod, BorrowedParameters, Preset, setting
 from handful.methods.head import HEAD_INIT, AbstractHeadedAdapter, HeadInit
@@ -77,9 +76,6 @@ class FullAdapter(AbstractHeadedAdapter):
         self.method = method
         feeding = feeding_parameters(backbone) - set(backbone.fresh)  # the fresh ones are trained as the pooler
         self.trunk = BorrowedParameters(backbone.model, lambda name, _: name in feeding)
-
-    def forward(self, batch: Batch) -> torch.Tensor:
-        return self.head(self.backbone.features(batch.inputs))
 
     def detach(self) -> None:
         super().detach()

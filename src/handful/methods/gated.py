@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, final
 
@@ -17,7 +17,7 @@ from handful.backbone.gating import Gates, Gating, fold, remove_gating
 from handful.backbone.load import Backbone
 from handful.data.batching import Batch
 from handful.data.task import Task
-from handful.methods.base import BorrowedParameters
+from handful.methods.base import BorrowedParameters, ParameterGroup
 from handful.methods.head import AbstractHeadedAdapter, HeadInit
 
 Side = Literal["rows", "columns"]
@@ -88,13 +88,13 @@ class AbstractGatedAdapter(AbstractHeadedAdapter):
     def after_step(self, step: int) -> None:
         self.progress.fill_(step / self.steps)
 
-    def parameter_groups(self) -> Iterator[tuple[str, list[nn.Parameter]]]:
+    def parameter_groups(self) -> list[ParameterGroup]:
         """Gates and LoRA by the adapter's rate, biases by the head's, as in the authors' script (sheet 4.1)."""
         slow = [*self.head.parameters(), *self.biases.parameters()]
         slow += self.pooler.parameters() if self.pooler is not None else []
         held = {id(parameter) for parameter in slow}
         fast = [parameter for parameter in self.parameters() if id(parameter) not in held]
-        yield from ((name, group) for name, group in (("adapter", fast), ("head", slow)) if group)
+        return [ParameterGroup(name, group) for name, group in (("adapter", fast), ("head", slow)) if group]
 
     @abstractmethod
     def values(self, *, deterministic: bool = False) -> torch.Tensor:
@@ -113,10 +113,12 @@ class AbstractGatedAdapter(AbstractHeadedAdapter):
                 each.low_rank = self.low_rank[f"{key}__down"], self.low_rank[f"{key}__up"]
         return found
 
-    def forward(self, batch: Batch) -> torch.Tensor:
+    def install(self) -> None:
         self.gating.gates = self.gates(self.values())
-        self._features = self.backbone.features(batch.inputs)
-        return self.head(self._features)
+
+    def features(self, batch: Batch) -> torch.Tensor:
+        self._features = super().features(batch)
+        return self._features
 
     def _remember_ungated(self, batch: Batch) -> None:
         """Get the features of these training rows from the model as it was, once for each row."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal, final
+from typing import Annotated, Any, ClassVar, Literal, final
 
 import numpy as np
 import torch
@@ -57,6 +57,7 @@ class LinearHead(nn.Module):
         self.geometry: Geometry = geometry
         self.weight = nn.Parameter(torch.zeros(num_vertices, num_outputs, hidden_size))
         self.bias = nn.Parameter(torch.zeros(num_vertices, num_outputs))
+        self.num_vertices = num_vertices
         self.register_buffer("offset", torch.zeros(()))
         self.register_buffer("scale", torch.ones(()))
 
@@ -169,8 +170,28 @@ def frozen_features(backbone: Backbone, rows: EncodedRows, batch_size: int = 64)
     return features
 
 
+@final
+class TokenHead(nn.Module):
+    """The head of a language model: its scores of tokens (N, V) as they are. Nothing of it is trained."""
+
+    num_vertices = 1
+    geometry: Geometry = "simplex"
+
+    def forward(self, scores: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
+        del weights
+        return scores
+
+    def draw(self, batch_size: int, generator: torch.Generator, concentration: float = 1.0) -> torch.Tensor:
+        """The weights (B, 1) of its only vertex."""
+        del generator, concentration
+        return torch.ones(batch_size, 1)
+
+
 class AbstractHeadedAdapter(AbstractAdapter):
-    """An adapter that ends in a `LinearHead` on pooled features, and trains the pooler's fresh layers if any."""
+    """An adapter that ends in a `LinearHead` on pooled features, and trains the pooler's fresh layers if any.
+
+    On a language model it ends in the scores of the tokens to write.
+    """
 
     def __init__(
         self,
@@ -184,11 +205,31 @@ class AbstractHeadedAdapter(AbstractAdapter):
     ):
         super().__init__(backbone)
         self.task_kind, self.head_init = task.kind, head_init
-        self.head = LinearHead(backbone.hidden_size, task.num_outputs, head_vertices, geometry)
-        self.head.initialise(generator)
+        self.head: Any = TokenHead()
+        if task.kind != "generation":
+            self.head = LinearHead(backbone.hidden_size, task.num_outputs, head_vertices, geometry)
+            self.head.initialise(generator)
         self.pooler = borrow_fresh(backbone, generator)
 
+    def install(self) -> None:
+        """Put what `begin_batch` chose into the backbone, for the coming forwards."""
+
+    def features(self, batch: Batch) -> torch.Tensor:
+        """What the head reads, (B, D), through the adapter."""
+        self.install()
+        return self.backbone.features(batch.inputs)
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        return self.head(self.features(batch))
+
+    def generate(self, batch: Batch, **options: Any) -> torch.Tensor:
+        """What the language model writes through the adapter, (B, T); see `Backbone.generate`."""
+        self.install()
+        return self.backbone.generate(batch.inputs, **options)
+
     def warm_start(self, rows: EncodedRows, generator: torch.Generator) -> None:
+        if self.task_kind == "generation":
+            return
         labels = rows.labels
         assert labels is not None
         regression = self.task_kind == "regression"
@@ -201,7 +242,8 @@ class AbstractHeadedAdapter(AbstractAdapter):
             self.head.start_from_probe(features, labels, generator, regression, penalty)
 
     def target_scores(self, batch: Batch) -> torch.Tensor:
-        return self(batch) * self.head.scale + self.head.offset
+        scores = self(batch)
+        return scores if self.task_kind == "generation" else scores * self.head.scale + self.head.offset
 
     def merged_model(self) -> nn.Module:
         """The backbone's model with everything trained inside it folded into its weights; not to be changed in place.
@@ -211,7 +253,8 @@ class AbstractHeadedAdapter(AbstractAdapter):
         return self.backbone.model
 
     def calibrate(self, temperature: float) -> None:
-        self.head.scale.fill_(1 / temperature)
+        if self.task_kind != "generation":
+            self.head.scale.fill_(1 / temperature)
 
     def standardise(self, targets: torch.Tensor) -> torch.Tensor:
         return (targets - self.head.offset) / self.head.scale
@@ -244,6 +287,7 @@ class Head(AbstractMethod):
     name: ClassVar[str] = "head"
     summary: ClassVar[str] = "logistic regression (or ridge) on frozen features: the baseline to beat"
     source: ClassVar[str] = "ours"
+    writes: ClassVar[bool] = False
     presets: ClassVar[Mapping[str, Preset]] = {
         "default": Preset("the closed-form probe needs no gradient steps", training={"epochs": 0}, run={"dev": "none"}),
     }
@@ -263,6 +307,3 @@ class HeadAdapter(AbstractHeadedAdapter):
     def __init__(self, backbone: Backbone, task: Task, *, generator: torch.Generator, head_init: HeadInit):
         super().__init__(backbone, task, generator=generator, head_init=head_init)
         self.lowest_layer = backbone.num_layers  # the pooler, where it is trained, stands above all layers
-
-    def forward(self, batch: Batch) -> torch.Tensor:
-        return self.head(self.backbone.features(batch.inputs))

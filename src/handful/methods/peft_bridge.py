@@ -23,12 +23,13 @@ from typing import Annotated, Any, ClassVar, Literal, final
 import torch
 from torch import nn
 
-from handful.backbone.load import Backbone, pool
+from handful.backbone.load import Backbone, SoftPrompt
 from handful.data.batching import Batch
 from handful.data.task import Task
 from handful.errors import ConfigError, nearest
 from handful.methods.base import AbstractMethod, BorrowedParameters, Preset, setting
 from handful.methods.head import HEAD_INIT, AbstractHeadedAdapter, HeadInit
+from handful.methods.prompt import check_prompt
 from handful.methods.search_space import EPOCHS, OneOf, SearchSpace, around
 from handful.methods.targets import (
     Targets,
@@ -93,16 +94,6 @@ def build_config(config: Mapping[str, Any]) -> Any:
         raise ConfigError(f"config: PEFT refuses it: {error}", f"see PEFT's documentation of {kind}") from None
 
 
-def check_prompt(backbone: Backbone) -> list[str]:
-    """Reasons why vectors cannot be put in front of this backbone's word embeddings."""
-    if backbone.pooling == "family" and backbone.kind != "encoder":
-        return [
-            f"the pooler of {backbone.family} finds the last token by its id, and a prompt has none; use pooling 'last'"
-            + (" or 'mean'" if backbone.kind == "encoder-decoder" else "")
-        ]
-    return []
-
-
 @final
 class PeftAdapter(AbstractHeadedAdapter):
     """scores = head(features(x)) with PEFT's layers inside the backbone, or its prompt in front of the embeddings.
@@ -154,26 +145,21 @@ class PeftAdapter(AbstractHeadedAdapter):
     peft_model: Any
     _added: list[nn.Module]
 
-    def forward(self, batch: Batch) -> torch.Tensor:
+    def install(self) -> None:
         for module in self._added:  # fit() sets dropout of the frozen model apart from the adapter's own
             module.training = self.training
-        if self.prompt_length:
-            return self.head(self._prompted(batch.inputs))
-        return self.head(self.backbone.features(batch.inputs))
 
-    def _prompted(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Features (B, D) with the prompt in front of the word embeddings."""
-        backbone, length = self.backbone, self.prompt_length
-        words = backbone.model.get_input_embeddings()(inputs["input_ids"])
-        prompt = self.peft_model.get_prompt(batch_size=len(words)).to(words)
-        longer = {"inputs_embeds": torch.cat((prompt, words), 1)}
-        for name, first in (("attention_mask", 1), ("token_type_ids", 0)):
-            if name in inputs:
-                longer[name] = nn.functional.pad(inputs[name], (length, 0), value=first)
-        output = backbone.model(**backbone.accepted(longer))
-        if backbone.pooling == "family":
-            return output.logits
-        return pool(output.last_hidden_state[:, length:], inputs["attention_mask"], backbone.pooling)
+    def features(self, batch: Batch) -> torch.Tensor:
+        self.install()
+        return self.backbone.features(batch.inputs, self._prompt(batch))
+
+    def generate(self, batch: Batch, **options: Any) -> torch.Tensor:
+        self.install()
+        return self.backbone.generate(batch.inputs, self._prompt(batch), **options)
+
+    def _prompt(self, batch: Batch) -> SoftPrompt | None:
+        """The prompt in front of the word embeddings, where the method is one."""
+        return SoftPrompt(self.peft_model.get_prompt(batch_size=len(batch))) if self.prompt_length else None
 
     def peft_state(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         """PEFT's configuration as JSON values and its tensors under the names of `save_pretrained`."""

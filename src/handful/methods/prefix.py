@@ -19,7 +19,7 @@ from torch import nn
 
 from handful.backbone.attention import AttentionSite
 from handful.backbone.load import Backbone
-from handful.data.batching import Batch, EncodedRows
+from handful.data.batching import EncodedRows
 from handful.data.task import Task
 from handful.errors import ConfigError
 from handful.methods.base import AbstractMethod, Preset, setting
@@ -256,9 +256,8 @@ class PrefixAdapter(AbstractPrefixAdapter):
         super().__init__(backbone, task, method, generator=generator)
         self.method = method
 
-    def forward(self, batch: Batch) -> torch.Tensor:
+    def install(self) -> None:
         inject(self.backbone, self.sites, self.prefix()[0].unsqueeze(1), self.shift)
-        return self.head(self.backbone.features(batch.inputs))
 
     def folded_prefix(self) -> torch.Tensor:
         return self.prefix()[0].detach()

@@ -150,7 +150,7 @@ class PrefixSubspaceAdapter(AbstractPrefixAdapter):
         vertex: int | None = None,
         point: torch.Tensor | None = None,
     ) -> None:
-        count, layers, head_count = self.num_vertices, len(self.sites), len(self.head.weight)
+        count, layers, head_count = self.num_vertices, len(self.sites), self.head.num_vertices
         self._pair = None
         if vertex is not None:
             point = torch.eye(count)[vertex]
@@ -184,9 +184,11 @@ class PrefixSubspaceAdapter(AbstractPrefixAdapter):
         )
         return weights.expand(rows, layers, self.num_vertices)
 
-    def forward(self, batch: Batch) -> torch.Tensor:
+    def install(self) -> None:
         inject(self.backbone, self.sites, self.mixed(self._weights), self.shift)
-        return self.head(self.backbone.features(batch.inputs), self._head_weights)
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        return self.head(self.features(batch), self._head_weights)
 
     def mixed(self, weights: torch.Tensor) -> torch.Tensor:
         """The prefixes (L, B or 1, 2, H, P, d) at the weights (B or 1, L, M)."""

@@ -25,7 +25,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from handful.backbone.load import Backbone
-from handful.data.batching import Batch, EncodedRows
+from handful.data.batching import EncodedRows
 from handful.data.task import Task
 from handful.errors import ConfigError
 from handful.methods.base import AbstractMethod, BorrowedParameters, Preset, setting
@@ -44,6 +44,7 @@ class SetFit(AbstractMethod):
     name: ClassVar[str] = "setfit"
     summary: ClassVar[str] = "SetFit: contrastive fine-tuning, then logistic regression (through the library)"
     source: ClassVar[str] = "Tunstall et al. 2022"
+    writes: ClassVar[bool] = False
     presets: ClassVar[Mapping[str, Preset]] = {
         "default": Preset(
             "SetFit's own defaults; it trains while it warms up, so that no epochs of ours follow",
@@ -93,9 +94,6 @@ class SetFitAdapter(AbstractHeadedAdapter):
         self.method = method
         feeding = feeding_parameters(backbone) - set(backbone.fresh)
         self.trunk = BorrowedParameters(backbone.model, lambda name, _: name in feeding)
-
-    def forward(self, batch: Batch) -> torch.Tensor:
-        return self.head(self.backbone.features(batch.inputs))
 
     def warm_start(self, rows: EncodedRows, generator: torch.Generator) -> None:
         assert rows.labels is not None

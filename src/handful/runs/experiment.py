@@ -19,16 +19,18 @@ import numpy as np
 import torch
 
 from handful.backbone.load import Backbone, hub_name, load_backbone
-from handful.data.split import Split
-from handful.data.task import Task, text_key
+from handful.data.split import Split, distinct
+from handful.data.task import Task, TaskKind
 from handful.errors import ConfigError, ModelError, RunError
 from handful.evaluation.calibration import fit_temperature
-from handful.evaluation.evaluate import Scores, encode_for, evaluate, longest_row
+from handful.evaluation.evaluate import Scores, Written, encode_for, evaluate, evaluate_writing, longest_row
 from handful.evaluation.landscape import measure_landscape
 from handful.evaluation.metrics import check_metric
-from handful.evaluation.predict import Predictions, predict_rows
+from handful.evaluation.predict import predict_rows
+from handful.evaluation.writing import GenerationOptions, token_nll
 from handful.methods import method_class
 from handful.methods.base import AbstractAdapter
+from handful.methods.head import AbstractHeadedAdapter
 from handful.randomness import stream
 from handful.runs.card import run_card
 from handful.runs.spec import RunOptions, RunSpec
@@ -63,6 +65,7 @@ class Training:
     result: FitResult
     temperature: float = 1.0
     truncated: dict[str, int] = field(default_factory=dict)
+    truncated_references: int = 0
 
 
 def make_split(task: Task, spec: RunSpec) -> Split:
@@ -72,13 +75,21 @@ def make_split(task: Task, spec: RunSpec) -> Split:
     if shots is None:
         shots = distinct_rows(task)
     return Split(
-        task, shots, options.seed, dev=options.dev, dev_fraction=options.dev_fraction, dev_rows=options.dev_rows
-    )
+        task, shots, options.seed, dev=options.dev, dev_fraction=options.dev_fraction, dev_rows=options.dev_rows,
+        references=spec.generation.references if spec.generation else "all",
+    )  # fmt: skip
 
 
 def distinct_rows(task: Task) -> int:
     """Rows of the pool that remain once repeats, and rows that stand in test, are dropped."""
-    return len({text_key(row) for row in task.pool} - (task.test.text_keys() if task.test else frozenset()))
+    return len(distinct(task.pool, task.test.overlap_keys() if task.test else frozenset())[0])
+
+
+def open_backbone(spec: RunSpec, kind: TaskKind) -> Backbone:
+    """The spec's model as tasks of this kind need it: to the features, or to the scores of tokens."""
+    if kind == "generation":
+        return load_backbone(spec.model, purpose="lm")
+    return load_backbone(spec.model, pooling=spec.options.pooling)
 
 
 def attach(task: Task, spec: RunSpec, backbone: Backbone) -> AbstractAdapter:
@@ -103,14 +114,15 @@ def train(
     checkpoint_folder: Path | None = None,
 ) -> Training:
     """Train one spec on one task, from the parameters of the run `start` where there is one; no test row is touched."""
+    spec = spec.suited(task.kind)
     split = split or make_split(task, spec)
-    backbone = backbone or load_backbone(spec.model, pooling=spec.options.pooling)
+    backbone = backbone or open_backbone(spec, task.kind)
     adapter = attach(task, spec, backbone)
     length = spec.options.max_length
     try:
         initial = carried_over(start, adapter, task) if start else None
-        rows = encode_for(adapter, split.train, task, length)
-        dev = encode_for(adapter, split.dev, task, length) if split.dev else None
+        rows = encode_for(adapter, split.train, task, length, spec.generation)
+        dev = encode_for(adapter, split.dev, task, length, spec.generation) if split.dev else None
         result = fit(
             adapter, rows, dev, spec.training, kind=task.kind, metric=task.metric,
             generator=stream(spec.options.seed, "fit"), on_event=on_event, checkpoint_folder=checkpoint_folder,
@@ -120,13 +132,14 @@ def train(
         adapter.detach()
         raise
     temperature = 1.0
-    if dev is not None and task.kind != "regression":
+    if dev is not None and task.kind not in ("regression", "generation"):
         assert dev.labels is not None
         scores = predict_rows(adapter, dev, task.kind).scores[0]
         temperature = fit_temperature(scores, dev.labels.numpy())
         adapter.calibrate(temperature)
     truncated = {"train": rows.truncated, "dev": dev.truncated if dev else 0}
-    return Training(Trained(spec, task, backbone, adapter), split, result, temperature, truncated)
+    trained = Trained(spec, task, backbone, adapter)
+    return Training(trained, split, result, temperature, truncated, rows.truncated_targets)
 
 
 def carried_over(start: Run, adapter: AbstractAdapter, task: Task) -> dict[str, torch.Tensor]:
@@ -136,7 +149,7 @@ def carried_over(start: Run, adapter: AbstractAdapter, task: Task) -> dict[str, 
     """
     check_backbone(start, adapter.backbone)
     same_labels = start.record["task"]["labels"] == list(task.labels)
-    weights = start.weights()
+    weights = adapter.carry(start.weights())
     taken = {
         name: weights[name]
         for name, parameter in adapter.named_parameters()
@@ -151,11 +164,17 @@ def carried_over(start: Run, adapter: AbstractAdapter, task: Task) -> dict[str, 
     return taken
 
 
-def score(trained: Trained) -> Scores | None:
+def score(trained: Trained) -> Scores | Written | None:
     """The score on the task's test rows, or None where there are none."""
     if trained.task.test is None or not len(trained.task.test):
         return None
     options = trained.spec.options
+    if trained.spec.generation:
+        assert isinstance(trained.adapter, AbstractHeadedAdapter)
+        return evaluate_writing(
+            trained.adapter, trained.task.test, trained.task, trained.spec.generation, max_length=options.max_length,
+            predictor=options.predictor, generator=stream(options.seed, "evaluate"),
+        )  # fmt: skip
     return evaluate(
         trained.adapter, trained.task.test, trained.task, max_length=options.max_length, predictor=options.predictor,
         draws=options.draws, generator=stream(options.seed, "evaluate"),
@@ -183,9 +202,10 @@ def run(
     processes (`accelerate launch`), which see the same files, the main one writes and the others read.
     """
     check_metric(task.metric, task.kind, len(task.labels))
+    spec = spec.suited(task.kind)
     split = make_split(task, spec)
     check_writable(root)
-    backbone = backbone or load_backbone(spec.model, pooling=spec.options.pooling)
+    backbone = backbone or open_backbone(spec, task.kind)
     if start:
         spec = replace(spec, start=start.key)
     key = spec.key(split.fingerprint, backbone.fingerprint)
@@ -281,7 +301,7 @@ def run_name(task: Task, spec: RunSpec, key: str) -> str:
     return f"{safe}-{spec.method.name}-k{shots}-s{spec.options.seed}-{key[:8]}"
 
 
-def describe(training: Training, scores: Scores | None, key: str, scoring_seconds: float) -> dict[str, Any]:
+def describe(training: Training, scores: Scores | Written | None, key: str, scoring_seconds: float) -> dict[str, Any]:
     """The content of `run.json`."""
     trained, split, result = training.trained, training.split, training.result
     task, backbone = trained.task, trained.backbone
@@ -302,6 +322,7 @@ def describe(training: Training, scores: Scores | None, key: str, scoring_second
             "train": len(split.train), "dev": len(split.dev), "test": len(split.test or ()),
             "dropped_duplicates": split.dropped_duplicates, "dropped_overlap": split.dropped_overlap,
             "truncated": training.truncated | ({"test": scores.truncated} if scores else {}),
+            "truncated_references": training.truncated_references,
             "max_length": longest_row(trained.adapter, trained.spec.options.max_length),
             "fingerprint": split.fingerprint, "cell_fingerprint": split.cell_fingerprint,
         },
@@ -322,8 +343,16 @@ def describe(training: Training, scores: Scores | None, key: str, scoring_second
     }  # fmt: skip
 
 
-def prediction_records(scores: Scores, task: Task) -> list[dict[str, Any]]:
-    """One record a test row: where it came from, its target, the prediction and the disagreement."""
+def prediction_records(scores: Scores | Written, task: Task) -> list[dict[str, Any]]:
+    """One record a test row: where it came from, its target, the prediction and the disagreement.
+
+    Of generation: the input, its references and what was written.
+    """
+    if isinstance(scores, Written):
+        return [
+            {"source": row.source, "text": row.text, "references": list(row.references), "written": text}
+            for row, text in zip(scores.records, scores.texts, strict=True)
+        ]
     predictions = scores.predictions
     records = []
     disagreement = predictions.disagreement
@@ -344,15 +373,23 @@ def verify(saved: Run, training: Training) -> Trained:
     Raises: RunError unless they are equal.
     """
     trained = training.trained
-    rows = encode_for(trained.adapter, training.split.train[:WARM_ROWS], trained.task, trained.spec.options.max_length)
-    expected = predict_rows(trained.adapter, rows, trained.task.kind)
+    expected = warm_scores(trained, training.split)
     trained.adapter.detach()
     reopened = open_trained(saved, backbone=trained.backbone)
-    found: Predictions = predict_rows(reopened.adapter, rows, trained.task.kind)
-    if not np.array_equal(expected.scores, found.scores):
-        worst = float(np.abs(expected.scores - found.scores).max())
+    found = warm_scores(reopened, training.split)
+    if not np.array_equal(expected, found):
+        worst = float(np.abs(expected - found).max())
         raise RunError(f"{saved.folder}: read back, it predicts otherwise than before saving (by up to {worst:.2g})")
     return reopened
+
+
+def warm_scores(trained: Trained, split: Split) -> np.ndarray:
+    """The scores of a few training rows at the midpoint; of generation the mean NLL of their references' tokens."""
+    spec, task = trained.spec, trained.task
+    rows = encode_for(trained.adapter, split.train[:WARM_ROWS], task, spec.options.max_length, spec.generation)
+    if spec.generation:
+        return np.asarray(token_nll(trained.adapter, rows))
+    return predict_rows(trained.adapter, rows, task.kind).scores
 
 
 def open_trained(saved: Run, *, backbone: Backbone | None = None) -> Trained:
@@ -368,8 +405,9 @@ def open_trained(saved: Run, *, backbone: Backbone | None = None) -> Trained:
     spec = RunSpec(
         spec_record["model"], method, TrainingConfig.from_settings(spec_record["training"]),
         RunOptions(**spec_record["run"]), record["preset"], start=spec_record.get("start", ""),
+        generation=GenerationOptions(**spec_record["generation"]) if "generation" in spec_record else None,
     )  # fmt: skip
-    backbone = backbone or load_backbone(spec.model, pooling=spec.options.pooling)
+    backbone = backbone or open_backbone(spec, task_record["kind"])
     check_backbone(saved, backbone)
     task = Task(task_record["name"], task_record["kind"], tuple(task_record["labels"]), task_record["metric"], pool=())
     adapter = method.attach(backbone, task, generator=stream(spec.options.seed, "init"))

@@ -47,8 +47,10 @@ def preflight(task: Task, spec: RunSpec) -> Preflight:
     Raises: DataError, ConfigError or ModelError, as the run itself would.
     """
     check_metric(task.metric, task.kind, len(task.labels))
+    spec = spec.suited(task.kind)
     split = make_split(task, spec)
-    skeleton = load_skeleton(spec.model, pooling=spec.options.pooling)
+    purpose = "lm" if spec.generation else "features"
+    skeleton = load_skeleton(spec.model, pooling=spec.options.pooling, purpose=purpose)
     adapter = _attached(task, spec, skeleton)
     max_length = longest_row(adapter, spec.options.max_length) if adapter else spec.options.max_length
     lengths, truncated = [], {}

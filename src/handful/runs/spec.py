@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Annotated, Any, ClassVar, Literal, final
 
 from handful.data.split import DevRows
+from handful.data.task import TaskKind
 from handful.errors import ConfigError, nearest
 from handful.evaluation.landscape import CORNERS
 from handful.evaluation.predict import check_predictor
+from handful.evaluation.writing import GenerationOptions
 from handful.methods import method_class
 from handful.methods.base import AbstractMethod, Preset, check_settings, convert_settings, setting, wrong_settings
 from handful.training.config import TrainingConfig
@@ -59,7 +61,8 @@ class Choice:
 class RunSpec:
     """A resolved run: everything that decides its numbers, except the content of data and model.
 
-    `start` is the key of the run whose parameters it starts from, empty where it starts afresh.
+    `start` is the key of the run whose parameters it starts from, empty where it starts afresh. `generation` is None
+    where nothing is to be written, or where nobody said how (`suited` then takes the defaults).
     """
 
     model: str
@@ -69,15 +72,32 @@ class RunSpec:
     preset: str
     choices: tuple[Choice, ...] = field(default=(), compare=False)
     start: str = ""
+    generation: GenerationOptions | None = None
+
+    def suited(self, kind: TaskKind) -> RunSpec:
+        """The spec for tasks of a kind. Raises: ConfigError for settings or a method that such tasks cannot have."""
+        if kind != "generation":
+            if self.generation is not None:
+                raise ConfigError(f"generation.*: nothing is written in a task of kind {kind!r}", "leave it out")
+            return self
+        if not self.method.writes:
+            raise ConfigError(f"method {self.method.name!r} writes nothing; it is for labels", "use 'scaled-prompt'")
+        if self.options.predictor not in ("midpoint", "draw") and not self.options.predictor.startswith("vertex:"):
+            raise ConfigError(
+                f"run.predictor: texts cannot be averaged, found {self.options.predictor!r}", "use 'midpoint'"
+            )
+        return replace(self, generation=self.generation or GenerationOptions())
 
     def resolved(self) -> dict[str, Any]:
         """The spec as plain JSON values."""
-        return {
+        found: dict[str, Any] = {
             "model": self.model,
             "method": {"name": self.method.name, **self.method.settings()},
             "training": self.training.settings(),
             "run": asdict(self.options),
-        } | ({"start": self.start} if self.start else {})
+        }
+        found |= {"start": self.start} if self.start else {}
+        return found | ({"generation": self.generation.settings()} if self.generation else {})
 
     def key(self, data_fingerprint: str, backbone_fingerprint: str) -> str:
         """Identity of the run's numbers: SHA-256 of the resolved spec, the rows and the weights."""
@@ -97,9 +117,9 @@ def resolve(
 ) -> RunSpec:
     """The run that a method's preset and the overrides make.
 
-    `overrides` has dotted names, such as "method.prefix_length", "training.epochs" or "run.shots"; a bare name is
-    looked up in all three. `origins` says where "method", "preset" or an override was given, such as a file, for
-    errors. Raises: ConfigError with everything that is wrong at once.
+    `overrides` has dotted names, such as "method.prefix_length", "training.epochs", "run.shots" or
+    "generation.beams"; a bare name is looked up in all four. `origins` says where "method", "preset" or an override was
+    given, such as a file, for errors. Raises: ConfigError with everything that is wrong at once.
     """
     problems: dict[str, str] = {}
     cls, chosen = None, Preset("none")
@@ -119,6 +139,7 @@ def resolve(
         ("method", cls, chosen.settings),
         ("training", TrainingConfig, chosen.training),
         ("run", RunOptions, chosen.run),
+        ("generation", GenerationOptions if parts["generation"] else None, {}),
     ):
         if kind is not None:
             built[section] = _build(section, kind, {**defaults, **parts[section]}, problems)
@@ -130,7 +151,10 @@ def resolve(
             f"{len(lines)} wrong setting{'s' * (len(lines) > 1)}:\n  " + "\n  ".join(lines),
             f"`handful methods {method}` lists every field" if cls else "`handful methods` lists every method",
         )
-    return RunSpec(model, built["method"], built["training"], built["run"], preset, _choices(chosen, parts, preset))
+    return RunSpec(
+        model, built["method"], built["training"], built["run"], preset, _choices(chosen, parts, preset),
+        generation=built.get("generation"),
+    )  # fmt: skip
 
 
 def full_names(method: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -171,7 +195,7 @@ def _check_together(built: Mapping[str, Any], problems: dict[str, str]) -> None:
 
 def _names(cls: type[AbstractMethod] | None) -> dict[str, set[str]]:
     """The names of the settings in each section."""
-    kinds = {"method": cls, "training": TrainingConfig, "run": RunOptions}
+    kinds = {"method": cls, "training": TrainingConfig, "run": RunOptions, "generation": GenerationOptions}
     return {section: {f.name for f in fields(kind)} if kind else set() for section, kind in kinds.items()}
 
 

@@ -16,12 +16,17 @@ from handful.data.split import Split
 from handful.data.task import Task
 from handful.evaluation.evaluate import encode_for
 from handful.evaluation.predict import predict_rows
+from handful.evaluation.writing import write
+from handful.methods.head import AbstractHeadedAdapter
 from handful.runs.experiment import make_split, train
 from handful.runs.spec import RunSpec
 from handful.studies.jobs import Job
 from handful.studies.recipe import Recipe
 from handful.studies.worker import Worker
 from handful.training.events import Event, FitStarted, StepDone
+
+WRITTEN = 4
+"""Records that are written to see how long one takes."""
 
 
 @final
@@ -61,7 +66,7 @@ def forecast(recipe: Recipe, worker: Worker, jobs: Sequence[Job]) -> dict[str, F
         if key in forecasts:
             continue
         spec, task = recipe.spec(job), worker.task(job.task)
-        backbone = worker.backbone(spec)
+        backbone = worker.backbone(spec, task.kind)
         if job.label not in paces:
             paces[job.label] = _time(task, spec, backbone)
         forecasts[key] = _scale(job, paces[job.label], task, spec, backbone)
@@ -85,10 +90,18 @@ def _time(task: Task, spec: RunSpec, backbone: Backbone) -> _Pace:
     started = next(stamp for event, stamp in stamps if isinstance(event, FitStarted))
     steps = [started] + [stamp for event, stamp in stamps if isinstance(event, StepDone)]
     adapter = training.trained.adapter
-    rows = encode_for(adapter, split.train, task, spec.options.max_length)
+    rows = encode_for(adapter, split.train, task, spec.options.max_length, spec.generation)
     scoring = time.perf_counter()
-    predict_rows(adapter, rows, task.kind)
-    row = (time.perf_counter() - scoring) / len(rows)
+    count = len(rows)
+    if spec.generation:
+        assert isinstance(adapter, AbstractHeadedAdapter)
+        few = split.train[:WRITTEN]
+        asked = encode_for(adapter, few, task, spec.options.max_length, spec.generation, to_write=True)
+        write(adapter, asked, spec.generation)
+        count = len(few)
+    else:
+        predict_rows(adapter, rows, task.kind)
+    row = (time.perf_counter() - scoring) / count
     adapter.detach()
     step = median(after - before for before, after in pairwise(steps)) if steps[1:] else 0.0
     return _Pace(_tokens(split, spec, backbone), training.result.parameters, started - begun, step, row)

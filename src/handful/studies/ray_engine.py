@@ -116,7 +116,7 @@ class RayWorker:
             worker.runs = Path(folder, runs)
             if self.gpu:
                 with suppress(HandfulError):  # the job meets it again
-                    worker.backbone(worker.recipe.spec(job)).to("cuda")
+                    worker.backbone(worker.recipe.spec(job), worker.tasks[job.task].kind).to("cuda")
             outcome = one_job(worker, job, listen)
             made = pack(Path(folder), f"{runs}/{job.name}", f"{TRIALS}/{job.name}.jsonl")
         if isinstance(outcome, JobFailed):

@@ -17,16 +17,17 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, final
 
-from handful.backbone.load import Backbone, load_backbone
+from handful.backbone.load import Backbone
 from handful.data.split import Split
 from handful.data.task import Task
 from handful.errors import ConfigError, HandfulError
 from handful.evaluation.evaluate import encode_for
 from handful.evaluation.metrics import get_metric, score
 from handful.evaluation.predict import Predictions, predict_rows
+from handful.evaluation.writing import token_nll
 from handful.methods.search_space import SearchSpace
 from handful.randomness import stream
-from handful.runs.experiment import Training, make_split, train
+from handful.runs.experiment import Training, make_split, open_backbone, train
 from handful.runs.spec import RunSpec, resolve
 from handful.runs.store import Run
 from handful.studies.strategies import STRATEGIES
@@ -75,10 +76,10 @@ def search(
     if not space or settings.trials == 1:
         return SearchOutcome({}, (), f"{name}: 1 trial, {'as asked' if space else 'there is nothing to search'}")
     preset = {setting: _value(spec, setting) for setting in space}
-    higher = get_metric(task.metric).higher_is_better
+    higher = get_metric(judged_by(task)).higher_is_better
     strategy = STRATEGIES[settings.strategy](settings, space, preset, seed=spec.options.seed, maximise=higher)
     split = carve(task, spec, settings.dev_fraction)
-    backbone = backbone or load_backbone(spec.model, pooling=spec.options.pooling)
+    backbone = backbone or open_backbone(spec, task.kind)
     judge = _Judge(spec, split, backbone, start, on_event)
     book = Journal(journal, _identity(split, spec, settings, space, backbone))
     while len(book.trials) < settings.trials:
@@ -195,13 +196,23 @@ def _never(tenth: int, score: float) -> bool:
     return False
 
 
+def judged_by(task: Task) -> str:
+    """What trials are compared by: the task's metric; of generation the NLL of a reference's token."""
+    return "nll" if task.kind == "generation" else task.metric
+
+
 def dev_scores(training: Training) -> dict[str, Any]:
     """Score and loss of the trained adapter on the development rows, by the run's own predictor.
 
     The loss is of the scores before calibration, which was fitted on these same rows.
     """
     adapter, task, options = training.trained.adapter, training.trained.task, training.trained.spec.options
-    rows = encode_for(adapter, training.split.dev, task, options.max_length)
+    rows = encode_for(adapter, training.split.dev, task, options.max_length, training.trained.spec.generation)
+    if task.kind == "generation":
+        nll = token_nll(adapter, rows)
+        if not isfinite(nll):
+            return {"status": "failed", "error": "its nll on dev is no finite number"}
+        return {"status": "done", "score": nll, "loss": nll}
     calibrated = predict_rows(
         adapter, rows, task.kind, predictor=options.predictor, draws=options.draws,
         generator=stream(options.seed, "search/dev"),

@@ -21,10 +21,10 @@ from typing import Any, TextIO, final
 import torch
 from threadpoolctl import threadpool_limits
 
-from handful.backbone.load import Backbone, load_backbone
-from handful.data.task import Task
+from handful.backbone.load import Backbone
+from handful.data.task import Task, TaskKind
 from handful.errors import HandfulError
-from handful.runs.experiment import run
+from handful.runs.experiment import open_backbone, run
 from handful.runs.spec import RunSpec
 from handful.runs.store import Run, read_run
 from handful.studies.engines import JobAdvanced, JobDone, JobFailed, JobListener, WorkOrder
@@ -56,7 +56,7 @@ class Worker:
         recipe, task = self.recipe, self.task(job.task)
         start = read_run(self.runs / job.start) if job.start else None
         spec = recipe.spec(job)
-        backbone = self.backbone(spec)
+        backbone = self.backbone(spec, task.kind)
         progress = Progress(on_advance)
         study = {"name": recipe.name, "job": job.name, "label": job.label, "trials": 1, "start": job.start}
         if settings := recipe.search_settings():
@@ -78,10 +78,10 @@ class Worker:
             self.tasks[name] = self.recipe.open_task(name, self.data)
         return self.tasks[name]
 
-    def backbone(self, spec: RunSpec) -> Backbone:
-        key = (spec.model, spec.options.pooling)
+    def backbone(self, spec: RunSpec, kind: TaskKind) -> Backbone:
+        key = (spec.model, "lm" if kind == "generation" else spec.options.pooling)
         if key not in self.backbones:
-            self.backbones[key] = load_backbone(spec.model, pooling=spec.options.pooling)
+            self.backbones[key] = open_backbone(spec, kind)
         return self.backbones[key]
 
 

@@ -13,7 +13,7 @@ from typing import final
 import torch
 import torch.nn.functional as F
 
-from handful.backbone.load import Backbone
+from handful.backbone.load import Backbone, token_targets
 from handful.backbone.trunk import TrunkCache, recomputing, trunk_cache
 from handful.data.batching import Batch, EncodedRows, plan_batches
 from handful.data.task import TaskKind, TestRows
@@ -85,7 +85,7 @@ def _check(train: EncodedRows, dev: EncodedRows | None, config: TrainingConfig) 
             raise DataError(
                 f"{name}: expected encoded training rows, found TestRows", "test rows are for evaluate() alone"
             )
-        if rows is not None and rows.labels is None:
+        if rows is not None and rows.labels is None and rows.target_ids is None:
             raise DataError(f"{name}: expected labelled rows, found none with a label")
     if not len(train):
         raise DataError("train: expected at least one row, found none")
@@ -315,8 +315,13 @@ _RECORDED = ("step", "epoch", "chosen_step", "seconds", "history", "stopped")
 def batch_loss(
     scores: torch.Tensor, batch: Batch, adapter: AbstractAdapter, kind: TaskKind, label_smoothing: float = 0.0
 ) -> torch.Tensor:
-    """Mean cross-entropy of scores (B, C), or for regression the mean squared error in standardised units."""
+    """Mean cross-entropy of scores (B, C), or for regression the mean squared error in standardised units.
+
+    For generation the mean is over the tokens (N) to be written.
+    """
     assert batch.labels is not None
+    if kind == "generation":
+        return F.cross_entropy(scores.float(), token_targets(batch.labels), label_smoothing=label_smoothing)
     if kind == "regression":
         return F.mse_loss(scores[:, 0].float(), adapter.standardise(batch.labels))
     return F.cross_entropy(scores.float(), batch.labels, label_smoothing=label_smoothing)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import nn
@@ -14,12 +14,13 @@ from handful.training.config import TrainingConfig
 
 
 def make_optimizer(adapter: AbstractAdapter, config: TrainingConfig) -> torch.optim.AdamW:
-    """AdamW with one group for the adapter and one for the head. Raises: ConfigError when nothing is trained."""
-    rates = {"head": config.head_learning_rate or config.learning_rate}
-    groups = []
-    for name, parameters in adapter.parameter_groups():
-        rate = rates.get(name, config.learning_rate)
-        groups.append({"params": parameters, "lr": rate, "initial_lr": rate})
+    """AdamW over the adapter's groups of parameters. Raises: ConfigError when nothing is trained."""
+    groups: list[dict[str, Any]] = []
+    for group in adapter.parameter_groups():
+        rate = config.head_learning_rate if group.name == "head" else None
+        rate = (rate or config.learning_rate) * group.rate
+        decay = config.weight_decay if group.decays else 0.0
+        groups.append({"params": list(group.parameters), "lr": rate, "initial_lr": rate, "weight_decay": decay})
     if not any(p.requires_grad for group in groups for p in group["params"]):
         raise ConfigError(
             "this adapter has no trainable parameters: training would change nothing",

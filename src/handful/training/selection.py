@@ -14,6 +14,7 @@ from handful.data.batching import EncodedRows
 from handful.data.task import TaskKind
 from handful.evaluation.metrics import get_metric, score
 from handful.evaluation.predict import Predictions, predict_rows
+from handful.evaluation.writing import token_nll
 from handful.methods.base import AbstractAdapter
 from handful.training.config import TrainingConfig, Validation
 
@@ -54,12 +55,16 @@ class Selector:
         self.config = config
         self.kind: TaskKind = kind
         self.metric = ("mse" if kind == "regression" else "nll") if config.selection_metric == "nll" else metric
+        if kind == "generation":  # writing at every evaluation would take longer than training
+            self.metric = "nll"
         self._seed, self._evaluations = draws_seed, 0
         self.best: float | None = None
         self.since_best = 0
 
     def evaluate(self, adapter: AbstractAdapter, dev: EncodedRows, trunk: TrunkCache | None = None) -> DevScore:
-        """The dev score of the adapter as it is now."""
+        """The dev score of the adapter as it is now; for generation the NLL of a reference's token at the midpoint."""
+        if self.kind == "generation":
+            return DevScore(token_nll(adapter, dev))
         stochastic = self.config.validation != "deterministic"
         self._evaluations += 1
         seed = self._seed + (self._evaluations if self.config.fresh_draws else 0)

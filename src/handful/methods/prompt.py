@@ -1,0 +1,260 @@
+"""Prompt tuning: P trained vectors in front of the word embeddings of a frozen model; and a scale on them.
+
+Idea: the model reads P vectors that no word has, and everything it does is steered by them. Formula: Z = [Q; X] with
+the word embeddings X (S, E) and Q = V, or with a scale Q = V ∘ B(s), B spreading s over (P, E) (`scaled_prompt`).
+A simplex of M prompts mixes the Q, of which the midpoint is a plain prompt again.
+Trained: M·P·E numbers, and with a classification head C·(D + 1). Inference: a sequence longer by P.
+Source: Lester, Al-Rfou & Constant 2021. Deviations: any pooling, which skips the prompt where it is ours; AdamW and not
+Adafactor; prompts of a simplex are ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal, Protocol, final
+
+import torch
+from torch import nn
+
+from handful.backbone.load import Backbone, SoftPrompt
+from handful.data.batching import Batch
+from handful.data.task import Task
+from handful.errors import ConfigError, ModelError
+from handful.methods.base import AbstractMethod, ParameterGroup, Preset, setting
+from handful.methods.head import HEAD_INIT, AbstractHeadedAdapter, HeadInit
+from handful.methods.search_space import EPOCHS, OneOf, SearchSpace, around
+from handful.methods.simplex import draw_weights, midpoint_weights, mix, spread
+
+PromptInit = Literal["vocabulary", "text", "uniform"]
+ScaleShape = Literal["scalar", "token", "dim", "full"]
+ScaleTarget = Literal["prompt", "sequence"]
+Carry = Literal["both", "prompt", "scale", "folded"]
+
+FREQUENT_PIECES = 5000
+"""The prompt starts at embeddings of pieces from the first so many of the vocabulary, which is ordered by frequency."""
+
+PROMPT_INIT = "start: embeddings of frequent pieces, of the pieces of init_text, or uniform in ±0.5"
+LEAST_ROOM = 8
+"""Tokens that must be left for a text behind the prompt."""
+
+
+class PromptSettings(Protocol):
+    """What `Prompt` and `ScaledPrompt` have in common."""
+
+    @property
+    def prompt_length(self) -> int: ...
+    @property
+    def init(self) -> PromptInit: ...
+    @property
+    def init_text(self) -> str: ...
+    @property
+    def num_vertices(self) -> int: ...
+    @property
+    def head_init(self) -> HeadInit: ...
+
+
+@final
+@dataclass(frozen=True)
+class ScaleForm:
+    """The scale of a prompt (sheet 1.2): its shape, what it multiplies, its start N(1, std²) and its learning rate."""
+
+    shape: ScaleShape
+    target: ScaleTarget = "prompt"
+    std: float = 0.0
+    rate: float = 1.0
+    carry: Carry = "both"
+
+    def size(self, length: int, width: int) -> tuple[int, int]:
+        """The shape of s, such that s ∘ V spreads it over V (P, E)."""
+        return {"scalar": (1, 1), "token": (length, 1), "dim": (1, width), "full": (length, width)}[self.shape]
+
+
+def check_prompt(backbone: Backbone, length: int = 0) -> list[str]:
+    """Reasons why so many vectors cannot be put in front of this backbone's word embeddings."""
+    reasons = []
+    if backbone.pooling == "family" and backbone.kind != "encoder":
+        reasons.append(
+            f"the pooler of {backbone.family} finds the last token by its id, and a prompt has none; use pooling 'last'"
+            + (" or 'mean'" if backbone.kind == "encoder-decoder" else "")
+        )
+    if length + LEAST_ROOM > backbone.max_length:
+        reasons.append(
+            f"prompt_length: {length} vectors leave no room for text in the model's {backbone.max_length} positions"
+        )
+    return reasons
+
+
+@final
+@dataclass(frozen=True)
+class Prompt(AbstractMethod):
+    """Trained vectors in front of the words."""
+
+    name: ClassVar[str] = "prompt"
+    summary: ClassVar[str] = "prompt tuning: trained vectors in front of the word embeddings"
+    source: ClassVar[str] = "Lester et al. 2021"
+    presets: ClassVar[Mapping[str, Preset]] = {
+        "default": Preset(
+            "ours, not searched yet",
+            training={"learning_rate": 3e-2, "head_learning_rate": 1e-3, "epochs": 30},
+        ),
+    }
+    search_space: ClassVar[SearchSpace] = {
+        "training.learning_rate": around(1e-3, 3e-2, 1.0),
+        "training.epochs": EPOCHS,
+        "method.prompt_length": OneOf((20, 50, 100), "the sheet's sweep"),
+    }
+
+    prompt_length: Annotated[int, setting("vectors P", unit="positions", ge=1, le=2048)] = 20
+    init: Annotated[PromptInit, setting(PROMPT_INIT)] = "vocabulary"
+    init_text: Annotated[str, setting("what the prompt starts from with init = 'text', repeated to its length")] = ""
+    num_vertices: Annotated[int, setting("vertices M of a simplex of prompts; 1: none", ge=1, le=16)] = 1
+    head_init: Annotated[HeadInit, setting(HEAD_INIT)] = "soft-probe"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_start(self)
+
+    def check(self, backbone: Backbone, task: Task) -> list[str]:
+        del task
+        return check_prompt(backbone, self.prompt_length)
+
+    def attach(self, backbone: Backbone, task: Task, *, generator: torch.Generator) -> PromptAdapter:
+        return PromptAdapter(backbone, task, self, None, generator=generator)
+
+
+def check_start(method: PromptSettings) -> None:
+    """Raises: ConfigError for a start from a text that is not given."""
+    if (method.init == "text") != bool(method.init_text.strip()):
+        raise ConfigError(
+            f"method.init_text: found {method.init_text!r} with init = {method.init!r}", "give both, or neither"
+        )
+
+
+@final
+class SoftVectors(nn.Module):
+    """M prompts V (M, P, E) with a scale s each; `forward()` → Q = V ∘ B(s), or V where the words are scaled too."""
+
+    def __init__(self, start: torch.Tensor, form: ScaleForm | None, generator: torch.Generator):
+        super().__init__()
+        self.form = form
+        self.vectors = nn.Parameter(start)
+        if form is not None:
+            shape = (len(start), *form.size(*start.shape[1:]))
+            noise = torch.randn(shape, generator=generator) * form.std if form.std else 0.0
+            self.scale = nn.Parameter(torch.ones(shape) + noise)
+
+    def forward(self) -> torch.Tensor:
+        if self.form is None or self.form.target == "sequence":
+            return self.vectors
+        return self.vectors * self.scale
+
+
+@final
+class PromptAdapter(AbstractHeadedAdapter):
+    """scores = head(features([Q; x])), or on a language model the scores of the tokens to write."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        task: Task,
+        method: PromptSettings,
+        form: ScaleForm | None,
+        *,
+        generator: torch.Generator,
+    ):
+        reasons = check_prompt(backbone, method.prompt_length)
+        if reasons:
+            raise ModelError(reasons[0])
+        super().__init__(backbone, task, generator=generator, head_init=method.head_init)
+        self.method, self.num_vertices = method, method.num_vertices
+        self.reserved_positions = method.prompt_length
+        self.prompt = SoftVectors(start_vectors(backbone, method, generator), form, generator)
+        self.begin_batch(None)
+
+    def begin_batch(
+        self,
+        batch: Batch | None,
+        generator: torch.Generator | None = None,
+        *,
+        vertex: int | None = None,
+        point: torch.Tensor | None = None,
+    ) -> None:
+        count = self.num_vertices
+        if vertex is not None:
+            point = torch.eye(count)[vertex]
+        if point is not None:
+            self._weights = point[None]
+        elif generator is None or batch is None:
+            self._weights = midpoint_weights(count)[None]
+        else:
+            self._weights = draw_weights((len(batch),), count, generator)
+
+    def narrow(self, rows: slice) -> None:
+        if len(self._weights) > 1:
+            self._weights = self._weights[rows]
+
+    def soft_prompt(self) -> SoftPrompt:
+        """The prompt at the chosen points, (B or 1, P, E)."""
+        form = self.prompt.form
+        scale = self.prompt.scale[0, 0] if form is not None and form.target == "sequence" else None
+        return SoftPrompt(mix(self._weights, self.prompt()), scale)
+
+    def features(self, batch: Batch) -> torch.Tensor:
+        return self.backbone.features(batch.inputs, self.soft_prompt())
+
+    def generate(self, batch: Batch, **options: Any) -> torch.Tensor:
+        return self.backbone.generate(batch.inputs, self.soft_prompt(), **options)
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        form = self.prompt.form
+        groups = [ParameterGroup("adapter", [self.prompt.vectors])]
+        if form is not None:  # decay would pull a factor to 0
+            groups.append(ParameterGroup("scale", [self.prompt.scale], form.rate, decays=False))
+        rest = [p for n, p in self.named_parameters() if not n.startswith("prompt.")]
+        return [*groups, *([ParameterGroup("head", rest)] if rest else [])]
+
+    def carry(self, weights: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+        form, found = self.prompt.form, dict(weights)
+        vectors, scale = (found.get(f"prompt.{name}") for name in ("vectors", "scale"))
+        if form is None or vectors is None or form.carry == "both":
+            if form is None and vectors is not None and scale is not None:
+                found["prompt.vectors"] = vectors * scale  # a plain prompt can only take what is folded
+            return found
+        if form.carry == "folded" and scale is not None:
+            found["prompt.vectors"] = vectors * scale
+        found.pop("prompt.scale" if form.carry in ("prompt", "folded") else "prompt.vectors", None)
+        return found
+
+    @torch.no_grad()
+    def folded_prompt(self) -> torch.Tensor:
+        """Q (P, E) of the midpoint, folded in float32."""
+        return mix(midpoint_weights(self.num_vertices), self.prompt().float()).detach()
+
+    @torch.no_grad()
+    def diagnostics(self) -> dict[str, float]:
+        """Mean norm of a vector of Q and, with a scale, its mean distance from one; the spread of a simplex."""
+        found = {"prompt_norm": float(self.prompt().norm(dim=-1).mean())}
+        if self.prompt.form is not None:
+            found["scale_off_one"] = float((self.prompt.scale - 1).abs().mean())
+        return found | ({"spread": spread([self.prompt()])} if self.num_vertices > 1 else {})
+
+
+@torch.no_grad()
+def start_vectors(backbone: Backbone, method: PromptSettings, generator: torch.Generator) -> torch.Tensor:
+    """The start (M, P, E) of the vectors, different for each vertex but for a start from text."""
+    table: torch.Tensor = backbone.model.get_input_embeddings().weight  # type: ignore[assignment]
+    shape = (method.num_vertices, method.prompt_length)
+    if method.init == "uniform":
+        return torch.rand(*shape, table.shape[1], generator=generator) - 0.5
+    tokenizer = backbone.tokenizer
+    if method.init == "text":
+        ids = tokenizer(method.init_text, add_special_tokens=False)["input_ids"]
+        if not ids:
+            raise ConfigError(f"method.init_text: {method.init_text!r} gives no token", "give a longer text")
+        chosen = torch.tensor(ids).repeat(-(-shape[1] // len(ids)))[: shape[1]].expand(shape)
+    else:
+        special = set(tokenizer.all_special_ids)
+        pieces = [i for i in range(min(FREQUENT_PIECES, len(table))) if i not in special]
+        chosen = torch.tensor(pieces)[torch.randint(len(pieces), shape, generator=generator)]
+    return table[chosen.to(table.device)].detach().clone().float()

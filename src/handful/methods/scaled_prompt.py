@@ -1,0 +1,95 @@
+"""Scaled prompt tuning: a soft prompt and a scale that multiplies it, both trained.
+
+Idea: with Adam every number of a prompt moves by about the learning rate, however large it is; a factor on it moves it
+in proportion. Formula: Z = [V ∘ B(s); X], with s a number, one a vector, one a dimension or one for every number; or
+with target "sequence" Z = [V; X] ∘ B(s), which changes the words' embeddings too.
+Trained: M·P·E numbers and 1, P, E or P·E for the scale. Inference: folded, Q = V ∘ B(s), it is a plain prompt; with
+target "prompt" it can be nothing that a plain prompt could not be, only found differently (sheet 1.4).
+Source: Hu, Meinel & Yang 2023 (arXiv 2309.06759), of which the abstract alone was read. The scale's shape, target,
+start and rate are not known to us: every default here is ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, final
+
+import torch
+
+from handful.backbone.load import Backbone
+from handful.data.task import Task
+from handful.errors import ConfigError
+from handful.methods.base import AbstractMethod, Preset, setting
+from handful.methods.head import HEAD_INIT, HeadInit
+from handful.methods.prompt import (
+    PROMPT_INIT,
+    Carry,
+    PromptAdapter,
+    PromptInit,
+    ScaleForm,
+    ScaleShape,
+    ScaleTarget,
+    check_prompt,
+    check_start,
+)
+from handful.methods.search_space import EPOCHS, OneOf, SearchSpace, around
+
+
+@final
+@dataclass(frozen=True)
+class ScaledPrompt(AbstractMethod):
+    """Trained vectors in front of the words, and a trained scale on them."""
+
+    name: ClassVar[str] = "scaled-prompt"
+    summary: ClassVar[str] = "scaled prompt tuning: trained vectors times a trained scale, for writing text"
+    source: ClassVar[str] = "Hu, Meinel & Yang 2023 (abstract)"
+    presets: ClassVar[Mapping[str, Preset]] = {
+        "default": Preset(
+            "ours, not searched yet; the paper's settings are not known to us",
+            training={"learning_rate": 3e-2, "head_learning_rate": 1e-3, "epochs": 30},
+        ),
+    }
+    search_space: ClassVar[SearchSpace] = {
+        "training.learning_rate": around(1e-3, 3e-2, 1.0),
+        "training.epochs": EPOCHS,
+        "method.scale_shape": OneOf(("scalar", "token", "dim", "full"), "what the sheet asks to compare"),
+    }
+
+    prompt_length: Annotated[int, setting("vectors P", unit="positions", ge=1, le=2048)] = 20
+    scale_shape: Annotated[
+        ScaleShape, setting("one number, one a vector (P), one a dimension (E), or one for every number (P·E)")
+    ] = "dim"
+    scale_target: Annotated[ScaleTarget, setting("what is scaled: the prompt, or the words as well")] = "prompt"
+    scale_init_std: Annotated[float, setting("the scale starts at N(1, std²); 0: at one, a plain prompt", ge=0)] = 0.0
+    scale_rate: Annotated[float, setting("the scale's learning rate, as a multiple of the prompt's", gt=0)] = 1.0
+    carry: Annotated[
+        Carry, setting("what of another run's prompt to start from: all, vectors, scale, or vectors times scale")
+    ] = "both"
+    init: Annotated[PromptInit, setting(PROMPT_INIT)] = "vocabulary"
+    init_text: Annotated[str, setting("what the prompt starts from with init = 'text', repeated to its length")] = ""
+    num_vertices: Annotated[int, setting("vertices M of a simplex of prompts; 1: none", ge=1, le=16)] = 1
+    head_init: Annotated[HeadInit, setting(HEAD_INIT)] = "soft-probe"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_start(self)
+        if self.scale_target == "sequence" and self.scale_shape not in ("scalar", "dim"):
+            raise ConfigError(
+                f"method.scale_shape: {self.scale_shape!r} has a size for the prompt alone, and words are as many as "
+                "they are",
+                "with scale_target 'sequence' use 'scalar' or 'dim'",
+            )
+        if self.scale_target == "sequence" and self.num_vertices > 1:
+            raise ConfigError(
+                f"method.num_vertices: found {self.num_vertices}, but only prompts can be mixed, not scaled words",
+                "use scale_target 'prompt'",
+            )
+
+    def check(self, backbone: Backbone, task: Task) -> list[str]:
+        del task
+        return check_prompt(backbone, self.prompt_length)
+
+    def attach(self, backbone: Backbone, task: Task, *, generator: torch.Generator) -> PromptAdapter:
+        form = ScaleForm(self.scale_shape, self.scale_target, self.scale_init_std, self.scale_rate, self.carry)
+        return PromptAdapter(backbone, task, self, form, generator=generator)
