@@ -38,7 +38,7 @@ def test_a_fit_shows_score_cost_and_folder_and_says_what_was_chosen(command, tab
     ):
         assert said in outcome.err, said
     assert {path.name for path in folder.iterdir()} == {
-        "run.json", "adapter.safetensors", "metrics.jsonl", "predictions.jsonl", "README.md"
+        "run.json", "adapter.safetensors", "metrics.jsonl", "predictions.jsonl", "rows.sha256", "README.md"
     }  # fmt: skip
     assert [path for path in (tmp_path / "runs").iterdir() if path != folder] == []
 

@@ -44,7 +44,10 @@ def test_the_key_is_that_of_spec_rows_and_weights():
     ("overrides", "said"),
     [
         ({"epohs": 1}, "epohs: no such setting; did you mean 'epochs'?"),
-        ({"trainin.epochs": 1}, "trainin.epochs: expected a name in method, training, run; did you mean 'training'?"),
+        (
+            {"trainin.epochs": 1},
+            "trainin.epochs: expected a name in method, training, run, generation; did you mean 'training'?",
+        ),
         ({"training.epohs": 1}, "training.epohs: training has no such field; did you mean 'epochs'?"),
         ({"weight_decay": float("inf")}, "training.weight_decay: expected a finite number, found inf"),
         ({"layers": [0, "x"]}, "method.layers: item 1: expected a valid integer, found 'x'"),

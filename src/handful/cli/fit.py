@@ -26,7 +26,10 @@ def fit(
         float | None, typer.Option(min=1, help="Seconds for --method auto to choose in.", show_default="300")
     ] = None,
     start: Annotated[
-        Path | None, typer.Option(help="Run folder whose parameters to start from.", show_default="afresh")
+        Path | None,
+        typer.Option(
+            "--start", "--init-from", help="Run folder whose parameters to start from.", show_default="afresh"
+        ),
     ] = None,
     again: Annotated[bool, typer.Option("--again", help="Train once more what has been trained already.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the run's record as JSON.")] = False,
@@ -114,11 +117,14 @@ def show_run(saved: Run) -> None:
 
 def tell_next(saved: Run) -> None:
     """What there is to know about a run, and what can be done with it."""
+    from handful.methods import method_class
+
     for line in (*record_warnings(saved.record), *saved.record["notes"]):
         say(f"  {line}")
     say("next:")
     say(f"  handful predict {saved.folder} --input new.csv")
-    say(f"  handful export {saved.folder} --output out")
+    format = method_class(saved.record["spec"]["method"]["name"]).export_format
+    say(f"  handful export {saved.folder} --output out{'' if format == 'peft' else f' --format {format}'}")
 
 
 def record_warnings(record: dict[str, Any]) -> list[str]:

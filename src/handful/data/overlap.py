@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import final
 
@@ -46,10 +47,14 @@ def overlap(source: Task, target: Task) -> Overlap:
     The test rows stay closed: they are only counted.
     """
     keys = {key for row in (*source.pool, *(source.dev or ())) for key in overlap_keys(row)}
+    return _overlap(source.name, keys, target)
+
+
+def _overlap(source: str, keys: Collection[bytes], target: Task) -> Overlap:
     rows = (*target.pool, *(target.dev or ()))
     shared = sum(not overlap_keys(row).isdisjoint(keys) for row in rows)
     closed = target.test.count_overlap(keys) if target.test else 0
-    return Overlap(source.name, target.name, shared, len(rows), closed, len(target.test or ()))
+    return Overlap(source, target.name, shared, len(rows), closed, len(target.test or ()))
 
 
 def refuse_overlap(source: Task, target: Task, *, tolerated: float = TOLERATED_SHARE) -> Overlap:
@@ -60,4 +65,19 @@ def refuse_overlap(source: Task, target: Task, *, tolerated: float = TOLERATED_S
         if source.name == "dart":
             hint = "read DART with partition no_overlap, which leaves E2E and WebNLG out"
         raise DataError(f"starting from another task's run must not show it the target's rows: {found}", hint)
+    return found
+
+
+def refuse_seen(source: str, seen: Collection[bytes], target: Task, *, tolerated: float = TOLERATED_SHARE) -> Overlap:
+    """The overlap of a target with the rows of a finished run, of which `seen` are the `overlap_keys`.
+
+    Raises: DataError where the run has seen more than the tolerated share of the test rows. Rows of the pool may have
+    been seen: a run on the same task may come first.
+    """
+    found = _overlap(source, seen, target)
+    if found.test > tolerated * found.test_rows:
+        raise DataError(
+            f"the run to start from has seen test rows: {found}",
+            "start from a run on other rows, or test on rows that it has not seen",
+        )
     return found

@@ -33,6 +33,7 @@ from handful.methods.base import AbstractAdapter
 from handful.methods.head import AbstractHeadedAdapter
 from handful.randomness import stream
 from handful.runs.card import run_card
+from handful.runs.seen import seen_rows, start_notes
 from handful.runs.spec import RunOptions, RunSpec
 from handful.runs.store import LANDSCAPE, METRICS, Run, check_writable, read_run, write_run
 from handful.training.config import TrainingConfig
@@ -66,6 +67,7 @@ class Training:
     temperature: float = 1.0
     truncated: dict[str, int] = field(default_factory=dict)
     truncated_references: int = 0
+    notes: tuple[str, ...] = ()
 
 
 def make_split(task: Task, spec: RunSpec) -> Split:
@@ -113,9 +115,13 @@ def train(
     on_event: Listener | None = None,
     checkpoint_folder: Path | None = None,
 ) -> Training:
-    """Train one spec on one task, from the parameters of the run `start` where there is one; no test row is touched."""
+    """Train one spec on one task, from the parameters of the run `start` where there is one; no test row is touched.
+
+    Raises: DataError where that run has seen the test rows.
+    """
     spec = spec.suited(task.kind)
     split = split or make_split(task, spec)
+    notes = start_notes(start, split) if start else ()
     backbone = backbone or open_backbone(spec, task.kind)
     adapter = attach(task, spec, backbone)
     length = spec.options.max_length
@@ -139,7 +145,7 @@ def train(
         adapter.calibrate(temperature)
     truncated = {"train": rows.truncated, "dev": dev.truncated if dev else 0}
     trained = Trained(spec, task, backbone, adapter)
-    return Training(trained, split, result, temperature, truncated, rows.truncated_targets)
+    return Training(trained, split, result, temperature, truncated, rows.truncated_targets, notes)
 
 
 def carried_over(start: Run, adapter: AbstractAdapter, task: Task) -> dict[str, torch.Tensor]:
@@ -237,7 +243,7 @@ def run(
     landscape = dev_landscape(training)
     if group.is_main:
         write_run(
-            folder, record, weights, metrics=log.records, predictions=predictions,
+            folder, record, weights, metrics=log.records, predictions=predictions, seen=seen_rows(split, start),
             landscape=landscape, card=run_card(record),
         )  # fmt: skip
     group.wait()
@@ -313,7 +319,7 @@ def describe(training: Training, scores: Scores | Written | None, key: str, scor
         "spec": trained.spec.resolved(),
         "preset": trained.spec.preset,
         "choices": [{"name": c.name, "value": c.value, "reason": c.reason} for c in trained.spec.choices],
-        "notes": list(getattr(trained.adapter, "notes", ())),
+        "notes": [*training.notes, *getattr(trained.adapter, "notes", ())],
         "task": {
             "name": task.name, "kind": task.kind, "labels": list(task.labels), "metric": task.metric,
             "origin": task.origin, "notes": list(task.notes),

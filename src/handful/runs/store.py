@@ -1,9 +1,9 @@
 """Run folders: written completely or not at all, checked when they are read.
 
 A run is a folder with `run.json` (everything about it), `adapter.safetensors`, `metrics.jsonl` (one line an event),
-`predictions.jsonl` (one line a test row), `README.md` (the card) and, where it was asked for, `landscape.json`. It is
-written under a temporary name beside its final one, flushed to disk and renamed, so that a folder with its final name
-is always whole.
+`predictions.jsonl` (one line a test row), `rows.sha256` (digests of the rows it has seen), `README.md` (the card) and,
+where it was asked for, `landscape.json`. It is written under a temporary name beside its final one, flushed to disk and
+renamed, so that a folder with its final name is always whole.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,11 +26,12 @@ from safetensors.torch import load_file, save_file
 from handful.errors import RunError
 
 FORMAT_VERSION = 1
-RECORD, WEIGHTS, METRICS, PREDICTIONS, LANDSCAPE, CARD = (
+RECORD, WEIGHTS, METRICS, PREDICTIONS, SEEN, LANDSCAPE, CARD = (
     "run.json",
     "adapter.safetensors",
     "metrics.jsonl",
     "predictions.jsonl",
+    "rows.sha256",
     "landscape.json",
     "README.md",
 )
@@ -71,6 +72,18 @@ class Run:
         if not path.is_file():
             return []
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+    def seen(self) -> frozenset[bytes] | None:
+        """`overlap_keys` of the rows it was trained and selected on, and the run it started from; None where an older
+        version kept none. Raises: RunError for a damaged file.
+        """
+        path = self.folder / SEEN
+        if not path.is_file():
+            return None
+        try:
+            return frozenset(map(bytes.fromhex, path.read_text(encoding="ascii").split()))
+        except ValueError as error:
+            raise RunError(f"{path}: damaged ({error})", "restore the file, or train again with --again") from None
 
 
 @contextmanager
@@ -139,6 +152,7 @@ def write_run(
     *,
     metrics: Iterable[Mapping[str, Any]] = (),
     predictions: Iterable[Mapping[str, Any]] = (),
+    seen: Collection[bytes] = (),
     landscape: Mapping[str, Any] | None = None,
     card: str = "",
 ) -> Run:
@@ -150,6 +164,7 @@ def write_run(
         for name, rows in ((METRICS, metrics), (PREDICTIONS, predictions)):
             with open(partial / name, "w", encoding="utf-8") as file:
                 file.writelines(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+        (partial / SEEN).write_text("".join(f"{key}\n" for key in sorted(map(bytes.hex, seen))), encoding="ascii")
         if landscape is not None:
             content = json.dumps(landscape, ensure_ascii=False, allow_nan=False)
             (partial / LANDSCAPE).write_text(content, encoding="utf-8")
