@@ -58,6 +58,8 @@ class AbstractMethod(ABC):
     presets: ClassVar[Mapping[str, Preset]]
     writes: ClassVar[bool] = True
     """Whether it can be put on a language model, to write texts."""
+    export_format: ClassVar[str] = "peft"
+    """The format to propose for what it trains."""
     search_space: ClassVar[SearchSpace] = {}
     """What a search varies, by dotted name, unless it is told otherwise; empty: nothing is worth it."""
 

@@ -33,6 +33,7 @@ class Bias(AbstractMethod):
     name: ClassVar[str] = "bias"
     summary: ClassVar[str] = "BitFit: the biases of the model and nothing else"
     source: ClassVar[str] = "Ben Zaken et al. 2022"
+    export_format: ClassVar[str] = "dense"
     presets: ClassVar[Mapping[str, Preset]] = {
         "default": Preset(
             "ours, not searched: the largest rate of the paper's grid, for few steps",

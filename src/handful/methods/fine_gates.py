@@ -50,6 +50,7 @@ class FineGates(AbstractMethod):
     name: ClassVar[str] = "fine-gates"
     summary: ClassVar[str] = "FineGates: stochastic gates adapt the model, and what they close is taken out of it"
     source: ClassVar[str] = "Svirsky, Refael & Lindenbaum 2024 and 2026"
+    export_format: ClassVar[str] = "dense"
     presets: ClassVar[Mapping[str, Preset]] = {
         "default": Preset(
             "ours: coupled gates (docs/experiments.md)",

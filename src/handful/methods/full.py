@@ -28,7 +28,9 @@ def feeding_parameters(backbone: Backbone) -> frozenset[str]:
     A model may hold others, such as an output layer that the pooling does not use.
     """
     parameters = dict(backbone.model.named_parameters())
-    inputs = backbone.tokenizer("a", return_tensors="pt").to(backbone.device)
+    inputs = dict(backbone.tokenizer("a a", return_tensors="pt").to(backbone.device))
+    if backbone.purpose_is_lm:  # which has scores of tokens to write
+        inputs["labels"] = inputs["input_ids"]
     frozen = [parameter for parameter in parameters.values() if not parameter.requires_grad]
     try:
         for parameter in frozen:
@@ -49,6 +51,7 @@ class Full(AbstractMethod):
     name: ClassVar[str] = "full"
     summary: ClassVar[str] = "full fine-tuning: every weight below the features"
     source: ClassVar[str] = "Howard & Ruder 2018; Devlin et al. 2019"
+    export_format: ClassVar[str] = "dense"
     presets: ClassVar[Mapping[str, Preset]] = {
         "default": Preset(
             "ours, not searched: the customary range for encoders is 2e-5 to 1e-4; the head may move faster",

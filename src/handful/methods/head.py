@@ -287,6 +287,7 @@ class Head(AbstractMethod):
     name: ClassVar[str] = "head"
     summary: ClassVar[str] = "logistic regression (or ridge) on frozen features: the baseline to beat"
     source: ClassVar[str] = "ours"
+    export_format: ClassVar[str] = "dense"
     writes: ClassVar[bool] = False
     presets: ClassVar[Mapping[str, Preset]] = {
         "default": Preset("the closed-form probe needs no gradient steps", training={"epochs": 0}, run={"dev": "none"}),

@@ -35,6 +35,7 @@ class Prune(AbstractMethod):
     name: ClassVar[str] = "prune"
     summary: ClassVar[str] = "structured pruning by magnitude, activations or gradients, then recovery"
     source: ClassVar[str] = "Sun et al. 2024; Michel et al. 2019"
+    export_format: ClassVar[str] = "dense"
     presets: ClassVar[Mapping[str, Preset]] = {
         "default": Preset(
             "ours: as for coupled gates, so that only the choice of units differs",

@@ -44,6 +44,7 @@ class SetFit(AbstractMethod):
     name: ClassVar[str] = "setfit"
     summary: ClassVar[str] = "SetFit: contrastive fine-tuning, then logistic regression (through the library)"
     source: ClassVar[str] = "Tunstall et al. 2022"
+    export_format: ClassVar[str] = "dense"
     writes: ClassVar[bool] = False
     presets: ClassVar[Mapping[str, Preset]] = {
         "default": Preset(

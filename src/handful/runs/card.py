@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from handful.evaluation.estimate import Estimate
+from handful.methods import method_class
 
 _SHOWN_LABELS = 20
 _LONGEST_TEXT = 200
@@ -63,6 +64,7 @@ def _about(record: Mapping[str, Any]) -> str:
     labels = [escape(label) for label in task["labels"]]
     more = f" and {len(labels) - _SHOWN_LABELS} more" if len(labels) > _SHOWN_LABELS else ""
     gives = f"one of {len(labels)} classes: {', '.join(labels[:_SHOWN_LABELS])}{more}" if labels else "a number"
+    gives = "a text" if task["kind"] == "generation" else gives
     return "\n".join(
         (
             f"# {escape(task['name'])}: {method} on {escape(backbone['name'])}",
@@ -84,14 +86,16 @@ def _scores(record: Mapping[str, Any]) -> str:
         lines.append(f"| {name} | {score.mean:z.3f} | {interval} | {score.n:,} rows | {score.method} |")
     predictor, temperature = record["spec"]["run"]["predictor"], record["temperature"]
     origin = "fitted on the development rows" if temperature != 1 else "not fitted"
-    lines += ["", f"Predictor: {predictor}. Temperature of the probabilities: {temperature:.3g} ({origin})."]
+    probabilities = f" Temperature of the probabilities: {temperature:.3g} ({origin})."
+    lines += ["", f"Predictor: {predictor}.{probabilities if record['task']['labels'] else ''}"]
     return "\n".join(lines)
 
 
 def _usage(record: Mapping[str, Any]) -> str:
     pair = record["task"]["kind"] == "pair-classification"
     text = '("a text", "its second text")' if pair else '"a text"'
-    probabilities = "" if record["task"]["kind"] == "regression" else f"\nmodel.predict_proba([{text}])"
+    probabilities = f"\nmodel.predict_proba([{text}])" if record["task"]["labels"] else ""
+    format = method_class(record["spec"]["method"]["name"]).export_format
     return f"""## Use
 
 ```python
@@ -99,12 +103,12 @@ import handful
 
 model = handful.load("path/to/this/folder")
 model.predict([{text}]){probabilities}
-model.export("out", format="peft")  # or "dense": a folder for stock libraries, where the method allows it
+model.export("out", format="{format}")  # for stock libraries; `handful check` says what else the method allows
 ```
 
-or `handful predict FOLDER --input new.csv`, `handful export FOLDER --format peft --output out`. The pretrained model
-({escape(record["backbone"]["name"])}, {record["backbone"]["parameters"]:,} parameters) is not in this folder: it is
-loaded by its name, and its weights are compared with the SHA-256 {record["backbone"]["fingerprint"][:12]}…"""
+or `handful predict FOLDER --input new.csv`, `handful export FOLDER --format {format} --output out`. The pretrained
+model ({escape(record["backbone"]["name"])}, {record["backbone"]["parameters"]:,} parameters) is not in this folder: it
+is loaded by its name, and its weights are compared with the SHA-256 {record["backbone"]["fingerprint"][:12]}…"""
 
 
 def _training(record: Mapping[str, Any]) -> str:
