@@ -119,7 +119,7 @@ class FittedModel:
         trained = self._trained
         return export(
             trained.adapter, trained.backbone, trained.task, Path(folder), format,
-            overwrite=overwrite, max_length=trained.spec.options.max_length,
+            overwrite=overwrite, max_length=trained.spec.options.max_length, generation=trained.spec.generation,
         )  # fmt: skip
 
     def detach(self) -> None:

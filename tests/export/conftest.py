@@ -10,11 +10,11 @@ from handful.backbone.tiny import tiny_model, tiny_tokenizer
 def stored(tmp_path):
     """Makes a backbone of a tiny family from a folder that stays."""
 
-    def make(family, pooling="auto"):
+    def make(family, pooling="auto", purpose="features"):
         folder = tmp_path / family
-        tiny_model(family).save_pretrained(folder)
+        tiny_model(family, head="lm" if purpose == "lm" else "none").save_pretrained(folder)
         tiny_tokenizer(family).save_pretrained(folder)
-        return load_backbone(str(folder), pooling=pooling)
+        return load_backbone(str(folder), pooling=pooling, purpose=purpose)
 
     return make
 
@@ -24,12 +24,12 @@ def in_process(monkeypatch):
     """Runs the README's code here instead of in a fresh process: fast, and with the same code."""
     code_seen = []
 
-    def run(folder, code, inputs):
+    def run(folder, code, inputs, function="scores"):
         monkeypatch.chdir(folder)
         loader = {}
         exec(code, loader)
         code_seen.append(code)
-        return loader["scores"](inputs)
+        return loader[function](inputs)
 
     monkeypatch.setattr("handful.export.folder.stock_scores", run)
     return code_seen

@@ -21,6 +21,8 @@ from handful.methods.head import Head
 from handful.methods.peft_bridge import IA3, LoRA, Peft, PromptTuning
 from handful.methods.prefix import Prefix
 from handful.methods.prefix_subspace import PrefixSubspace
+from handful.methods.prompt import Prompt
+from handful.methods.scaled_prompt import ScaledPrompt
 from handful.testing import toy_task
 
 
@@ -48,6 +50,8 @@ PLANS = [
     (PrefixSubspace(layers=(1, 3)), "bert", "mean", None, "train without a range of layers"),
     (LoRA(), "modernbert", "family", "classifier", "modernbert's stock classification class"),
     (PromptTuning(), "electra", "mean", "features", "PEFT adapter"),
+    (ScaledPrompt(), "electra", "mean", "features", "PEFT adapter"),
+    (ScaledPrompt(scale_target="sequence"), "t5", "mean", None, "train with scale_target 'prompt'"),
     (Full(), "bert", "mean", None, "use the format 'dense'"),
     (Head(), "bert", "mean", None, "use the format 'dense'"),
     (LoRA(), "bert", "auto", "features", "PEFT adapter"),
@@ -72,6 +76,7 @@ def test_what_an_export_will_be_is_known_from_the_family_alone(method, family, p
         (LoRA(), True),
         (Prefix(), False),
         (PromptTuning(), False),
+        (ScaledPrompt(), False),
         (Peft(config={"peft_type": "P_TUNING", "num_virtual_tokens": 3}), False),
         (Peft(), True),
     ],
@@ -121,6 +126,10 @@ CASES = [
     (PromptTuning(prompt_length=4), "bert", "mean", "peft", PAIR),
     (PromptTuning(prompt_length=4), "electra", "family", "peft", PAIR),
     (PromptTuning(prompt_length=4), "llama", "last", "peft", SINGLE),
+    (Prompt(prompt_length=4), "bert", "mean", "peft", PAIR),
+    (ScaledPrompt(prompt_length=4, num_vertices=3), "llama", "last", "peft", SINGLE),
+    (ScaledPrompt(prompt_length=4), "t5", "mean", "peft", NUMBER),
+    (ScaledPrompt(prompt_length=4), "roberta", "family", "peft", SINGLE),
     (Peft(config={"peft_type": "P_TUNING", "num_virtual_tokens": 3}), "roberta", "mean", "peft", SINGLE),
     (Peft(config={"peft_type": "LOHA", "r": 2}), "bert", "mean", "peft", SINGLE),
     (LoRA(), "llama", "last", "dense", SINGLE),
@@ -207,15 +216,12 @@ def test_texts_stop_where_a_stock_prefix_would_slide_out_of_sight(stored, in_pro
     assert "max_length=20," in in_process[1]
 
 
-def test_rows_to_compare_can_be_given_and_need_not_come_from_the_task(stored, in_process, tmp_path):
+def test_rows_to_compare_need_not_come_from_the_task(stored, in_process, tmp_path):
     backbone, task = stored("bert"), toy_task()
     empty = type(task)(task.name, task.kind, task.labels, task.metric, pool=())
     adapter = trained(LoRA(), backbone, task)
     report = export(adapter, backbone, empty, tmp_path / "own")
     assert "scores of 4 rows" in report.verification
-    rows = encode(task.pool[:3], backbone.tokenizer, 32, kind=task.kind)
-    report = export_peft(adapter, backbone, empty, tmp_path / "given", rows=rows)
-    assert "scores of 3 rows" in report.verification
 
 
 def test_a_name_from_outside_cannot_put_code_into_what_is_run(stored, in_process, tmp_path):

@@ -119,6 +119,12 @@ class Backbone:
             labels = nn.functional.pad(labels, (prompt.length, 0), value=NO_LOSS)
         return self.model(**arguments).logits[:, :-1][labels[:, 1:] != NO_LOSS]
 
+    def decoding(self, **options: Any) -> GenerationConfig:
+        """The options of transformers' `GenerationConfig` as one, with the checkpoint's tokens."""
+        own = self.model.generation_config
+        tokens = {name: getattr(own, name, None) for name in ("decoder_start_token_id", "bos_token_id", "eos_token_id")}
+        return GenerationConfig(pad_token_id=self.tokenizer.pad_token_id, **tokens, **options)
+
     @torch.no_grad()
     def generate(
         self, inputs: Mapping[str, torch.Tensor], prompt: SoftPrompt | None = None, **options: Any
@@ -127,9 +133,7 @@ class Backbone:
 
         `options` are those of transformers' `GenerationConfig`; none of the checkpoint's own is used but its tokens.
         """
-        own = self.model.generation_config
-        tokens = {name: getattr(own, name, None) for name in ("decoder_start_token_id", "bos_token_id", "eos_token_id")}
-        config = GenerationConfig(pad_token_id=self.tokenizer.pad_token_id, **tokens, **options)
+        config = self.decoding(**options)
         rows = prompt.before(self.model, inputs) if prompt else inputs
         read = {name: rows[name] for name in ("input_ids", "inputs_embeds", "attention_mask") if name in rows}
         written = self.model.generate(**read, generation_config=config)  # type: ignore[operator]

@@ -90,15 +90,12 @@ def encode_for(
 
     Of generation: with the references to learn from, or `to_write` without them.
     """
-    backbone, longest = adapter.backbone, longest_row(adapter, max_length)
+    backbone, longest = adapter.backbone, longest_row(adapter, max_length, generation)
     if generation is None:
         return encode(rows, backbone.tokenizer, longest, kind=task.kind)
-    whole = backbone.kind == "encoder-decoder"
-    if not whole:  # source and text stand in one sequence
-        room = max(generation.target_length, generation.max_new_tokens)
-        longest = min(longest, backbone.max_length - adapter.reserved_positions - room)
     return encode_generation(
-        rows, backbone.tokenizer, longest, encoder_decoder=whole, prefix=generation.source_prefix,
+        rows, backbone.tokenizer, longest, encoder_decoder=backbone.kind == "encoder-decoder",
+        prefix=generation.source_prefix,
         target_length=None if to_write else generation.target_length, separator=generation.separator,
     )  # fmt: skip
 
@@ -149,6 +146,9 @@ def evaluate_writing(
     return Written(estimates, tuple(texts), tuple(records), encoded.truncated)
 
 
-def longest_row(adapter: AbstractAdapter, max_length: int) -> int:
-    """Most tokens of a row: `max_length`, or what backbone and adapter leave."""
-    return min(max_length, adapter.backbone.max_length - adapter.reserved_positions)
+def longest_row(adapter: AbstractAdapter, max_length: int, generation: GenerationOptions | None = None) -> int:
+    """Most tokens of a row, of generation of a source: `max_length`, or what backbone and adapter leave."""
+    room = adapter.backbone.max_length - adapter.reserved_positions
+    if generation and adapter.backbone.kind != "encoder-decoder":  # source and text stand in one sequence
+        room -= max(generation.target_length, generation.max_new_tokens)
+    return min(max_length, room)

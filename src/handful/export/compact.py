@@ -17,9 +17,9 @@ from safetensors.torch import load_file
 from handful import __version__
 from handful.backbone.load import Backbone
 from handful.backbone.resize import build_ragged, class_path, save_model, stock_class
-from handful.data.batching import EncodedRows
 from handful.data.task import Task
 from handful.errors import ModelError
+from handful.evaluation.writing import GenerationOptions
 from handful.export.folded import Folded
 from handful.export.folder import ExportJob, ExportReport
 from handful.export.loaders import Loader
@@ -39,8 +39,8 @@ def export_compact(
     *,
     card: str | None = None,
     overwrite: bool = False,
-    rows: EncodedRows | None = None,
     max_length: int | None = None,
+    generation: GenerationOptions | None = None,
 ) -> ExportReport:
     """Write `folder` for `load_compact`, compared with our scores in a fresh process before it gets its name.
 
@@ -48,7 +48,7 @@ def export_compact(
     """
     plan, adapter = planned(adapter, backbone, task, "compact")
     limit = min(max_length or backbone.max_length, backbone.max_length)
-    job = ExportJob(adapter, backbone, task, folder, limit, card, overwrite, rows)
+    job = ExportJob(adapter, backbone, task, folder, limit, card, overwrite, generation)
     folded = Folded(job, plan, "ragged")
 
     def fill(partial: Path) -> Size:

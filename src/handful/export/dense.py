@@ -11,8 +11,9 @@ from pathlib import Path
 
 from handful.backbone.load import Backbone
 from handful.backbone.resize import save_model
-from handful.data.batching import EncodedRows
 from handful.data.task import Task
+from handful.evaluation.evaluate import longest_row
+from handful.evaluation.writing import GenerationOptions
 from handful.export.folded import Folded
 from handful.export.folder import ExportJob, ExportReport
 from handful.export.loaders import Loader
@@ -29,19 +30,19 @@ def export_dense(
     *,
     card: str | None = None,
     overwrite: bool = False,
-    rows: EncodedRows | None = None,
     max_length: int | None = None,
+    generation: GenerationOptions | None = None,
 ) -> ExportReport:
     """Write `folder` for stock transformers, compared with our scores in a fresh process before it gets its name.
 
-    `card` is added to the README; `rows` are what is compared, by default the task's first ones;
-    `max_length` is where the README's code cuts texts, by default at what the model takes.
+    `card` is added to the README; `max_length` is where the README's code cuts texts, by default at what the model
+    takes; `generation` is how a language model is asked and writes.
     Raises: ConfigError where this adapter has no such form (`check_export` says so before training); RunError when
     the folder exists, cannot be written, or does not give our scores.
     """
     plan, adapter = planned(adapter, backbone, task, "dense")
-    limit = min(max_length or backbone.max_length, backbone.max_length)
-    job = ExportJob(adapter, backbone, task, folder, limit, card, overwrite, rows)
+    limit = longest_row(adapter, max_length or backbone.max_length, generation)
+    job = ExportJob(adapter, backbone, task, folder, limit, card, overwrite, generation)
     folded = Folded(job, plan, "padded")
 
     def fill(partial: Path) -> Size | None:
@@ -50,7 +51,7 @@ def export_dense(
         return folded.measured(partial) if record.changed or record.zeros else None
 
     kind = type(folded.full)
-    whole = backbone.kind != "encoder-decoder" or plan.form == "classifier"
+    whole = backbone.kind != "encoder-decoder" or plan.form != "features"
     # an encoder-decoder's encoder alone is a model that no Auto class finds
     loader = Loader.of(job, plan, model_class=None if whole else f"{kind.__module__}:{kind.__name__}")
     return job.write(plan, loader, fill, folded.rounding)

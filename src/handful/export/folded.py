@@ -28,7 +28,7 @@ from handful.methods.head import AbstractHeadedAdapter
 
 @final
 class Scorer(nn.Module):
-    """Scores (B, C) of a stock model: of its classification class, or through pooling and our head.
+    """Scores of a stock model: of its own class, or (B, C) through pooling and our head.
 
     Its forward takes the tensors in the order of `names`.
     """
@@ -39,9 +39,10 @@ class Scorer(nn.Module):
         self.pooling: Pooling | None = job.backbone.pooling
         self.pooled = form == "features"
         self.options = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
-        weight, bias = job.adapter.head.folded()
-        self.register_buffer("weight", weight.detach().cpu())
-        self.register_buffer("bias", bias.detach().cpu())
+        if self.pooled:
+            weight, bias = job.adapter.head.folded()
+            self.register_buffer("weight", weight.detach().cpu())
+            self.register_buffer("bias", bias.detach().cpu())
         self.eval()
 
     weight: torch.Tensor
@@ -105,8 +106,7 @@ class Folded:
     def measured(self, folder: Path, scores: Scores | None = None) -> Size:
         """How much smaller and faster what was written into `folder` is; `scores` are computed by what is in it."""
         small = scores or self.scorer(self.shrunk.model).scores
-        unit = float(self.job.adapter.head.scale)
-        speed = measure(self.scorer(self.full).scores, small, self.inputs, unit, self.rounding)
+        speed = measure(self.scorer(self.full).scores, small, self.inputs, self.job.unit, self.rounding)
         return Size(self.shrunk.record, (tensor_bytes(self.full), weight_bytes(folder)), speed)
 
 

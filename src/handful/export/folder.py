@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache, cached_property
 from functools import partial as bind
@@ -16,9 +17,11 @@ from safetensors.torch import save_file
 
 from handful import __version__
 from handful.backbone.load import Backbone, hub_name
-from handful.data.batching import EncodedRows, encode
+from handful.data.batching import NO_LOSS, Batch, encode
 from handful.data.task import Example, Task
 from handful.errors import ConfigError, RunError
+from handful.evaluation.evaluate import encode_for
+from handful.evaluation.writing import GenerationOptions
 from handful.export.loaders import Loader
 from handful.export.plan import ExportPlan, method_of
 from handful.export.size import Size
@@ -27,7 +30,7 @@ from handful.methods.head import AbstractHeadedAdapter
 from handful.runs.store import new_folder
 
 RECORD = "export.json"
-VERIFIED_ROWS, VERIFIED_LENGTH = 8, 64
+VERIFIED_ROWS, VERIFIED_LENGTH, WRITTEN_ROWS = 8, 64, 4
 _SENTENCES = ("A short text.", "Another one, which is a good deal longer than the first.", "What is this?", "No!")
 
 
@@ -49,7 +52,7 @@ class ExportReport:
 @final
 @dataclass(frozen=True)
 class ExportJob:
-    """One export: what, where to, and the rows to verify it with (default: the task's first ones).
+    """One export: what, where to, and of a language model how it is asked and writes.
 
     `max_length` is the most tokens of a text for which the stock libraries compute what we do.
     """
@@ -61,7 +64,12 @@ class ExportJob:
     max_length: int
     card: str | None = None
     overwrite: bool = False
-    rows: EncodedRows | None = None
+    generation: GenerationOptions | None = None
+
+    @property
+    def unit(self) -> float:
+        """The scores' unit, for the tolerance of comparisons."""
+        return 1.0 if self.generation else float(self.adapter.head.scale)
 
     @property
     def base(self) -> str:
@@ -93,6 +101,8 @@ class ExportJob:
         with new_folder(self.folder) as partial:
             self._write_common(partial, loader)
             size = fill(partial)
+            if self.generation:  # behind `fill`: whoever saves a language model writes its own
+                self._decoding(self.generation).to_json_file(partial / "generation_config.json")
             (partial / "README.md").write_text(self._readme(plan, loader, size), encoding="utf-8")
             difference, verification = self._verify(partial, loader, rounding)
             record = self._record(plan, difference, verification, size)
@@ -103,30 +113,63 @@ class ExportJob:
         tokenizer = copy.deepcopy(self.backbone.tokenizer)
         tokenizer.model_input_names = [n for n in tokenizer.model_input_names if n in self.sample[0]]
         tokenizer.save_pretrained(partial)
+        if loader.form == "language-model":
+            return
         labels = list(self.task.labels) or ["value"]
         (partial / "labels.json").write_text(json.dumps(labels, ensure_ascii=False), encoding="utf-8")
         if loader.form == "features" and loader.file != "onnx":
             weight, bias = self.adapter.head.folded()
             save_file({"weight": weight.cpu().contiguous(), "bias": bias.cpu()}, partial / "head.safetensors")
 
+    def _decoding(self, options: GenerationOptions) -> Any:
+        """The checkpoint's own `GenerationConfig` with the run's decoding."""
+        config = copy.deepcopy(self.backbone.model.generation_config)
+        config.update(**self.backbone.decoding(**options.decoding()).to_diff_dict())  # type: ignore[union-attr]
+        return config
+
+    def _batch(self, *, to_write: bool = False) -> Batch:
+        """Padded rows: the task's first ones or, where it has none, sentences of ours."""
+        pair = _SENTENCES[0] if self.task.kind == "pair-classification" else None
+        references = _SENTENCES[:2] if self.generation else ()
+        spare = [Example(text, pair, references=references) for text in _SENTENCES]
+        examples, most = self.task.pool[:VERIFIED_ROWS] or spare, min(VERIFIED_LENGTH, self.max_length)
+        if self.generation:
+            rows = encode_for(self.adapter, examples, self.task, most, self.generation, to_write=to_write)
+        else:
+            rows = encode(examples, self.backbone.tokenizer, most, kind=self.task.kind)
+        number = min(WRITTEN_ROWS if to_write else VERIFIED_ROWS, len(rows))
+        return rows.batch(range(number)).to(self.backbone.device)
+
     @cached_property
     def sample(self) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-        """A padded batch (B, S) and its rows' scores (B, C) in target units."""
-        backbone, adapter = self.backbone, self.adapter
-        rows = self.rows
-        if rows is None:
-            pair = self.task.kind == "pair-classification"
-            spare = [Example(text, _SENTENCES[0] if pair else None) for text in _SENTENCES]
-            examples = self.task.pool[:VERIFIED_ROWS] or spare
-            rows = encode(examples, backbone.tokenizer, min(VERIFIED_LENGTH, self.max_length), kind=self.task.kind)
-        batch = rows.batch(range(min(VERIFIED_ROWS, len(rows)))).to(backbone.device)
-        was_training = adapter.training
-        adapter.eval().begin_batch(None)
-        with torch.no_grad():
+        """A padded batch (B, S) and its rows' scores (B, C) in target units, or those of their N tokens (N, V)."""
+        batch = self._batch()
+        with self._evaluating() as adapter:
             scores = adapter.target_scores(batch).float().cpu()
-        adapter.train(was_training)
-        accepted = backbone.accepted(batch.inputs)
+        inputs = {name: tensor for name, tensor in batch.inputs.items() if name != "labels"}
+        if self.generation and self.backbone.kind == "encoder-decoder":
+            model: Any = self.backbone.model
+            inputs["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(batch.labels)
+        accepted = self.backbone.accepted(inputs)
         return {name: tensor.cpu() for name, tensor in accepted.items() if isinstance(tensor, torch.Tensor)}, scores
+
+    def _of_targets(self, found: torch.Tensor) -> torch.Tensor:
+        """Of a language model's scores (B, T, V), those of the tokens to write (N, V); others (B, C) as they are."""
+        if not self.generation:
+            return found
+        labels = self._batch().inputs["labels"].cpu()
+        if self.backbone.kind == "encoder-decoder":
+            return found[labels != NO_LOSS]
+        return found[:, :-1][labels[:, 1:] != NO_LOSS]
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[AbstractHeadedAdapter]:
+        """The adapter at its midpoint, without gradients."""
+        was_training = self.adapter.training
+        self.adapter.eval().begin_batch(None)
+        with torch.no_grad():
+            yield self.adapter
+        self.adapter.train(was_training)
 
     def _verify(
         self, partial: Path, loader: Loader, rounding: Callable[[Mapping[str, torch.Tensor]], float] | None
@@ -134,17 +177,43 @@ class ExportJob:
         if not can_verify(loader.package):
             return None, f"not verified: {loader.package} is not installed"
         inputs, expected = self.sample
-        found = torch.as_tensor(stock_scores(partial, loader.code(), inputs))
+        found = self._of_targets(torch.as_tensor(stock_scores(partial, loader.code(), inputs)))
         noise = rounding and cache(bind(rounding, inputs))
-        unit = float(self.adapter.head.scale)
-        difference = compare(found, expected, unit, noise)
-        who = f"scores of {len(expected)} rows, computed by {loader.libraries} in a fresh process"
-        known = "" if is_close(difference, expected, unit) or not noise else f"; float32 rounds them by {noise():.2g}"
-        return difference, f"{who}, differ by at most {difference:.2g}{known}"
+        difference = compare(found, expected, self.unit, noise)
+        what = "tokens" if self.generation else "rows"
+        who = f"scores of {len(expected)} {what}, computed by {loader.libraries} in a fresh process"
+        close = is_close(difference, expected, self.unit)
+        known = "" if close or not noise else f"; float32 rounds them by {noise():.2g}"
+        written = self._verify_writing(partial, loader, difference) if self.generation else ""
+        return difference, f"{who}, differ by at most {difference:.2g}{known}{written}"
+
+    def _verify_writing(self, partial: Path, loader: Loader, difference: float) -> str:
+        """In words, how many texts are the same as ours. Raises: RunError where they differ though the scores agree.
+
+        Scores that differ by roundings may turn the search the other way where two texts are as good.
+        """
+        assert self.generation is not None
+        batch = self._batch(to_write=True)
+        with self._evaluating() as adapter:
+            expected = adapter.generate(batch, **self.generation.decoding()).cpu().tolist()
+        inputs = {name: tensor.cpu() for name, tensor in batch.inputs.items()}
+        found = stock_scores(partial, loader.code(), inputs, "write").tolist()
+        pad = self.backbone.tokenizer.pad_token_id
+        same = sum(_unpadded(a, pad) == _unpadded(b, pad) for a, b in zip(found, expected, strict=True))
+        if same < len(expected) and (difference == 0 or 2 * same < len(expected)):
+            raise RunError(
+                f"the stock libraries write other texts with the export ({same} of {len(expected)} are the same)",
+                "nothing was saved; please report this with the versions that `handful doctor` prints",
+            )
+        beams = self.generation.beams
+        return f"; {same} of {len(expected)} texts written with {beams} beam{'s'[: beams > 1]} have the same tokens"
 
     def _readme(self, plan: ExportPlan, loader: Loader, size: Size | None) -> str:
-        outputs = "one number" if self.task.kind == "regression" else "one score for each name in labels.json"
+        outputs = {"regression": "one number", "generation": "texts, by the decoding in generation_config.json"}.get(
+            self.task.kind, "one score for each name in labels.json"
+        )
         hub = hub_name(self.backbone.name)
+        cut = "Longer texts are cut" if loader.truncates else "Sources should be kept"
         lines = [
             f"# {_plain(self.task.name)}: {method_of(self.adapter).name} on {_plain(self.backbone.name)}",
             "",
@@ -152,8 +221,8 @@ class ExportJob:
             "",
             f"```python\n{loader.code()}```",
             "",
-            f"The pretrained model is {_plain(self.backbone.name)}{f' (hub: {hub})' if hub else ''}. Longer texts "
-            f"are cut to {loader.max_length} tokens. Written by handful {__version__}; what was verified, and how, "
+            f"The pretrained model is {_plain(self.backbone.name)}{f' (hub: {hub})' if hub else ''}. {cut} "
+            f"to {loader.max_length} tokens. Written by handful {__version__}; what was verified, and how, "
             f"stands in {RECORD}.",
             *(("", *(f"- {sentence}" for sentence in size.sentences())) if size else ()),
         ]
@@ -173,6 +242,13 @@ class ExportJob:
             "verification": verification,
             "size": asdict(size) if size else None,
         }
+
+
+def _unpadded(tokens: list[int], pad: object) -> list[int]:
+    """The tokens up to the padding behind them."""
+    while tokens and tokens[-1] == pad:
+        tokens = tokens[:-1]
+    return tokens
 
 
 def _plain(name: str) -> str:

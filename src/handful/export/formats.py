@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from handful.backbone.load import Backbone
 from handful.data.task import Task
 from handful.errors import ConfigError, nearest
+from handful.evaluation.writing import GenerationOptions
 from handful.export.compact import export_compact
 from handful.export.dense import export_dense
 from handful.export.folder import ExportReport
@@ -30,9 +32,12 @@ def export(
     card: str | None = None,
     overwrite: bool = False,
     max_length: int | None = None,
+    generation: GenerationOptions | None = None,
 ) -> ExportReport:
     """Write `folder` in one of `FORMATS`; see `export_peft`, `export_dense`, … Raises: ConfigError, RunError."""
     if format not in FORMATS:
         raise ConfigError(f"unknown export format {format!r}", nearest(format, FORMATS))
-    write = _WRITERS[format]
-    return write(adapter, backbone, task, folder, card=card, overwrite=overwrite, max_length=max_length)
+    if task.kind == "generation":
+        generation = generation or GenerationOptions()
+    options: dict[str, Any] = {"card": card, "overwrite": overwrite, "max_length": max_length, "generation": generation}
+    return _WRITERS[format](adapter, backbone, task, folder, **options)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, final
 
 from handful.backbone.load import Pooling
-from handful.export.plan import ExportPlan
+from handful.export.plan import ExportPlan, Form
 
 if TYPE_CHECKING:
     from handful.export.folder import ExportJob
@@ -25,6 +25,29 @@ def scores(inputs):
 inputs = tokenizer({texts}, truncation=True, max_length={max_length}, padding=True, return_tensors="pt")
 print(labels, scores(inputs){activation})
 """
+_LANGUAGE_MODEL_CODE = """{imports}
+
+{setup}
+
+
+@torch.no_grad()
+def scores(inputs):  # of the token after each
+    return model(**inputs).logits{behind}
+
+
+def write(inputs):
+    {write}
+
+
+sources = [{prefix} + text{separator} for text in ["a source"]]
+inputs = tokenizer(sources, {truncation}padding=True, return_tensors="pt"){unmarked}
+print(tokenizer.batch_decode(write(inputs), skip_special_tokens=True))
+"""
+_PROMPTED = """words = model.word_embeddings(inputs["input_ids"])
+words = torch.cat((model.get_prompt(len(words)), words), 1)
+seen = torch.nn.functional.pad(inputs["attention_mask"], ({length}, 0), value=1)
+plain = model.get_base_model()  # PEFT's own generate would move texts by the padding before them
+return plain.generate(inputs_embeds=words, attention_mask=seen, generation_config=decoding)"""
 _ONNX_CODE = """import json
 from pathlib import Path
 
@@ -70,9 +93,12 @@ class Loader:
     a prefix or prompt, `token_types` whether the tokenizer makes token types. `encoder` takes the encoder of an
     encoder-decoder, `model_class` ("module:name") stands in where no Auto class finds a whole model. `file` "compact"
     is for our own loader, "onnx" for onnxruntime.
+
+    A language model `has_encoder`, or reads a source between `prefix` and `separator`, of which the mark at its end is
+    taken off where it `ends_marked`.
     """
 
-    form: Literal["classifier", "features"]
+    form: Form
     pooling: Pooling | None
     base: str | None
     max_length: int
@@ -82,6 +108,10 @@ class Loader:
     length: int = 0
     token_types: bool = False
     encoder: bool = False
+    has_encoder: bool = False
+    prefix: str = ""
+    separator: str = ""
+    ends_marked: bool = False
     model_class: str | None = None
     file: Literal["stock", "compact", "onnx"] = "stock"
 
@@ -89,7 +119,15 @@ class Loader:
     def of(cls, job: ExportJob, plan: ExportPlan, *, base: str | None = None, **details: Any) -> Loader:
         """The loader of a job: what follows from task and backbone is filled in."""
         assert plan.form is not None
-        kind = job.task.kind
+        kind, whole = job.task.kind, job.backbone.kind == "encoder-decoder"
+        if job.generation:
+            tokenizer = job.backbone.tokenizer
+            details |= {
+                "has_encoder": whole,
+                "prefix": job.generation.source_prefix,
+                "separator": "" if whole else job.generation.separator,
+                "ends_marked": not whole and tokenizer("a")["input_ids"][-1] == tokenizer.eos_token_id,
+            }
         return cls(
             form=plan.form,
             pooling=job.backbone.pooling,
@@ -120,8 +158,18 @@ class Loader:
             "onnx": "needs onnxruntime, and neither torch nor handful",
         }[self.file]
 
+    @property
+    def truncates(self) -> bool:
+        """Whether the code cuts texts: a separator behind a source must not be cut off."""
+        return not self.separator
+
     def code(self) -> str:
-        """The Python code, which defines `scores(inputs)`: token ids and masks (B, S) → (B, C)."""
+        """The Python code, which defines `scores(inputs)`: token ids and masks (B, S) → (B, C).
+
+        Of a language model → (B, S, V), and `write(inputs)` → the tokens written (B, T).
+        """
+        if self.form == "language-model":
+            return self._language_model_code()
         texts = '["a text"], ["its second text"]' if self.pairs else '["a text"]'
         if self.file == "onnx":
             activation, normalised = ("np.exp", " / found.sum(-1, keepdims=True)")
@@ -140,14 +188,33 @@ class Loader:
             activation="" if self.regression else ".softmax(-1)",
         )
 
+    def _language_model_code(self) -> str:
+        prompted = self.injected == "prompt" and not self.has_encoder
+        behind = "[:, 1:]" if self.has_encoder else '[:, inputs["input_ids"].shape[1]:]'
+        plain = f"return model.generate(**inputs, generation_config=decoding){behind}"
+        write = _PROMPTED.format(length=self.length) if prompted else plain
+        return _LANGUAGE_MODEL_CODE.format(
+            imports=self._imports(),
+            setup="\n".join(self._setup()),
+            behind=f"[:, {self.length}:]" if prompted else "",
+            write=write.replace("\n", "\n    "),
+            prefix=repr(self.prefix),
+            separator=f" + {self.separator!r}" if self.separator else "",
+            truncation=f"truncation=True, max_length={self.max_length}, " if self.truncates else "",
+            unmarked="\ninputs = {name: rows[:, :-1] for name, rows in inputs.items()}" if self.ends_marked else "",
+        )
+
     @property
     def _auto(self) -> str:
         if self.model_class:
             return self.model_class.partition(":")[2]
+        if self.form == "language-model":
+            return "AutoModelForSeq2SeqLM" if self.has_encoder else "AutoModelForCausalLM"
         return "AutoModelForSequenceClassification" if self.form == "classifier" else "AutoModel"
 
     def _imports(self) -> str:
-        lines = ["import json", "from pathlib import Path", "", "import torch"]
+        writes = self.form == "language-model"
+        lines = [*([] if writes else ["import json"]), "from pathlib import Path", "", "import torch"]
         lines += ["from peft import PeftModel"] * (self.base is not None)
         lines += ["from handful.export.compact import load_compact"] * (self.file == "compact")
         lines += ["from safetensors.torch import load_file"] * (self.form == "features")
@@ -156,13 +223,17 @@ class Loader:
         if self.model_class:
             lines += ["from transformers import AutoTokenizer"]
             return "\n".join([*lines, f"from {self.model_class.partition(':')[0]} import {self._auto}"])
-        return "\n".join([*lines, f"from transformers import {self._auto}, AutoTokenizer"])
+        decoding = ", GenerationConfig" * writes
+        return "\n".join([*lines, f"from transformers import {self._auto}, AutoTokenizer{decoding}"])
 
     def _setup(self) -> list[str]:
         lines = ['folder = Path(".")  # where this file is']
         if self.base is not None:
             lines.append(f"base = {json.dumps(self.base)}  # the pretrained model")
-        lines.append('labels = json.loads((folder / "labels.json").read_text(encoding="utf-8"))')
+        if self.form == "language-model":
+            lines.append("decoding = GenerationConfig.from_pretrained(folder)")
+        else:
+            lines.append('labels = json.loads((folder / "labels.json").read_text(encoding="utf-8"))')
         if self.form == "features":
             lines.append('head = load_file(folder / "head.safetensors")')
         lines.append("tokenizer = AutoTokenizer.from_pretrained(folder)")

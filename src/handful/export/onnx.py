@@ -17,9 +17,9 @@ from typing import Any
 import torch
 
 from handful.backbone.load import Backbone
-from handful.data.batching import EncodedRows
 from handful.data.task import Task
 from handful.errors import ConfigError, RunError
+from handful.evaluation.writing import GenerationOptions
 from handful.export.folded import Folded, Scorer
 from handful.export.folder import ExportJob, ExportReport
 from handful.export.loaders import Loader
@@ -40,8 +40,8 @@ def export_onnx(
     *,
     card: str | None = None,
     overwrite: bool = False,
-    rows: EncodedRows | None = None,
     max_length: int | None = None,
+    generation: GenerationOptions | None = None,
 ) -> ExportReport:
     """Write `folder` for any ONNX runtime; where onnxruntime is installed, it must get our scores first.
 
@@ -53,7 +53,7 @@ def export_onnx(
             "the format 'onnx' needs the package onnx, which is not installed", "pip install 'handful[onnx]'"
         )
     limit = min(max_length or backbone.max_length, backbone.max_length)
-    job = ExportJob(adapter, backbone, task, folder, limit, card, overwrite, rows)
+    job = ExportJob(adapter, backbone, task, folder, limit, card, overwrite, generation)
     folded = Folded(job, plan, "ragged")
 
     def fill(partial: Path) -> Size | None:
@@ -66,7 +66,7 @@ def export_onnx(
         run, batch = bind(run_onnx, open_onnx(partial / FILE)), folded.inputs(3, 20, padded=True)
         with torch.no_grad():
             expected = folded.scorer(folded.full).scores(batch)
-        compare(run(batch), expected, float(job.adapter.head.scale), bind(folded.rounding, batch))
+        compare(run(batch), expected, job.unit, bind(folded.rounding, batch))
         return folded.measured(partial, run)
 
     return job.write(plan, Loader.of(job, plan, file="onnx"), fill, folded.rounding)

@@ -1,6 +1,7 @@
-"""Write an adapter as a folder that stock PEFT loads: a prefix, or whatever PEFT itself trained.
+"""Write an adapter as a folder that stock PEFT loads: a prefix, a prompt, or whatever PEFT itself trained.
 
-A prefix becomes PREFIX_TUNING and needs no peft to be written; of a simplex it is the midpoint. With the family's own
+A prefix becomes PREFIX_TUNING, a prompt (with its scale multiplied in) PROMPT_TUNING, and neither needs peft to be
+written; of a simplex it is the midpoint. With the family's own
 pooling the head, and the pooler's layers that were trained with it, become part of the stock classification class;
 with mean or last pooling it stands beside the adapter in `head.safetensors`.
 """
@@ -16,8 +17,9 @@ from safetensors.torch import save_file
 
 from handful.backbone.classifier import output_layer
 from handful.backbone.load import Backbone
-from handful.data.batching import EncodedRows
 from handful.data.task import Task
+from handful.evaluation.evaluate import longest_row
+from handful.evaluation.writing import GenerationOptions
 from handful.export.folder import ExportJob, ExportReport
 from handful.export.loaders import Loader
 from handful.export.plan import ExportPlan, check_export, planned
@@ -26,6 +28,7 @@ from handful.methods.head import AbstractHeadedAdapter
 from handful.methods.peft_bridge import PeftAdapter
 from handful.methods.prefix import PrefixAdapter
 from handful.methods.prefix_subspace import PrefixSubspaceAdapter
+from handful.methods.prompt import PromptAdapter
 
 __all__ = ["ExportPlan", "ExportReport", "check_export", "export_peft"]
 
@@ -41,13 +44,13 @@ def export_peft(
     *,
     card: str | None = None,
     overwrite: bool = False,
-    rows: EncodedRows | None = None,
     max_length: int | None = None,
+    generation: GenerationOptions | None = None,
 ) -> ExportReport:
     """Write `folder` for stock PEFT, and compare its scores with ours in a fresh process before it gets its name.
 
-    `card` is added to the README; `rows` are what is compared, by default the task's first ones;
-    `max_length` is where the README's code cuts texts, by default at what the model takes.
+    `card` is added to the README; `max_length` is where the README's code cuts texts, by default at what the model
+    takes; `generation` is how a language model is asked and writes.
     Raises: ConfigError where this adapter has no such form (`check_export` says so before training); RunError when
     the folder exists, cannot be written, or does not give our scores.
     """
@@ -55,16 +58,19 @@ def export_peft(
     injected: Literal["layers", "prefix", "prompt"]
     if isinstance(adapter, PrefixAdapter | PrefixSubspaceAdapter):
         injected, (config, tensors) = "prefix", prefix_state(adapter.folded_prefix())
+    elif isinstance(adapter, PromptAdapter):
+        injected, (config, tensors) = "prompt", prompt_state(adapter.folded_prompt(), backbone)
     else:
         assert isinstance(adapter, PeftAdapter)
         injected, (config, tensors) = "prompt" if adapter.prompt_length else "layers", adapter.peft_state()
     length = config.get("num_virtual_tokens", 0)
-    limit = min(max_length or backbone.max_length, longest_text(backbone, length))
-    job = ExportJob(adapter, backbone, task, folder, limit, card, overwrite, rows)
+    longest = longest_row(adapter, max_length or backbone.max_length, generation)
+    limit = min(longest, longest_text(backbone, length))
+    job = ExportJob(adapter, backbone, task, folder, limit, card, overwrite, generation)
     config |= {
         "base_model_name_or_path": job.base,
         "inference_mode": True,
-        "task_type": "SEQ_CLS" if plan.form == "classifier" else "FEATURE_EXTRACTION",
+        "task_type": task_type(plan, backbone),
     }
     if plan.form == "classifier":
         modules, head = classifier_state(adapter, backbone)
@@ -115,6 +121,30 @@ def prefix_state(prefix: torch.Tensor) -> tuple[dict[str, Any], dict[str, torch.
         "prefix_projection": False,
     }
     return config, {"prompt_embeddings": prefix.permute(3, 0, 1, 2, 4).reshape(length, -1)}
+
+
+def prompt_state(prompt: torch.Tensor, backbone: Backbone) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """PEFT's PROMPT_TUNING configuration and tensors of a prompt (P, E).
+
+    One submodule: by default PEFT stores a second prompt for the decoder of an encoder-decoder, and never reads it.
+    """
+    config = {
+        "peft_type": "PROMPT_TUNING",
+        "prompt_tuning_init": "RANDOM",
+        "num_virtual_tokens": len(prompt),
+        "token_dim": prompt.shape[1],
+        "num_layers": backbone.num_layers,
+        "num_attention_heads": backbone.config.num_attention_heads,
+        "num_transformer_submodules": 1,
+    }
+    return config, {"prompt_embeddings": prompt}
+
+
+def task_type(plan: ExportPlan, backbone: Backbone) -> str:
+    """PEFT's name for what the model is used for."""
+    if plan.form == "language-model":
+        return "SEQ_2_SEQ_LM" if backbone.kind == "encoder-decoder" else "CAUSAL_LM"
+    return "SEQ_CLS" if plan.form == "classifier" else "FEATURE_EXTRACTION"
 
 
 def classifier_state(

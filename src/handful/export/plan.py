@@ -15,6 +15,8 @@ from handful.methods.head import AbstractHeadedAdapter, Head, HeadAdapter
 from handful.methods.peft_bridge import IA3, LoRA, Peft, PromptTuning
 from handful.methods.prefix import STOCK_PREFIX_FAMILIES, Prefix
 from handful.methods.prefix_subspace import PrefixSubspace
+from handful.methods.prompt import Prompt
+from handful.methods.scaled_prompt import ScaledPrompt
 
 FORMATS = {
     "peft": "an adapter folder that stock PEFT loads onto the pretrained model",
@@ -22,10 +24,15 @@ FORMATS = {
     "compact": "a model of gates or pruning whose layers differ in size, for handful's own loader",
     "onnx": "a whole model with its head as one ONNX file",
 }
+WRITING_FORMATS = ("peft", "dense")
+"""The formats of language models: what stock libraries can write texts with."""
 SHRINKING = ("fine-gates", "prune")
 """Names of the methods that make zeros for an export to take out."""
 MAX_ONNX_BYTES = 2**31 - 2**20
 """An ONNX file is one protobuf message, which cannot be longer."""
+
+
+Form = Literal["classifier", "features", "language-model"]
 
 
 @final
@@ -34,10 +41,11 @@ class ExportPlan:
     """What an export gives, in one sentence; or, where `form` is None, why it is impossible.
 
     `form` "classifier": a stock classification class computes the scores. "features": a bare stock model computes
-    hidden states, and `head.safetensors` with a short loader in the README makes scores of them.
+    hidden states, and `head.safetensors` with a short loader in the README makes scores of them. "language-model": a
+    stock language model writes, by the run's decoding.
     """
 
-    form: Literal["classifier", "features"] | None
+    form: Form | None
     summary: str
 
     @property
@@ -58,6 +66,10 @@ def check_export(
     obstacle = _obstacle(method, backbone, format) or (_classifier_obstacle(backbone) if pooling == "family" else None)
     if obstacle:
         return ExportPlan(None, obstacle)
+    if task is not None and task.kind == "generation":
+        if format not in WRITING_FORMATS:
+            return ExportPlan(None, f"a model that writes texts is exported as {' or '.join(WRITING_FORMATS)}")
+        return ExportPlan("language-model", f"{_ARTICLES[format]} for {family}'s stock language model")
     if format == "onnx":
         return ExportPlan(
             "classifier" if pooling == "family" else "features", f"an ONNX model of {family} with its head"
@@ -120,6 +132,8 @@ def _peft_obstacle(method: AbstractMethod, family: str, num_layers: int | None) 
         return None
     if method.name in SHRINKING:
         return f"{method.name!r} makes the model smaller, which no PEFT adapter can; use 'dense', 'compact' or 'onnx'"
+    if isinstance(method, Prompt | ScaledPrompt):
+        return _scaled_words(method)
     if not isinstance(method, Prefix | PrefixSubspace):
         return f"method {method.name!r} adds nothing that PEFT could load; use the format 'dense'"
     if family not in STOCK_PREFIX_FAMILIES:
@@ -132,10 +146,18 @@ def _peft_obstacle(method: AbstractMethod, family: str, num_layers: int | None) 
     return None
 
 
+def _scaled_words(method: Prompt | ScaledPrompt) -> str | None:
+    if isinstance(method, ScaledPrompt) and method.scale_target == "sequence":
+        return "it scales the words' embeddings too, which no prompt does; train with scale_target 'prompt'"
+    return None
+
+
 def _dense_obstacle(method: AbstractMethod) -> str | None:
-    config = (method.config or {}) if isinstance(method, Peft) else {}
-    is_prompt = isinstance(method, PromptTuning) or str(config.get("peft_type", "")).upper().endswith("P_TUNING")
-    if isinstance(method, Prefix | PrefixSubspace) or is_prompt or config.get("peft_type") == "PROMPT_TUNING":
+    if isinstance(method, ScaledPrompt) and (obstacle := _scaled_words(method)):
+        return obstacle
+    kind = str((method.config or {}).get("peft_type", "")).upper() if isinstance(method, Peft) else ""
+    is_prompt = isinstance(method, PromptTuning | Prompt | ScaledPrompt) or kind.endswith(("P_TUNING", "PROMPT_TUNING"))
+    if isinstance(method, Prefix | PrefixSubspace) or is_prompt:
         return f"what {method.name!r} trains cannot be folded into the model's weights; use the format 'peft'"
     return None
 

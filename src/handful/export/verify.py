@@ -24,10 +24,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-code, given, made = sys.argv[1:]
+code, function, given, made = sys.argv[1:]
 loader = {}
 exec(Path(code).read_text(encoding="utf-8"), loader)
-save_file({"scores": torch.as_tensor(loader["scores"](load_file(given))).contiguous()}, made)
+save_file({"made": torch.as_tensor(loader[function](load_file(given))).contiguous()}, made)
 """
 """What the fresh process runs; it imports nothing of handful by itself."""
 
@@ -37,16 +37,18 @@ def can_verify(package: str | None) -> bool:
     return package is None or find_spec(package) is not None
 
 
-def stock_scores(folder: Path, code: str, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+def stock_scores(folder: Path, code: str, inputs: Mapping[str, torch.Tensor], function: str = "scores") -> torch.Tensor:
     """Scores (B, C) that the README's code, run in `folder`, gives for token ids and masks (B, S).
+
+    Or what another function of that code gives.
 
     Raises: RunError where that code fails.
     """
     with TemporaryDirectory() as place:
-        script, given, made = (Path(place) / name for name in ("loader.py", "inputs.safetensors", "scores.safetensors"))
+        script, given, made = (Path(place) / name for name in ("loader.py", "inputs.safetensors", "made.safetensors"))
         script.write_text(code, encoding="utf-8")
         save_file({name: tensor.contiguous() for name, tensor in inputs.items()}, given)
-        command = [sys.executable, "-P", "-c", SCRIPT, str(script), str(given), str(made)]
+        command = [sys.executable, "-P", "-c", SCRIPT, str(script), function, str(given), str(made)]
         environment = os.environ | {"HF_HUB_OFFLINE": "1"}  # the pretrained model was loaded before: it is here
         result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
         if result.returncode:
@@ -55,7 +57,7 @@ def stock_scores(folder: Path, code: str, inputs: Mapping[str, torch.Tensor]) ->
                 f"the export cannot be loaded by the stock libraries: {last}",
                 "nothing was saved; versions of transformers and PEFT that work are in requirements/test.txt",
             )
-        return load_file(made)["scores"]
+        return load_file(made)["made"]
 
 
 def compare(

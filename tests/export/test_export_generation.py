@@ -1,0 +1,144 @@
+"""Exports of language models: stock libraries give the same scores, and write the same tokens with beams."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from handful.data.task import Example, Task
+from handful.errors import ConfigError, RunError
+from handful.evaluation.writing import GenerationOptions
+from handful.export.formats import check_export, export
+from handful.methods.bias import Bias
+from handful.methods.fine_gates import FineGates
+from handful.methods.full import Full
+from handful.methods.peft_bridge import IA3, LoRA, PromptTuning
+from handful.methods.prefix import Prefix
+from handful.methods.prefix_subspace import PrefixSubspace
+from handful.methods.prompt import Prompt
+from handful.methods.scaled_prompt import ScaledPrompt
+
+RECORDS = tuple(
+    Example(source, source=f"memory:{index}", references=references)
+    for index, (source, references) in enumerate(
+        [("name = A", ("it is A.", "A it is.")), ("name = B, kind = pub", ("B is a pub.",)), ("x", ("an x, no more.",))]
+    )
+)
+TASK = Task("records", "generation", (), "bleu", pool=RECORDS)
+BEAMS = GenerationOptions(beams=3, max_new_tokens=8, target_length=20)
+
+
+def trained(method, backbone, strength=0.1):
+    adapter = method.attach(backbone, TASK, generator=torch.Generator().manual_seed(0)).eval()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in adapter.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * strength)
+    adapter.begin_batch(None)
+    return adapter
+
+
+PROMPT, SIMPLEX = ScaledPrompt(prompt_length=4), ScaledPrompt(prompt_length=4, num_vertices=3)
+CASES = [
+    *((PROMPT, family, "peft") for family in ("t5", "bart", "gpt2", "llama", "qwen3", "gemma3", "opt")),
+    (Prompt(prompt_length=4), "t5", "peft"),
+    (SIMPLEX, "gpt-neox", "peft"),
+    (PromptTuning(prompt_length=4), "bart", "peft"),
+    (PromptTuning(prompt_length=4), "llama", "peft"),
+    (Prefix(prefix_length=4), "llama", "peft"),
+    (PrefixSubspace(prefix_length=4), "gpt2", "peft"),
+    (LoRA(), "t5", "peft"),
+    (LoRA(), "gpt2", "peft"),
+    (IA3(), "bart", "peft"),
+    (IA3(), "llama", "peft"),
+    (LoRA(), "t5", "dense"),
+    (Full(), "t5", "dense"),
+    (Full(), "gpt2", "dense"),
+    (Bias(), "bart", "dense"),
+    (FineGates(), "llama", "dense"),
+]
+
+
+@pytest.mark.parametrize(("method", "family", "form"), CASES, ids=lambda part: getattr(part, "name", None) or part)
+def test_stock_libraries_get_our_scores_and_write_our_tokens(method, family, form, stored, in_process, tmp_path):
+    backbone = stored(family, purpose="lm")
+    adapter = trained(method, backbone)
+    report = export(adapter, backbone, TASK, tmp_path / "out", form, generation=BEAMS)
+    assert report.plan.form == "language-model"
+    exact = form == "peft" and not isinstance(method, PrefixSubspace)
+    assert report.difference == 0.0 if exact else report.difference <= 1e-5
+    assert "; 3 of 3 texts written with 3 beams have the same tokens" in report.verification
+    assert json.loads((tmp_path / "out" / "generation_config.json").read_text())["num_beams"] == 3
+    adapter.detach()
+
+
+@pytest.mark.parametrize("family", ["t5", "llama"])
+def test_a_prompt_is_exported_folded_and_once(family, stored, in_process, tmp_path):
+    backbone = stored(family, purpose="lm")
+    adapter = trained(PROMPT, backbone)
+    export(adapter, backbone, TASK, tmp_path / "out", generation=BEAMS)
+    tensors = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    assert list(tensors) == ["prompt_embeddings"]
+    assert torch.equal(tensors["prompt_embeddings"], (adapter.prompt.vectors * adapter.prompt.scale)[0].detach())
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert (config["num_transformer_submodules"], config["num_virtual_tokens"], config["token_dim"]) == (1, 4, 64)
+    assert config["task_type"] == {"t5": "SEQ_2_SEQ_LM", "llama": "CAUSAL_LM"}[family]
+
+
+def test_the_readme_asks_as_the_run_did(stored, in_process, tmp_path, capsys):
+    options = GenerationOptions(beams=2, max_new_tokens=4, source_prefix="write: 'it' \n", separator=" =>")
+    backbone = stored("gpt2", purpose="lm")
+    export(trained(PROMPT, backbone), backbone, TASK, tmp_path / "out", generation=options)
+    readme = (tmp_path / "out" / "README.md").read_text()
+    assert repr("write: 'it' \n") + " + text + ' =>'" in readme
+    assert "It gives texts, by the decoding in generation_config.json" in readme
+    assert f"Sources should be kept to {256 - 4 - 128} tokens" in readme
+    assert not (tmp_path / "out" / "labels.json").exists()
+    backbone = stored("t5", purpose="lm")
+    export(trained(PROMPT, backbone), backbone, TASK, tmp_path / "other", max_length=30, generation=options)
+    assert "truncation=True, max_length=30, " in in_process[-1]
+    assert "+ text for" in in_process[-1]
+
+
+def test_other_tokens_with_equal_scores_are_refused(stored, in_process, monkeypatch, tmp_path):
+    backbone = stored("t5", purpose="lm")
+    wrong = backbone.decoding(num_beams=1, max_new_tokens=2, min_new_tokens=2, do_sample=False)
+    monkeypatch.setattr("handful.export.folder.ExportJob._decoding", lambda self, options: wrong)
+    with pytest.raises(RunError, match="write other texts"):
+        export(trained(PROMPT, backbone), backbone, TASK, tmp_path / "out", generation=BEAMS)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("method", "form", "words"),
+    [
+        (ScaledPrompt(scale_target="sequence"), "peft", "scales the words' embeddings too"),
+        (ScaledPrompt(scale_target="sequence"), "dense", "scales the words' embeddings too"),
+        (Prompt(), "dense", "use the format 'peft'"),
+        (Prefix(), "peft", "stock PEFT has no working prefix for t5"),
+        (Full(), "onnx", "a model that writes texts is exported as peft or dense"),
+        (FineGates(), "compact", "a model that writes texts is exported as peft or dense"),
+    ],
+)
+def test_what_cannot_be_exported_is_said_before_training(method, form, words):
+    plan = check_export(method, "t5", "None", TASK, format=form)
+    assert not plan.possible
+    assert words in plan.summary
+
+
+def test_a_scaled_sequence_is_refused(stored, tmp_path):
+    backbone = stored("t5", purpose="lm")
+    adapter = trained(ScaledPrompt(prompt_length=4, scale_target="sequence"), backbone)
+    with pytest.raises(ConfigError, match="train with scale_target 'prompt'"):
+        export(adapter, backbone, TASK, tmp_path / "out", generation=BEAMS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["t5", "llama"])
+def test_a_fresh_process_without_handful_writes_the_same(family, stored, tmp_path):
+    backbone = stored(family, purpose="lm")
+    empty = Task(TASK.name, TASK.kind, (), TASK.metric, pool=())
+    report = export(trained(SIMPLEX, backbone), backbone, empty, tmp_path / "out", generation=BEAMS)
+    assert report.difference == 0.0
+    assert "4 of 4 texts" in report.verification
