@@ -28,7 +28,7 @@ def fit(
     start: Annotated[
         Path | None,
         typer.Option(
-            "--start", "--init-from", help="Run folder whose parameters to start from.", show_default="afresh"
+            "--start", "--init-from", help="Run, or prompt saved by PEFT, to start from.", show_default="afresh"
         ),
     ] = None,
     again: Annotated[bool, typer.Option("--again", help="Train once more what has been trained already.")] = False,
@@ -39,7 +39,8 @@ def fit(
     Stopped by Ctrl-C or a power cut, the same command continues from the last checkpoint.
     """
     from handful.runs.experiment import run
-    from handful.runs.store import check_writable, read_run
+    from handful.runs.start import read_start
+    from handful.runs.store import check_writable
 
     is_auto = arguments.is_auto()
     if budget is not None and not is_auto:
@@ -47,7 +48,7 @@ def fit(
     if start is not None and is_auto:
         raise ConfigError("--start: a run to start from decides the method, found --method auto", "name that method")
     specs = auto_specs(arguments) if is_auto else [arguments.spec()]
-    started = read_run(start) if start else None
+    started = read_start(start) if start else None
     check_writable(output)
     task = arguments.task()
     spec, backbone = choose_method(task, specs, budget) if is_auto else (specs[0], None)

@@ -10,17 +10,21 @@ Adafactor; prompts of a simplex are ours.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Protocol, final
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import nn
 
 from handful.backbone.load import Backbone, SoftPrompt
 from handful.data.batching import Batch
 from handful.data.task import Task
-from handful.errors import ConfigError, ModelError
+from handful.errors import ConfigError, ModelError, RunError
 from handful.methods.base import AbstractMethod, ParameterGroup, Preset, setting
 from handful.methods.head import HEAD_INIT, AbstractHeadedAdapter, HeadInit
 from handful.methods.search_space import EPOCHS, OneOf, SearchSpace, around
@@ -35,6 +39,7 @@ FREQUENT_PIECES = 5000
 """The prompt starts at embeddings of pieces from the first so many of the vocabulary, which is ordered by frequency."""
 
 PROMPT_INIT = "start: embeddings of frequent pieces, of the pieces of init_text, or uniform in ±0.5"
+PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 LEAST_ROOM = 8
 """Tokens that must be left for a text behind the prompt."""
 
@@ -258,3 +263,29 @@ def start_vectors(backbone: Backbone, method: PromptSettings, generator: torch.G
         pieces = [i for i in range(min(FREQUENT_PIECES, len(table))) if i not in special]
         chosen = torch.tensor(pieces)[torch.randint(len(pieces), shape, generator=generator)]
     return table[chosen.to(table.device)].detach().clone().float()
+
+
+def read_peft_prompt(folder: Path) -> torch.Tensor:
+    """The prompt (P, E) of a folder that PEFT has saved, in float32.
+
+    For an encoder-decoder PEFT by default saves 2·P rows, of which it reads the first P and no others (sheet 1.5).
+    Raises: RunError where there is no such prompt.
+    """
+    try:
+        config = json.loads((folder / PEFT_CONFIG).read_text(encoding="utf-8"))
+        rows = load_file(folder / PEFT_WEIGHTS).get("prompt_embeddings")
+    except (OSError, ValueError, SafetensorError) as error:
+        raise RunError(
+            f"{folder}: expected {PEFT_CONFIG} and {PEFT_WEIGHTS} as PEFT saves them: {error}",
+            "save it again with safe_serialization=True",
+        ) from None
+    names = ("peft_type", "num_virtual_tokens")
+    kind, length = (config.get(name) if isinstance(config, dict) else None for name in names)
+    if kind != "PROMPT_TUNING" or rows is None or rows.dim() != 2 or len(rows) not in (length, 2 * (length or 0)):
+        shape = "none" if rows is None else str(tuple(rows.shape))
+        raise RunError(
+            f"{folder}: expected a PROMPT_TUNING adapter of P vectors and prompt_embeddings (P or 2·P, E), "
+            f"found {kind} with P = {length} and {shape}",
+            "only prompts can be taken over",
+        )
+    return rows[:length].float()

@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import Any, final
 
 import numpy as np
-import torch
 
 from handful.backbone.load import Backbone, hub_name, load_backbone
 from handful.data.split import Split, distinct
 from handful.data.task import Task, TaskKind
-from handful.errors import ConfigError, ModelError, RunError
+from handful.errors import ConfigError, RunError
 from handful.evaluation.calibration import fit_temperature
 from handful.evaluation.evaluate import Scores, Written, encode_for, evaluate, evaluate_writing, longest_row
 from handful.evaluation.landscape import measure_landscape
@@ -35,6 +34,7 @@ from handful.randomness import stream
 from handful.runs.card import run_card
 from handful.runs.seen import seen_rows, start_notes
 from handful.runs.spec import RunOptions, RunSpec
+from handful.runs.start import Start, carried_over, check_backbone
 from handful.runs.store import LANDSCAPE, METRICS, Run, check_writable, read_run, write_run
 from handful.training.config import TrainingConfig
 from handful.training.events import Event, FitStarted, Listener, to_record
@@ -111,11 +111,11 @@ def train(
     *,
     split: Split | None = None,
     backbone: Backbone | None = None,
-    start: Run | None = None,
+    start: Start | None = None,
     on_event: Listener | None = None,
     checkpoint_folder: Path | None = None,
 ) -> Training:
-    """Train one spec on one task, from the parameters of the run `start` where there is one; no test row is touched.
+    """Train one spec on one task, from the parameters of `start` where there is one; no test row is touched.
 
     Raises: DataError where that run has seen the test rows.
     """
@@ -148,28 +148,6 @@ def train(
     return Training(trained, split, result, temperature, truncated, rows.truncated_targets, notes)
 
 
-def carried_over(start: Run, adapter: AbstractAdapter, task: Task) -> dict[str, torch.Tensor]:
-    """The parameters of a run that another adapter can start from; a head only where the labels are the same.
-
-    Raises: ModelError where the run has another backbone, RunError where nothing of it fits.
-    """
-    check_backbone(start, adapter.backbone)
-    same_labels = start.record["task"]["labels"] == list(task.labels)
-    weights = adapter.carry(start.weights())
-    taken = {
-        name: weights[name]
-        for name, parameter in adapter.named_parameters()
-        if name in weights and weights[name].shape == parameter.shape and (same_labels or not name.startswith("head."))
-    }
-    if not taken:
-        found = start.record["spec"]["method"]["name"]
-        raise RunError(
-            f"{start.folder}: none of its parameters (method {found!r}) fits those of the run that starts from it",
-            "start from a run of the same method with the same settings of size",
-        )
-    return taken
-
-
 def score(trained: Trained) -> Scores | Written | None:
     """The score on the task's test rows, or None where there are none."""
     if trained.task.test is None or not len(trained.task.test):
@@ -193,7 +171,7 @@ def run(
     root: Path,
     *,
     backbone: Backbone | None = None,
-    start: Run | None = None,
+    start: Start | None = None,
     study: Mapping[str, Any] | None = None,
     on_event: Listener | None = None,
     again: bool = False,
@@ -201,7 +179,7 @@ def run(
 ) -> tuple[Run, Trained]:
     """Train, score and save one run below `root`; a run with the same key is opened and not trained again.
 
-    `start` is the run whose parameters it starts from. `study` says what the run is in a study, for its record;
+    `start` is what has the parameters that it starts from. `study` says what the run is in a study, for its record;
     its "job" is the name of the folder.
 
     An interrupted run keeps its checkpoint in a hidden folder and continues from there when started again. Of several
@@ -427,14 +405,3 @@ def open_trained(saved: Run, *, backbone: Backbone | None = None) -> Trained:
     adapter.load_state_dict(weights)
     adapter.eval()
     return Trained(spec, task, backbone, adapter)
-
-
-def check_backbone(saved: Run, backbone: Backbone) -> None:
-    """Raises: ModelError unless the run was trained on these weights."""
-    expected = saved.record["backbone"]["fingerprint"]
-    if backbone.fingerprint != expected:
-        raise ModelError(
-            f"{saved.folder}: trained on other weights of {saved.record['spec']['model']!r} "
-            f"(expected fingerprint {expected[:12]}, found {backbone.fingerprint[:12]})",
-            "give the model it was trained on",
-        )

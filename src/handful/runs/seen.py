@@ -7,10 +7,10 @@ from dataclasses import replace
 from handful.data.overlap import TOLERATED_SHARE, refuse_seen
 from handful.data.split import Split
 from handful.data.task import overlap_keys, text_key
-from handful.runs.store import Run
+from handful.runs.start import Start
 
 
-def start_notes(start: Run, split: Split) -> tuple[str, ...]:
+def start_notes(start: Start, split: Split) -> tuple[str, ...]:
     """What is to be said about the rows of the run to start from. Raises: DataError where it has seen the test rows."""
     seen, name = start.seen(), start.folder.name
     if seen is None:
@@ -23,7 +23,7 @@ def start_notes(start: Run, split: Split) -> tuple[str, ...]:
     return (f"not only its own shots: the run it started from, {name}, has seen {found.pool:,} more rows of the pool",)
 
 
-def seen_rows(split: Split, start: Run | None) -> frozenset[bytes]:
+def seen_rows(split: Split, start: Start | None) -> frozenset[bytes]:
     """`overlap_keys` of the rows that a run is trained and selected on, and of those before it."""
     own = frozenset(key for row in (*split.train, *split.dev) for key in overlap_keys(row))
     return own | ((start.seen() or frozenset()) if start else frozenset())
