@@ -131,8 +131,9 @@ def dev_figure(results: Sequence[Result]) -> Figure | None:
 
 def _dev_metric(result: Result) -> str:
     """What the history of a run is measured by."""
-    by_loss = result.record["spec"]["training"].get("selection_metric") == "nll"
-    return ("mse" if result.record["task"]["kind"] == "regression" else "nll") if by_loss else result.metric
+    kind = result.record["task"]["kind"]
+    by_loss = kind == "generation" or result.record["spec"]["training"].get("selection_metric") == "nll"
+    return ("mse" if kind == "regression" else "nll") if by_loss else result.metric
 
 
 def reliability_figure(results: Sequence[Result], damaged: Callable[[Result, str], None]) -> Figure | None:

@@ -63,8 +63,8 @@ def settings_table(results: Sequence[Result]) -> Table:
     found: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
     for result in results:
         spec = result.record["spec"]
-        for part in ("method", "training", "run"):
-            for name, value in spec[part].items():
+        for part in ("method", "training", "run", "generation"):
+            for name, value in spec.get(part, {}).items():
                 if (part, name) not in (("method", "name"), ("run", "shots"), ("run", "seed")):
                     found[f"{part}.{name}"][result.label].add(json.dumps(value, ensure_ascii=False))
         found["preset"][result.label].add(result.record["preset"])
