@@ -6,8 +6,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from handful.backbone.load import load_backbone
+from handful.backbone.packaged import packaged_folder
 from handful.data.task import Example, Task
-from handful.errors import ConfigError, RunError
+from handful.errors import ConfigError, ModelError, RunError
 from handful.evaluation.writing import GenerationOptions
 from handful.export.formats import check_export, export
 from handful.methods.bias import Bias
@@ -142,3 +144,18 @@ def test_a_fresh_process_without_handful_writes_the_same(family, stored, tmp_pat
     report = export(trained(SIMPLEX, backbone), backbone, empty, tmp_path / "out", generation=BEAMS)
     assert report.difference == 0.0
     assert "4 of 4 texts" in report.verification
+
+
+@pytest.mark.slow
+@pytest.mark.real_model
+@pytest.mark.parametrize("name", ["flan-t5-small", "smollm2-135m"])
+def test_a_real_model_writes_the_same_in_a_fresh_process(name, tmp_path):
+    try:
+        packaged_folder(name)
+    except ModelError as error:
+        pytest.skip(str(error))
+    backbone = load_backbone(name, purpose="lm")
+    adapter = trained(ScaledPrompt(prompt_length=20), backbone, strength=0.01)
+    report = export(adapter, backbone, TASK, tmp_path / "out", generation=BEAMS)
+    assert report.difference == 0.0
+    assert "3 of 3 texts" in report.verification
