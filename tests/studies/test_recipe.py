@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from handful.backbone.tiny import tiny_model, tiny_tokenizer
 from handful.errors import ConfigError, DataError
 from handful.studies.engines import SequentialEngine
 from handful.studies.jobs import Job, Queue
@@ -80,7 +82,7 @@ def test_everything_wrong_is_told_at_once() -> None:
     ], set={"num_vertices": 2})  # fmt: skip
     wanted = [
         "tasks: 'a' more than once", "methods: 'lora' more than once", "seeds: '1' more than once",
-        "set.num_vertices: only settings of training and run", "did you mean 'head'?",
+        "set.num_vertices: only settings of training, run and generation", "did you mean 'head'?",
         "prefix_lenth: no such setting; did you mean 'prefix_length'?", "training.epochs: expected a valid integer",
         "no method 'biass'; did you mean 'bias'?", "no task 'c' among the tasks",
     ]  # fmt: skip
@@ -181,6 +183,82 @@ def test_recipe_for_task_folders_runs(name: str, shared_data: Path, tiny_folder:
     for task in ("mrpc", "stsb"):  # one vertex: nothing is drawn, so validation by draws changes nothing
         both = [scores.get(f"glue-{task}-k20-s0-1-vertex-{how}") for how in ("deterministic", "stochastic")]
         assert both[0] == both[1]
+
+
+@pytest.fixture(scope="module")
+def tiny_t5(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The folder of a tiny T5 with random weights, and its tokenizer."""
+    folder = tmp_path_factory.mktemp("models") / "tiny-t5"
+    tiny_model("t5", purpose="lm").save_pretrained(folder)
+    tiny_tokenizer("t5").save_pretrained(folder)
+    return str(folder)
+
+
+WRITING = {"training.epochs": 1, "run.max_length": 24, "generation.max_new_tokens": 3, "generation.beams": 1}
+
+
+def shortened(name: str, model: str, **changes: Any) -> Recipe:
+    """A recipe for writing that a tiny model does in seconds."""
+    values = read_recipe(RECIPES / f"{name}.toml").to_dict()
+    short = {"model": model, "shots": [6], "seeds": [0], "test_rows": 3, "set": WRITING}
+    return Recipe.from_dict(values | short | changes)
+
+
+def test_tasks_of_the_recipes_for_writing_are_in_the_shared_folder(shared_data: Path) -> None:
+    for name in ("few_shot_nlg", "few_shot_nlg_small", "intermediate_nlg"):
+        tasks = read_recipe(RECIPES / f"{name}.toml", {"seeds": 1}).check_rows(shared_data)
+        assert [task.metric for task in tasks.values()] == ["bleu-e2e", "bleu-webnlg20"]
+
+
+def test_release_of_a_task_is_beside_the_recipe(tmp_path: Path) -> None:
+    (tmp_path / "e2e-dataset").mkdir()
+    (tmp_path / "few_shot_nlg.toml").write_text((RECIPES / "few_shot_nlg.toml").read_text())
+    e2e, webnlg = read_recipe(tmp_path / "few_shot_nlg.toml").tasks
+    assert e2e.path == f"e2e:{tmp_path.resolve() / 'e2e-dataset'}" and webnlg.path == "webnlg:webnlg"
+
+
+def test_generation_is_set_for_all_methods_or_one() -> None:
+    one = shortened("few_shot_nlg_small", "tiny", methods=[
+        "prompt", {"name": "greedy", "method": "lora", "set": {"generation": {"beams": 3}}}
+    ])  # fmt: skip
+    beams = [spec.generation.beams for spec in map(one.spec, one.jobs()) if spec.generation]
+    assert beams == [1, 3, 1, 3]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "search"), [("few_shot_nlg", {"trials": 2}), ("few_shot_nlg_small", None)])
+def test_recipe_for_writing_runs(
+    name: str, search: dict[str, Any] | None, shared_data: Path, tiny_t5: str, tmp_path: Path
+) -> None:
+    recipe = shortened(name, tiny_t5, search=search)
+    state = Study(recipe, tmp_path / "study", shared_data).run(SequentialEngine(), lambda event: None)
+    assert not state.failed and len(state.done) == 2 * len(recipe.methods)
+    assert {run.record["study"]["trials"] for run in state.done.values()} == {2 if search else 1}
+    assert all(run.record["scores"].keys() >= {"chrf++", "rouge-l"} for run in state.done.values())
+
+
+def test_intermediate_tuning_runs_in_two_stages(shared_data: Path, tiny_t5: str, tmp_path: Path) -> None:
+    methods = read_recipe(RECIPES / "intermediate_nlg.toml").to_dict()["methods"]
+    for method in methods:
+        if method["start"]:
+            method["start"]["shots"] = 8
+    recipe = shortened("intermediate_nlg", tiny_t5, methods=methods)
+    state = Study(recipe, tmp_path / "study", shared_data).run(SequentialEngine(), lambda event: None)
+    assert not state.failed
+    runs = {run.record["study"]["label"]: run for run in state.done.values()}
+    assert len(runs) == len(state.done) == len(methods)
+    stages = {label: run for label, run in runs.items() if label.endswith("first")}
+    assert {run.record["task"]["name"] for run in stages.values()} == {"nlg/webnlg"}
+    for method in methods:
+        run = runs[method["name"]]
+        if start := method["start"]:
+            first = stages[start["method"]]
+            assert run.record["spec"]["start"] == first.key
+            assert set(first.seen() or "?") <= set(run.seen() or ())
+    zero_shot, first = runs["WebNLG alone"].weights(), stages["scaled, first"].weights()
+    assert all(torch.equal(zero_shot[name], first[name]) for name in first)
+    trained = runs["both from WebNLG"].weights()
+    assert all(not torch.equal(trained[name], first[name]) for name in first)
 
 
 @pytest.mark.slow

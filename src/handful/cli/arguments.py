@@ -55,7 +55,7 @@ class RunArguments:
     label: Annotated[str | None, _option("--label", "Column of the label.", "label")] = None
     encoding: Annotated[str | None, _option("--encoding", "Encoding of the files.", "utf-8")] = None
     kind: Annotated[
-        str | None, _option("--kind", "classification, pair-classification or regression.", "by the labels")
+        str | None, _option("--kind", "classification, pair-classification, regression or generation.", "by the labels")
     ] = None
     metric: Annotated[str | None, _option("--metric", "The score that counts.", "by the kind")] = None
     model: Annotated[
@@ -73,7 +73,8 @@ class RunArguments:
         _option("--set", "Any setting, such as training.epochs=10. Repeatable.", "the preset's", "NAME=VALUE"),
     ] = field(default_factory=list)
     config: Annotated[
-        Path | None, _option("--config", "TOML with model, preset, and tables method, training, run.", "none", "FILE")
+        Path | None,
+        _option("--config", "TOML with model, preset, and tables method, training, run …", "none", "FILE"),
     ] = None
 
     def task(self) -> Task:
@@ -137,7 +138,9 @@ def read_config(path: Path, problems: list[str]) -> dict[str, Any]:
     """Settings by dotted name from a TOML file; wrong keys are added to `problems`.
 
     The keys are those of `spec` in a run's `run.json`: model, preset, tables [method] (its `name` names the method),
-    [training] and [run]; `method = "NAME"` does instead of the table. Raises: ConfigError for an unreadable file.
+    [training], [run] and [generation]; `method = "NAME"` does instead of the table.
+
+    Raises: ConfigError for an unreadable file.
     """
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -145,7 +148,7 @@ def read_config(path: Path, problems: list[str]) -> dict[str, Any]:
         raise ConfigError(f"--config {path}: cannot be read ({error.strerror})", "give a TOML file") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"--config {path}: expected TOML in UTF-8, found {error}", "correct the file") from None
-    tables, names = ("method", "training", "run"), ("model", "method", "preset")
+    tables, names = ("method", "training", "run", "generation"), ("model", "method", "preset")
     settings: dict[str, Any] = {}
     for key, value in content.items():
         if key in tables and isinstance(value, dict):

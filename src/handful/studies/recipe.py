@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from handful.data.files import read_folder
 from handful.data.holdout import with_held_out_test
+from handful.data.nlg import RELEASES
 from handful.data.open import open_task
 from handful.data.task import Task
 from handful.errors import ConfigError, DataError, HandfulError, nearest
@@ -29,6 +30,9 @@ from handful.runs.spec import RunSpec, full_names, resolve
 from handful.studies.jobs import Job
 from handful.studies.space import read_space
 from handful.studies.trials import SearchSettings
+
+SECTIONS = ("method", "training", "run", "generation")
+"""Tables below `set`, in which settings may stand instead of under a dotted name."""
 
 
 class _Table(BaseModel):
@@ -48,17 +52,19 @@ def _dotted(table: Mapping[str, Any], prefix: str = "") -> Sequence[tuple[str, A
     """{"training": {"epochs": 5}} and {"training.epochs": 5} alike → [("training.epochs", 5)]."""
     pairs: list[tuple[str, Any]] = []
     for name, value in table.items():
-        inner = isinstance(value, Mapping) and name in ("method", "training", "run")
+        inner = isinstance(value, Mapping) and name in SECTIONS
         pairs += _dotted(value, f"{prefix}{name}.") if inner else [(prefix + name, value)]
     return pairs
 
 
 @final
 class TaskEntry(_Table):
-    """A task by its name; `path` is a file, folder, packaged name or "hub:OWNER/NAME" where it differs from that.
+    """A task by its name; `path` is a file, folder, packaged name, "e2e:FOLDER", "webnlg:FOLDER", "dart:FOLDER" or
+    "hub:OWNER/NAME" where it differs from that.
 
     Below the folder given as --data, a task folder of this name is taken instead. The other fields say what the
-    columns of a file are called, and which splits of the hub are meant.
+    columns of a file are called, which splits of the hub are meant, and how a release is read. `stage` says that it is
+    there for the runs that others start from: nothing else is run on it.
     """
 
     name: str
@@ -73,11 +79,14 @@ class TaskEntry(_Table):
     kind: str | None = None
     metric: str | None = None
     encoding: str | None = None
+    linearisation: str | None = None
+    partition: str | None = None
+    stage: bool = False
     test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
 
     def open(self, data: Path | None) -> Task:
         """The task under its name in the study. Raises: DataError or ConfigError, as `open_task`."""
-        own = {"name", "path", "test_fraction", "settings"}
+        own = {"name", "path", "test_fraction", "stage", "settings"}
         if data and (data / self.name / "task.json").is_file():
             task = read_folder(data / self.name)
         else:
@@ -177,9 +186,9 @@ class Recipe(_Table):
         """What is wrong between the values, and with the settings of methods."""
         problems = [f"{what}: {_repeated(names)}" for what, names in self._names().items() if _repeated(names)]
         problems += [
-            f"set.{name}: only settings of training and run can be common to all methods"
+            f"set.{name}: only settings of training, run and generation can be common to all methods"
             for name in self.settings
-            if not name.startswith(("training.", "run."))
+            if not name.startswith(("training.", "run.", "generation."))
         ]
         problems += _complaints("search", self.search_settings)
         for index, method in enumerate(self.methods):
@@ -226,7 +235,7 @@ class Recipe(_Table):
             return job.name
 
         for seed in self.seeds:
-            for task in self.tasks:
+            for task in (task for task in self.tasks if not task.stage):
                 for shots in self.shots:
                     for method in self.methods:
                         if not method.stage:
@@ -242,7 +251,7 @@ class Recipe(_Table):
     def _spec(
         self, method: MethodEntry, task: TaskEntry, shots: int, seed: int, overrides: Mapping[str, Any] | None = None
     ) -> RunSpec:
-        sections = ("training.", "run.") if _takes_steps(method) else ("run.",)
+        sections = ("run.", "generation.", *(["training."] if _takes_steps(method) else []))
         common = {name: value for name, value in self.settings.items() if name.startswith(sections)}
         given: dict[str, Any] = {}
         for settings in (common, task.settings, method.settings, overrides or {}):  # the later ones win
@@ -331,6 +340,14 @@ def _explain(cls: type[BaseModel], problem: Any) -> str:
     return f"{where}: {problem['msg'].lower().replace('input should be', 'expected')}, found {problem['input']!r}"
 
 
+def _beside(folder: Path, path: str) -> str:
+    """A path that is relative to the folder in full, behind the name of a release too; any other as it is."""
+    release, _, name = path.rpartition(":")
+    if release and release not in RELEASES:
+        return path
+    return f"{release}{release and ':'}{(folder / name).resolve()}" if (folder / name).exists() else path
+
+
 def read_recipe(path: Path | str, overrides: Mapping[str, Any] | None = None) -> Recipe:
     """The recipe in a TOML file; `overrides` are dotted keys, such as "shots" or "search.trials", put in its place.
 
@@ -353,7 +370,6 @@ def read_recipe(path: Path | str, overrides: Mapping[str, Any] | None = None) ->
         table[key] = value
     content.setdefault("name", path.stem)
     for entry in content.get("tasks", ()) if _is_list(content.get("tasks")) else ():
-        beside = path.parent / entry["path"] if isinstance(entry, dict) and isinstance(entry.get("path"), str) else None
-        if beside and beside.exists():
-            entry["path"] = str(beside.resolve())
+        if isinstance(entry, dict) and isinstance(entry.get("path"), str):
+            entry["path"] = _beside(path.parent, entry["path"])
     return Recipe.from_dict(content, str(path))

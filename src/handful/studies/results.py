@@ -104,7 +104,8 @@ def _told_apart(results: list[Result]) -> list[Result]:
 
 def settings_of(spec: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that tell methods apart, by dotted name: not those that say which rows were used."""
-    settings = {f"{part}.{name}": value for part in ("method", "training", "run") for name, value in spec[part].items()}
+    parts = {part: spec[part] for part in ("method", "training", "run")} | {"generation": spec.get("generation", {})}
+    settings = {f"{part}.{name}": value for part, values in parts.items() for name, value in values.items()}
     others = {"method.name", "run.shots", "run.seed", "run.landscape"}
     return {"model": spec["model"]} | {name: value for name, value in settings.items() if name not in others}
 
