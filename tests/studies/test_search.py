@@ -86,8 +86,9 @@ def test_a_class_with_a_single_row_cannot_be_judged(task):
 def test_test_rows_are_never_opened(task, backbone, tmp_path, monkeypatch):
     expected = run_search(task, backbone, tmp_path / "open.jsonl", trials=3)
     closed = replace(task, test=TestRows([replace(row, text=row.text) for row in task.test._examples]))
-    keys = closed.test.text_keys()
+    keys, overlapping = closed.test.text_keys(), closed.test.overlap_keys()
     monkeypatch.setattr(TestRows, "text_keys", lambda self: keys)
+    monkeypatch.setattr(TestRows, "overlap_keys", lambda self: overlapping)
     object.__setattr__(closed.test, "_examples", None)  # whoever opens them now fails
     monkeypatch.setattr(TestRows, "__len__", lambda self: 12)
     monkeypatch.setattr(TestRows, "fingerprint", lambda self: "")

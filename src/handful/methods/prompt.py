@@ -101,7 +101,7 @@ class Prompt(AbstractMethod):
     presets: ClassVar[Mapping[str, Preset]] = {
         "default": Preset(
             "ours, not searched yet",
-            training={"learning_rate": 3e-2, "head_learning_rate": 1e-3, "epochs": 30},
+            training={"learning_rate": 3e-2, "head_learning_rate": 1e-3},
         ),
     }
     search_space: ClassVar[SearchSpace] = {
