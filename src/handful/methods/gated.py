@@ -72,7 +72,7 @@ class AbstractGatedAdapter(AbstractHeadedAdapter):
                 down,
                 up,
             )
-        self.match_features = 0.0 if backbone.fresh else match_features
+        self.match_features = 0.0 if backbone.fresh or backbone.purpose_is_lm else match_features
         self._ungated: dict[int, torch.Tensor] = {}
         self._expected: torch.Tensor | None = None
         self.register_buffer("progress", torch.zeros(()))

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from handful.backbone.blocks import FAMILIES, Attention, Blocks, FeedForward, find_blocks
-from handful.backbone.load import Backbone
+from handful.backbone.load import Backbone, token_targets
 from handful.data.batching import Batch, EncodedRows
 from handful.data.task import Task
 from handful.errors import ConfigError
@@ -74,19 +74,13 @@ class Budget:
                 f"{'and one head ' * self.heads}left in every block {self.largest_target:.3f} of them are gone",
                 "give less" + ("" if self.heads else ", or groups 'units-and-heads'"),
             )
-        heads = [
-            self._heads(size) if isinstance(b, Attention) else 0 for b, size in zip(self.gated, self.sizes, strict=True)
-        ]
-        left = self.target * self.blocks.parameters() - sum(c * n for c, n in zip(self.costs, heads, strict=True))
-        units = sum(
-            c * n for c, n, b in zip(self.costs, self.sizes, self.gated, strict=True) if isinstance(b, FeedForward)
-        )
+        attention, feed_forward = (self.blocks.attention if self.heads else ()), self.blocks.feed_forward
+        heads = [min(round(self.target * block.groups), block.groups - 1) for block in attention]
+        left = self.target * self.blocks.parameters()
+        left -= sum(self.blocks.group_cost(block) * count for block, count in zip(attention, heads, strict=True))
+        units = sum(self.blocks.unit_cost(block) * block.units for block in feed_forward)
         share = min(max(left / units, 0.0), 1.0)
-        counts = zip(self.gated, self.sizes, heads, strict=True)
-        return tuple(count if isinstance(b, Attention) else self._units(size, share) for b, size, count in counts)
-
-    def _heads(self, size: int) -> int:
-        return min(round(self.target * size), size - 1)
+        return (*heads, *(self._units(block.units, share) for block in feed_forward))
 
     def _units(self, size: int, share: float) -> int:
         multiple = max(1, min(self.multiple, size // 50))
@@ -229,6 +223,8 @@ class GroupGatesAdapter(AbstractGatedAdapter):
         self.gating.gates = self.gates(gates)
         scores = self.head(self.backbone.features(batch.inputs))
         assert batch.labels is not None
+        if self.task_kind == "generation":
+            return F.cross_entropy(scores, token_targets(batch.labels))
         if self.task_kind == "regression":
             return F.mse_loss(scores[:, 0], self.standardise(batch.labels))
         return F.cross_entropy(scores, batch.labels)

@@ -16,7 +16,7 @@ from typing import Annotated, ClassVar, final
 
 import torch
 
-from handful.backbone.blocks import obstacles
+from handful.backbone.blocks import find_blocks, obstacles
 from handful.backbone.load import Backbone
 from handful.data.task import Task
 from handful.errors import ConfigError, ModelError
@@ -62,13 +62,19 @@ class Prune(AbstractMethod):
     head_init: Annotated[HeadInit, setting(HEAD_INIT)] = "soft-probe"
 
     def check(self, backbone: Backbone, task: Task) -> list[str]:
-        del task
         if reasons := obstacles(backbone.config):
             return reasons
         try:
             _ = plan_budget(backbone, self.target_sparsity, self.groups, self.multiple).closing
         except (ConfigError, ModelError) as error:
             return [error.message + (f" ({error.hint})" if error.hint else "")]
+        blocks = find_blocks(backbone.model)
+        has_biases = any(
+            getattr(backbone.model.get_submodule(name), "bias", None) is not None for name in blocks.matrices
+        )
+        has_head = self.train_head and task.kind != "generation"
+        if not (has_head or (self.train_biases and has_biases) or self.lora_rank):
+            return ["nothing would be left to train: no head, no biases and no LoRA; give a method.lora_rank"]
         return []
 
     def attach(self, backbone: Backbone, task: Task, *, generator: torch.Generator) -> GroupGatesAdapter:
