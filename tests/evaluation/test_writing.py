@@ -3,10 +3,12 @@
 import pytest
 import torch
 
-from handful.backbone.tiny import tiny_backbone
+from handful.backbone.load import load_backbone
+from handful.backbone.skeleton import load_skeleton
+from handful.backbone.tiny import tiny_backbone, tiny_model, tiny_tokenizer
 from handful.data.batching import NO_LOSS, Batch, encode_generation
 from handful.data.task import Example, Task
-from handful.errors import ConfigError
+from handful.errors import ConfigError, ModelError
 from handful.evaluation.writing import GenerationOptions, token_nll, write
 from handful.methods import method_class, method_names
 from handful.runs.spec import resolve
@@ -99,6 +101,14 @@ def test_settings_of_generation_are_checked_with_all_others():
 def test_pruning_with_nothing_to_recover_is_refused():
     (reason,) = method_class("prune")().check(tiny_backbone("t5", purpose="lm"), TASK)
     assert "nothing would be left to train" in reason
+
+
+@pytest.mark.parametrize("load", [load_backbone, load_skeleton])
+def test_an_encoder_cannot_write(load, tmp_path):
+    tiny_model("bert").save_pretrained(tmp_path)
+    tiny_tokenizer("bert").save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="is an encoder, which reads and cannot write"):
+        load(str(tmp_path), purpose="lm")
 
 
 def test_what_does_not_go_together_is_refused():

@@ -255,6 +255,7 @@ def load_backbone(
     fresh: tuple[str, ...] = ()
     resolved: Pooling | None
     if purpose == "lm":
+        refuse_encoder(kind, name)
         resolved = None
         model, missing = _read_model(
             AutoModelForSeq2SeqLM if kind == "encoder-decoder" else AutoModelForCausalLM, folder, name
@@ -324,6 +325,15 @@ def read_outline(folder: str, name: str) -> tuple[PreTrainedConfig, PreTrainedTo
             "save the tokenizer beside the model",
         )
     return config, tokenizer
+
+
+def refuse_encoder(kind: Kind, name: str) -> None:
+    """Raises: ModelError for a model that cannot write."""
+    if kind == "encoder":
+        raise ModelError(
+            f"model {name!r} is an encoder, which reads and cannot write",
+            "use an encoder-decoder or a decoder, such as 'flan-t5-small' or 'smollm2-135m'",
+        )
 
 
 def default_pooling(kind: Kind) -> Literal["mean", "last"]:

@@ -16,6 +16,7 @@ from handful.backbone.load import (
     default_pooling,
     model_kind,
     read_outline,
+    refuse_encoder,
     remove_last_linear,
     resolve_model,
     without_surplus,
@@ -41,6 +42,7 @@ def load_skeleton(
     kind = model_kind(config)
     resolved: Pooling | None = default_pooling(kind) if pooling == "auto" else pooling
     if purpose == "lm":
+        refuse_encoder(kind, name)
         resolved = None
     try:
         with FakeTensorMode(allow_non_fake_inputs=True), no_init_weights():
