@@ -19,6 +19,7 @@ from handful.data.batching import Batch
 from handful.data.task import Task
 from handful.methods.base import BorrowedParameters, ParameterGroup
 from handful.methods.head import AbstractHeadedAdapter, HeadInit
+from handful.methods.simplex import draw_weights, midpoint_weights
 
 Side = Literal["rows", "columns"]
 
@@ -95,6 +96,33 @@ class AbstractGatedAdapter(AbstractHeadedAdapter):
         held = {id(parameter) for parameter in slow}
         fast = [parameter for parameter in self.parameters() if id(parameter) not in held]
         return [ParameterGroup(name, group) for name, group in (("adapter", fast), ("head", slow)) if group]
+
+    def begin_batch(
+        self,
+        batch: Batch | None,
+        generator: torch.Generator | None = None,
+        *,
+        vertex: int | None = None,
+        point: torch.Tensor | None = None,
+    ) -> None:
+        self._noise: torch.Tensor | None = None
+        self._expected = None
+        self._point = midpoint_weights(self.num_vertices)
+        if vertex is not None:
+            self._point = torch.eye(self.num_vertices)[vertex]
+        elif point is not None:
+            self._point = point
+        elif generator is not None:
+            self._point = draw_weights((), self.num_vertices, generator)
+            if self.training:
+                noise = self.draw_noise(generator)
+                self._noise = None if noise is None else noise.to(self.progress.device)
+                if self.match_features and batch is not None:
+                    self._remember_ungated(batch)
+
+    @abstractmethod
+    def draw_noise(self, generator: torch.Generator) -> torch.Tensor | None:
+        """ε (n,) of one forward in training, or None where gates are not drawn."""
 
     @abstractmethod
     def values(self, *, deterministic: bool = False) -> torch.Tensor:

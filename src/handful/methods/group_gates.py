@@ -24,7 +24,7 @@ from handful.errors import ConfigError
 from handful.methods.gated import AbstractGatedAdapter, GatedSide
 from handful.methods.head import HeadInit
 from handful.methods.importance import Importance, activations, gradients, magnitudes
-from handful.methods.simplex import draw_weights, midpoint_weights, mix
+from handful.methods.simplex import midpoint_weights, mix
 
 Groups = Literal["auto", "units", "units-and-heads"]
 
@@ -256,28 +256,10 @@ class GroupGatesAdapter(AbstractGatedAdapter):
             self.closed[side.start + order[:now]] = True
             self.threshold[side.slice] = scores[now - 1] if now else -math.inf
 
-    def begin_batch(
-        self,
-        batch: Batch | None,
-        generator: torch.Generator | None = None,
-        *,
-        vertex: int | None = None,
-        point: torch.Tensor | None = None,
-    ) -> None:
-        self._noise = self._expected = None
-        self._point = midpoint_weights(self.num_vertices)
-        if vertex is not None:
-            self._point = torch.eye(self.num_vertices)[vertex]
-        elif point is not None:
-            self._point = point
-        elif generator is not None:
-            self._point = draw_weights((), self.num_vertices, generator)
-            if self.training:
-                if self.learning and not self.hardened:
-                    noise = torch.randn(self.num_gates, generator=generator) * self.learning.noise_std
-                    self._noise = noise.to(self.scores)
-                if self.match_features and batch is not None:
-                    self._remember_ungated(batch)
+    def draw_noise(self, generator: torch.Generator) -> torch.Tensor | None:
+        if not self.learning or self.hardened:
+            return None
+        return torch.randn(self.num_gates, generator=generator) * self.learning.noise_std
 
     def values(self, *, deterministic: bool = False) -> torch.Tensor:
         if not self.learning:

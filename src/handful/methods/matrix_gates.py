@@ -9,11 +9,10 @@ from torch import nn
 
 from handful.backbone.blocks import find_blocks, matrix
 from handful.backbone.load import Backbone
-from handful.data.batching import Batch
 from handful.data.task import Task
 from handful.methods.gated import AbstractGatedAdapter, matrix_sides
 from handful.methods.gates import deviation, location, open_probability
-from handful.methods.simplex import draw_weights, midpoint_weights, mix
+from handful.methods.simplex import midpoint_weights, mix
 
 if TYPE_CHECKING:
     from handful.methods.fine_gates import FineGates
@@ -58,26 +57,8 @@ class MatrixGatesAdapter(AbstractGatedAdapter):
     _axes: torch.Tensor
     _coefficients: torch.Tensor
 
-    def begin_batch(
-        self,
-        batch: Batch | None,
-        generator: torch.Generator | None = None,
-        *,
-        vertex: int | None = None,
-        point: torch.Tensor | None = None,
-    ) -> None:
-        self._noise = self._expected = None
-        self._point = midpoint_weights(self.num_vertices)
-        if vertex is not None:
-            self._point = torch.eye(self.num_vertices)[vertex]
-        elif point is not None:
-            self._point = point
-        elif generator is not None:
-            self._point = draw_weights((), self.num_vertices, generator)
-            if self.training:
-                self._noise = torch.randn(self.num_gates, generator=generator).to(self.logits) * self.method.noise_std
-                if self.match_features and batch is not None:
-                    self._remember_ungated(batch)
+    def draw_noise(self, generator: torch.Generator) -> torch.Tensor:
+        return torch.randn(self.num_gates, generator=generator) * self.method.noise_std
 
     def locations(self, point: torch.Tensor | None = None) -> torch.Tensor:
         """The locations u (n,) at a point (M,) of the simplex, by default the midpoint."""
