@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast, final
 
 import torch
@@ -29,19 +29,21 @@ class Batch:
 
     `inputs` are the model's arguments (B, S), int64. `labels` (B,) are int64 classes or float32 targets; for generation
     the tokens to write (B, T), int64, with -100 where there is none, which stand among the inputs too. `rows` (B,) are
-    the positions in the `EncodedRows` the batch was cut from.
+    the positions in the `EncodedRows` the batch was cut from; `tasks` the names of the members in a task of tasks.
     """
 
     inputs: dict[str, torch.Tensor]
     labels: torch.Tensor | None
     rows: torch.Tensor
+    tasks: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def to(self, device: torch.device | str) -> Batch:
         inputs = {name: tensor.to(device) for name, tensor in self.inputs.items()}
-        return Batch(inputs, None if self.labels is None else self.labels.to(device), self.rows.to(device))
+        labels = None if self.labels is None else self.labels.to(device)
+        return replace(self, inputs=inputs, labels=labels, rows=self.rows.to(device))
 
 
 @final
@@ -51,6 +53,9 @@ class EncodedRows:
 
     For generation, `target_ids` are the labels of each row and `truncated_targets` counts references that were cut;
     `pad_left` is for decoders that go on where their row ends.
+
+    Of a task of tasks, `tasks` has the name of each row's member. `weights` say how often each row is drawn in an epoch
+    on average, and sum to the number of rows; without them every row is taken once.
     """
 
     input_ids: list[list[int]]
@@ -62,6 +67,8 @@ class EncodedRows:
     target_ids: list[list[int]] | None = None
     truncated_targets: int = 0
     pad_left: bool = False
+    tasks: tuple[str, ...] | None = None
+    weights: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -74,6 +81,7 @@ class EncodedRows:
     def batch(self, indices: Sequence[int]) -> Batch:
         """The rows at these positions, padded to the longest of them."""
         rows = torch.tensor(indices, dtype=torch.int64)
+        tasks = tuple(self.tasks[index] for index in indices) if self.tasks else ()
         ids = [self.input_ids[index] for index in indices]
         inputs = {
             "input_ids": _pad(ids, self.pad_token_id, self.pad_left),
@@ -84,8 +92,8 @@ class EncodedRows:
             inputs["token_type_ids"] = _pad(types, self.pad_token_type_id)
         if self.target_ids is not None:
             inputs["labels"] = _pad([self.target_ids[index] for index in indices], NO_LOSS)
-            return Batch(inputs, inputs["labels"], rows)
-        return Batch(inputs, None if self.labels is None else self.labels[rows], rows)
+            return Batch(inputs, inputs["labels"], rows, tasks)
+        return Batch(inputs, None if self.labels is None else self.labels[rows], rows, tasks)
 
 
 def _pad(rows: Sequence[list[int]], value: int, left: bool = False) -> torch.Tensor:
@@ -112,10 +120,11 @@ def encode(
     return EncodedRows(
         input_ids=encoded["input_ids"],
         token_type_ids=encoded.get("token_type_ids"),
-        labels=_labels(examples, kind),
+        labels=label_tensor(examples, kind),
         truncated=truncated,
         pad_token_id=pad_token_id,
         pad_token_type_id=tokenizer.pad_token_type_id,
+        tasks=task_names(examples),
     )
 
 
@@ -151,10 +160,12 @@ def encode_generation(
     sources, truncated = _sources(texts, tokenizer, max_length, None if encoder_decoder else separator)
     _check_tokens(examples, sources)
     if target_length is None:
-        return EncodedRows(sources, None, None, truncated, pad_token_id, pad_left=not encoder_decoder)
+        left = not encoder_decoder
+        return EncodedRows(sources, None, None, truncated, pad_token_id, pad_left=left, tasks=task_names(examples))
     if target_length < 1:
         raise ConfigError(f"target_length: expected at least 1 token, found {target_length}")
     pairs = [(ids, text) for row, ids in zip(examples, sources, strict=True) for text in _references(row)]
+    tasks = task_names([row for row in examples for _ in row.references])
     whole = [_target(text, tokenizer, encoder_decoder) for _, text in pairs]
     inputs, targets = [ids for ids, _ in pairs], [ids[:target_length] for ids in whole]
     if not encoder_decoder:
@@ -162,7 +173,9 @@ def encode_generation(
         inputs = [ids + target for ids, target in zip(inputs, targets, strict=True)]
         targets = [ids + target for ids, target in zip(unlearned, targets, strict=True)]
     cut = sum(len(ids) > target_length for ids in whole)
-    return EncodedRows(inputs, None, None, truncated, pad_token_id, target_ids=targets, truncated_targets=cut)
+    return EncodedRows(
+        inputs, None, None, truncated, pad_token_id, target_ids=targets, truncated_targets=cut, tasks=tasks
+    )
 
 
 def _sources(
@@ -277,7 +290,8 @@ def _check_pairs(examples: Sequence[Example], kind: TaskKind) -> None:
             raise DataError(f"{row.source}: expected a pair of texts, found one", "give every row a second text")
 
 
-def _labels(examples: Sequence[Example], kind: TaskKind) -> torch.Tensor | None:
+def label_tensor(examples: Sequence[Example], kind: TaskKind) -> torch.Tensor | None:
+    """Labels (N,) as int64 classes or float32 targets, None where no row has one. Raises: DataError if some have."""
     labels = [row.label for row in examples]
     known = [label for label in labels if label is not None]
     if not known:
@@ -286,6 +300,11 @@ def _labels(examples: Sequence[Example], kind: TaskKind) -> torch.Tensor | None:
         row = next(row for row in examples if row.label is None)
         raise DataError(f"{row.source}: expected a label, found none", "label all rows or none")
     return torch.tensor(known, dtype=torch.float32 if kind == "regression" else torch.int64)
+
+
+def task_names(examples: Sequence[Example]) -> tuple[str, ...] | None:
+    """The name of each row's member of a task of tasks, None for rows of ordinary tasks."""
+    return tuple(row.task for row in examples) if any(row.task for row in examples) else None
 
 
 def plan_batches(lengths: Sequence[int], batch_size: int, generator: torch.Generator | None = None) -> list[list[int]]:

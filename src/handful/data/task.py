@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Literal, final
 
 TaskKind = Literal["classification", "pair-classification", "regression", "generation"]
@@ -22,7 +23,8 @@ class Example:
 
     `label` is the index of the class in `Task.labels`, or the target number for regression, or None
     where there is none. `source` is "file:line", so that an error can say where. A row of generation is one record:
-    its input is `text`, the texts that may be written for it are `references`, and it has no label.
+    its input is `text`, the texts that may be written for it are `references`, and it has no label. `task` names the
+    member that a row of a task of tasks belongs to.
     """
 
     text: str
@@ -30,6 +32,7 @@ class Example:
     label: int | float | None = None
     source: str = "memory"
     references: tuple[str, ...] = ()
+    task: str = ""
 
 
 @final
@@ -56,6 +59,10 @@ class TestRows:
         """At most so many of the rows, chosen by the digests of their texts: always the same; as closed as these."""
         return TestRows(sorted(self._examples, key=text_key)[:rows])
 
+    def of_member(self, name: str, offset: int) -> TestRows:
+        """These rows as those of a member of a task of tasks, whose labels begin at `offset`; as closed as these."""
+        return TestRows([as_member(row, name, offset) for row in self._examples])
+
     def text_keys(self) -> frozenset[bytes]:
         """Digests of the texts, to find training rows that also stand here without opening the rows."""
         return frozenset(map(text_key, self._examples))
@@ -78,6 +85,9 @@ class Task:
     where few-shot rows are drawn from, `dev` a separate development set where the data brings one. `origin` is a
     path, a hub name with its revision, or a package with its version. `notes` say what was chosen for the user
     while reading, one sentence each with its reason.
+
+    A task of tasks (`mixture.mix_tasks`) has `members`. Its labels are theirs in order, each as "member: label", and
+    its rows are theirs with the index of the label among those; each member keeps its own test rows.
     """
 
     name: str
@@ -89,24 +99,40 @@ class Task:
     dev: tuple[Example, ...] | None = None
     origin: str = "memory"
     notes: tuple[str, ...] = ()
+    members: tuple[Task, ...] = ()
 
     @property
     def num_outputs(self) -> int:
         """Width C of the head: one score a class, or one number for regression; 0 for generation, which has no head."""
         return 1 if self.kind == "regression" else len(self.labels)
 
+    @property
+    def label_ranges(self) -> dict[str, range]:
+        """Where the labels of each member stand among `labels`."""
+        sizes = [len(member.labels) for member in self.members]
+        ends = zip(self.members, sizes, accumulate(sizes), strict=True)
+        return {member.name: range(end - size, end) for member, size, end in ends}
+
     def fingerprint(self) -> str:
         """Identity of the content (not of the path it came from)."""
         parts = [self.kind, *self.labels, fingerprint_rows(self.pool)]
         parts += [self.test.fingerprint() if self.test else "", fingerprint_rows(self.dev or ())]
+        parts += [member.fingerprint() for member in self.members]
         return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()
 
 
+def as_member(row: Example, name: str, offset: int) -> Example:
+    """The row as one of a member of a task of tasks, whose labels begin at `offset`."""
+    return replace(row, task=name, label=None if row.label is None else row.label + offset)
+
+
 def fingerprint_rows(rows: Sequence[Example]) -> str:
-    """SHA-256 over texts, labels and references in order."""
+    """SHA-256 over texts, labels, references and the names of members in order."""
     digest = hashlib.sha256()
     for row in rows:
         content = (row.text, row.text_pair, row.label, *row.references)
+        if row.task:
+            content = (row.task, content)
         digest.update(repr(content).encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
 

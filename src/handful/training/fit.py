@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from handful.backbone.load import Backbone, token_targets
 from handful.backbone.trunk import TrunkCache, recomputing, trunk_cache
 from handful.data.batching import Batch, EncodedRows, plan_batches
+from handful.data.mixture import draw_rows
 from handful.data.task import TaskKind, TestRows
 from handful.errors import ConfigError, DataError
 from handful.methods.base import AbstractAdapter
@@ -191,7 +192,7 @@ class _Fit:
         # Dropout takes no generator. Seeded anew each epoch, it needs no place in a checkpoint, on whatever device.
         seed = self.dropout_seed + self.epoch * self.group.count + self.group.index
         torch.manual_seed(seed)  # noqa: TID251 - inside fork_rng
-        for indices in plan_batches(self.train.lengths, self.config.batch_size, self.order):
+        for indices in self._plan():
             factor = rate_factor(self.step, self.steps, self.config)
             for group in self.optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * factor
@@ -206,6 +207,15 @@ class _Fit:
             self.average.update(self.adapter, self.step)
             tokens = sum(len(self.train.input_ids[row]) for row in indices)
             self.emit(StepDone(self.step, loss, self.optimizer.param_groups[0]["lr"], tokens))
+
+    def _plan(self) -> list[list[int]]:
+        """Row positions by batch: every row once, or as often as its weight has it drawn."""
+        lengths, size = self.train.lengths, self.config.batch_size
+        if self.train.weights is None:
+            return plan_batches(lengths, size, self.order)
+        drawn = draw_rows(self.train.weights, self.order)
+        batches = plan_batches([lengths[row] for row in drawn], size, self.order)
+        return [[drawn[place] for place in batch] for batch in batches]
 
     def _step(self, indices: list[int], trunk: TrunkCache | None) -> float:
         """One forward, backward and update on the rows at these positions; returns the loss.
