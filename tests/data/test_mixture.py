@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from handful.backbone.tiny import tiny_tokenizer
-from handful.data.batching import encode, encode_generation
-from handful.data.mixture import Mixing, draw_rows, encode_mixed, member_rows, mix_tasks, mixing_weights
+from handful.data.batching import encode, encode_generation, encode_mixed
+from handful.data.mixture import Mixing, draw_rows, member_rows, mix_tasks, mixing_weights
 from handful.data.task import Example, Task, TestRows
 from handful.errors import ConfigError, DataError
 

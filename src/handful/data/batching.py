@@ -120,11 +120,35 @@ def encode(
     return EncodedRows(
         input_ids=encoded["input_ids"],
         token_type_ids=encoded.get("token_type_ids"),
-        labels=label_tensor(examples, kind),
+        labels=_labels(examples, kind),
         truncated=truncated,
         pad_token_id=pad_token_id,
         pad_token_type_id=tokenizer.pad_token_type_id,
-        tasks=task_names(examples),
+        tasks=_tasks(examples),
+    )
+
+
+def encode_mixed(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, max_length: int) -> EncodedRows:
+    """Tokenise rows of classes of which some are single texts and some pairs, in their order; see `encode`."""
+    order = sorted(range(len(examples)), key=lambda index: examples[index].text_pair is not None)
+    first_pair = sum(row.text_pair is None for row in examples)
+    if first_pair in (0, len(examples)):
+        return encode(examples, tokenizer, max_length, kind="classification")
+    singles, pairs = (
+        encode([examples[index] for index in part], tokenizer, max_length, kind="classification")
+        for part in (order[:first_pair], order[first_pair:])
+    )
+    places = sorted(range(len(order)), key=order.__getitem__)
+    ids, types = singles.input_ids + pairs.input_ids, None
+    if singles.token_type_ids is not None and pairs.token_type_ids is not None:
+        types = singles.token_type_ids + pairs.token_type_ids
+    return replace(
+        singles,
+        input_ids=[ids[place] for place in places],
+        token_type_ids=types and [types[place] for place in places],
+        labels=_labels(examples, "classification"),
+        truncated=singles.truncated + pairs.truncated,
+        tasks=_tasks(examples),
     )
 
 
@@ -161,11 +185,11 @@ def encode_generation(
     _check_tokens(examples, sources)
     if target_length is None:
         left = not encoder_decoder
-        return EncodedRows(sources, None, None, truncated, pad_token_id, pad_left=left, tasks=task_names(examples))
+        return EncodedRows(sources, None, None, truncated, pad_token_id, pad_left=left, tasks=_tasks(examples))
     if target_length < 1:
         raise ConfigError(f"target_length: expected at least 1 token, found {target_length}")
     pairs = [(ids, text) for row, ids in zip(examples, sources, strict=True) for text in _references(row)]
-    tasks = task_names([row for row in examples for _ in row.references])
+    tasks = _tasks([row for row in examples for _ in row.references])
     whole = [_target(text, tokenizer, encoder_decoder) for _, text in pairs]
     inputs, targets = [ids for ids, _ in pairs], [ids[:target_length] for ids in whole]
     if not encoder_decoder:
@@ -290,8 +314,7 @@ def _check_pairs(examples: Sequence[Example], kind: TaskKind) -> None:
             raise DataError(f"{row.source}: expected a pair of texts, found one", "give every row a second text")
 
 
-def label_tensor(examples: Sequence[Example], kind: TaskKind) -> torch.Tensor | None:
-    """Labels (N,) as int64 classes or float32 targets, None where no row has one. Raises: DataError if some have."""
+def _labels(examples: Sequence[Example], kind: TaskKind) -> torch.Tensor | None:
     labels = [row.label for row in examples]
     known = [label for label in labels if label is not None]
     if not known:
@@ -302,8 +325,7 @@ def label_tensor(examples: Sequence[Example], kind: TaskKind) -> torch.Tensor | 
     return torch.tensor(known, dtype=torch.float32 if kind == "regression" else torch.int64)
 
 
-def task_names(examples: Sequence[Example]) -> tuple[str, ...] | None:
-    """The name of each row's member of a task of tasks, None for rows of ordinary tasks."""
+def _tasks(examples: Sequence[Example]) -> tuple[str, ...] | None:
     return tuple(row.task for row in examples) if any(row.task for row in examples) else None
 
 

@@ -5,17 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 
-from handful.data.batching import EncodedRows, encode, label_tensor, task_names
 from handful.data.references import GENERATION_METRIC
 from handful.data.task import Example, Task, as_member
 from handful.errors import ConfigError, DataError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 Mixing = Literal["size", "temperature", "uniform"]
 
@@ -124,27 +120,3 @@ def draw_rows(weights: torch.Tensor, generator: torch.Generator) -> list[int]:
     reached[-1:] = len(weights)
     times = reached.diff(prepend=reached.new_zeros(1))
     return torch.repeat_interleave(order, times).tolist()
-
-
-def encode_mixed(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, max_length: int) -> EncodedRows:
-    """Tokenise rows of classes of which some are single texts and some pairs, in their order; see `encode`."""
-    order = sorted(range(len(examples)), key=lambda index: examples[index].text_pair is not None)
-    first_pair = sum(row.text_pair is None for row in examples)
-    if first_pair in (0, len(examples)):
-        return encode(examples, tokenizer, max_length, kind="classification")
-    singles, pairs = (
-        encode([examples[index] for index in part], tokenizer, max_length, kind="classification")
-        for part in (order[:first_pair], order[first_pair:])
-    )
-    places = sorted(range(len(order)), key=order.__getitem__)
-    ids, types = singles.input_ids + pairs.input_ids, None
-    if singles.token_type_ids is not None and pairs.token_type_ids is not None:
-        types = singles.token_type_ids + pairs.token_type_ids
-    return replace(
-        singles,
-        input_ids=[ids[place] for place in places],
-        token_type_ids=types and [types[place] for place in places],
-        labels=label_tensor(examples, "classification"),
-        truncated=singles.truncated + pairs.truncated,
-        tasks=task_names(examples),
-    )
