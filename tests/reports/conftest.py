@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from handful.data.task import Example
 from handful.evaluation.estimate import bootstrap_score, wilson
 from handful.evaluation.landscape import triangle_grid
 from handful.runs.store import Run, write_run
@@ -19,6 +20,8 @@ from handful.runs.store import Run, write_run
 SKILL = {"head": 0.70, "prefix": 0.745, "lora": 0.775, "prefix-subspace": 0.79}
 PARAMETERS = {"head": 770, "prefix": 47_618, "lora": 74_498, "prefix-subspace": 142_850}
 VERTICES = {"prefix-subspace": 3}
+NAMES = ("Aromi", "Zizzi", "Cotto", "Alimentum", "<b>Bold</b> & Sons", "The Mill", "Strada", "Wildwood")
+"""Restaurants that runs write about."""
 
 
 class FakeRuns:
@@ -62,6 +65,33 @@ class FakeRuns:
                     for label in labels:
                         drawn = label in VERTICES and count == max(shots) and seed == min(seeds)
                         self.run(label, task, count, seed, study="few-shot trial", trials=8, landscape=drawn)
+
+    def writing(
+        self, label: str, shots: int = 50, seed: int = 0, task: str = "e2e", written: str = "{} is a pub."
+    ) -> Path:
+        """The folder of a run that writes one text for every restaurant."""
+        records = [
+            Example(
+                f"{name} | eatType | pub && {name} | area | riverside", references=(f"{name} is a riverside pub.",) * 5
+            )
+            for name in NAMES
+        ]
+        texts = [written.format(name) for name in NAMES]
+        generator = np.random.default_rng(seed)
+        scores = {
+            name: bootstrap_score(name, texts, records, generator=generator, resamples=20).to_dict()
+            for name in ("bleu-e2e", "rouge-l", "slot-error")
+        }
+        of_task = {
+            "name": task, "kind": "generation", "labels": [], "metric": "bleu-e2e", "origin": "e2e", "notes": [],
+        }  # fmt: skip
+        folder = self.run(label, task, shots, seed, changes={"task": of_task, "scores": scores}).folder
+        lines = [
+            {"source": record.source, "text": record.text, "references": list(record.references), "written": text}
+            for record, text in zip(records, texts, strict=True)
+        ]
+        (folder / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return folder
 
     def fail(self, name: str, error: str) -> None:
         """A failure as a study keeps it."""

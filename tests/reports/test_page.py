@@ -222,6 +222,34 @@ def test_gates_are_drawn_and_fit(open_page, fakes, tmp_path, width, scheme):
     assert len(set(fills)) == 3
 
 
+@pytest.mark.parametrize(("width", "scheme"), [(1200, LIGHT), (390, DARK)])
+def test_what_was_written_is_drawn_and_can_be_read(open_page, fakes, tmp_path, width, scheme):
+    forms = {"prompt": "{} is a cheap pub.", "lora": "{} is a pub by the river.", "full": "{} is a coffee shop."}
+    for label, form in forms.items():
+        fakes.writing(label, written=form)
+    path = tmp_path / "r.html"
+    path.write_text(render_page(report_of(fakes.root)), encoding="utf-8")
+    browser = open_page(path, width, scheme)
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    drawn = browser.execute_script(
+        "return [...document.querySelectorAll('#figure-slot-errors .panel')].map(p => [p.getBoundingClientRect().top,"
+        " p.innerText, Math.min(...[...p.querySelectorAll('svg text')].map(t => t.getBoundingClientRect().height))])"
+    )
+    assert [text.split()[1] for _, text, _ in drawn] == ["kind", "slot"]
+    assert (drawn[0][0] == drawn[1][0]) == (width > 600)  # beside each other, from the top
+    assert all(height > 8 for _, _, height in drawn)
+    for slot in ("area", "eatType", "priceRange"):
+        assert slot in drawn[1][1]
+    legend = "return [...document.querySelectorAll('#figure-slot-errors .legend li')].map(l => l.innerText.trim())"
+    assert browser.execute_script(legend) == sorted(forms)
+    cells, widths = browser.execute_script(
+        "const c = [...document.querySelectorAll('#table-examples-e2e tbody td:not(:first-child)')];"
+        "return [c.map(c => c.innerText), c.map(c => c.getBoundingClientRect().width)]"
+    )
+    assert min(widths) > 200  # not a word a line
+    assert {text.partition(" is ")[2] for text in cells[-9:]} == {form[6:] for form in forms.values()}
+
+
 HOSTILE = (
     "<script>alert(1)</script>", "</style><h1>x", "</script>", '"><img src=x onerror=alert(1)>', "{{ 7 * 7 }}",
     "$\\alpha$", "<!--", "' onmouseover='alert(1)", "&lt;b&gt;", "javascript:alert(1)",

@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 import pytest
 
 from handful.evaluation.estimate import Estimate
-from handful.reports.figure import Curves, GateMap, Intervals, Reliability, Scores, Strips, Tradeoff, Triangle
+from handful.reports.figure import Curves, Dots, GateMap, Intervals, Reliability, Scores, Strips, Tradeoff, Triangle
 from handful.reports.plots import draw, short, swatch
 
 LABELS = ("lora", "prefix")
@@ -19,6 +19,7 @@ DRAWINGS = {
     "curves": Curves([("lora", [(1, 0.5), (2, 0.6)]), ("lora", [(1, 0.4)]), ("prefix", [(1, 0.3)])], "dev accuracy"),
     "reliability": Reliability("lora", [(0.95, Estimate(1.0, 0.9, 1.0, 20), 0.9), (0.3, HALF, 0.1)], 0.2),
     "strips": Strips([("lora", [0.0, 4.0]), ("prefix", [3.0])], "seconds"),
+    "dots": Dots([("area", {"lora": 3.0, "prefix": 0.0}), ("food", {"lora": 0.0, "prefix": 1.0})], "errors"),
     "logarithmic": Strips([("lora", [0.2, 4.0]), ("prefix", [3000.0])], "seconds"),
     "equal": Strips([("lora", [2.0, 2.0])], "seconds"),
     "triangle": Triangle([(1, 0, 0, 0.5), (0, 1, 0, 0.7), (0, 0, 1, 0.9)], "nll", True),

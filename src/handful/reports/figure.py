@@ -58,6 +58,15 @@ class Strips:
 
 @final
 @dataclass(frozen=True)
+class Dots:
+    """One value of each label in each row, from 0."""
+
+    rows: list[tuple[str, dict[str, float]]]
+    axis: str
+
+
+@final
+@dataclass(frozen=True)
 class Triangle:
     """Losses at points (w1, w2, w3, loss) of a triangle; `midpoint` where it lies in the middle of it."""
 
@@ -93,7 +102,7 @@ class Tradeoff:
     left: str = ""
 
 
-Drawing = Scores | Intervals | Curves | Reliability | Strips | Triangle | GateMap | Tradeoff
+Drawing = Scores | Intervals | Curves | Reliability | Strips | Dots | Triangle | GateMap | Tradeoff
 
 
 @final

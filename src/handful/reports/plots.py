@@ -25,6 +25,7 @@ from handful.errors import ConfigError
 from handful.evaluation.estimate import Estimate
 from handful.reports.figure import (
     Curves,
+    Dots,
     Drawing,
     GateMap,
     Intervals,
@@ -140,6 +141,9 @@ def _rewritten(key: str, value: str, name: str) -> str:
 def _height(drawing: Drawing) -> float:
     if isinstance(drawing, Intervals | Strips):
         return 0.75 + 0.3 * len(drawing.rows)
+    if isinstance(drawing, Dots):
+        most = max(len(values) for _, values in drawing.rows)
+        return 0.75 + (0.2 + 0.1 * most) * len(drawing.rows)
     if isinstance(drawing, GateMap):
         return 0.75 + max(0.3 * len(drawing.rows), min(1.6, 0.8 * len(drawing.rows)))
     return WIDTH * 0.86 if isinstance(drawing, Reliability) else HEIGHT
@@ -265,6 +269,22 @@ def _strips(drawing: Strips, axes: Axes, places: dict[str, int]) -> None:
         axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: shown_number(float(x))))
     _rows(axes, [label for label, _ in drawing.rows], short(drawing.axis, 40))
+
+
+@_draw.register
+def _dots(drawing: Dots, axes: Axes, places: dict[str, int]) -> None:
+    for row, (_, values) in enumerate(drawing.rows):
+        for position, (label, value) in enumerate(values.items()):
+            at = row + 0.7 * ((position + 0.5) / len(values) - 0.5)
+            look = _mark(places[label])
+            axes.plot([0, value], [at, at], color=look["color"], linewidth=1, alpha=0.4)
+            axes.plot(value, at, **look)
+    largest = max(value for _, values in drawing.rows for value in values.values()) or 1.0
+    axes.set_xlim(-0.02 * largest, 1.04 * largest)
+    axes.grid(visible=False)
+    axes.grid(visible=True, axis="x")
+    axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+    _rows(axes, [name for name, _ in drawing.rows], drawing.axis)
 
 
 def _round_ticks(low: float, high: float) -> list[float]:

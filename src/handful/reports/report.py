@@ -17,7 +17,7 @@ from handful.reports.figure import Figure
 from handful.reports.gates import gates_of
 from handful.reports.table import Table
 from handful.reports.verdict import headline, reservations
-from handful.reports.written import written_tables
+from handful.reports.written import what_was_written
 from handful.runs.store import RECORD
 from handful.studies.compare import Comparison, Summary, labels_of, summary
 from handful.studies.ranking import Ranking, rank
@@ -153,7 +153,7 @@ def _compose(findings: Findings, title: str) -> Report:
     if len(labels_of(results)) > 1:
         sections.append(_comparison(findings))
     sections += [
-        Section("written", "What was written", tables=written_tables(results, findings.damaged)),
+        Section("written", "What was written", (), *what_was_written(results, findings.damaged)),
         _gates(findings),
         Section("training", "Training", figures=_there(figures.dev_figure(results))),
         Section("calibration", "Calibration", figures=_there(figures.reliability_figure(results, findings.damaged))),

@@ -1,4 +1,4 @@
-"""What was written: examples beside their references, errors by slot, and every score of the texts."""
+"""What was written: every score of the texts, errors by slot, and examples beside their references."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Any
 
 from handful.errors import DataError
 from handful.evaluation.content_scores import slot_errors
-from handful.reports.table import Table, Value
+from handful.reports.figure import Dots, Figure, Panel
+from handful.reports.table import Table, Value, numbers_table
 from handful.runs.store import PREDICTIONS
 from handful.studies.compare import labels_of, with_label
 from handful.studies.results import Result
@@ -20,25 +21,38 @@ EXAMPLES = 3
 REFERENCES = 3
 """References shown of a record."""
 
+KINDS = ("missing", "wrong", "added")
+
 Texts = Mapping[str, Mapping[str, Any]]
 """The records of `predictions.jsonl` by their input."""
 
+Rates = Mapping[str, Mapping[str, float]]
+"""Errors in a hundred texts by label, and there by kind and by slot."""
 
-def written_tables(results: Sequence[Result], damaged: Callable[[Result, str], None]) -> tuple[Table, ...]:
-    """For each task of generation: scores, errors by slot and examples; empty where nothing was written.
 
-    Unreadable predictions are told to `damaged`.
+def what_was_written(
+    results: Sequence[Result], damaged: Callable[[Result, str], None]
+) -> tuple[tuple[Figure, ...], tuple[Table, ...]]:
+    """A figure of errors by slot; and for each task of generation its scores, errors by slot and examples.
+
+    Empty where nothing was written. Unreadable predictions are told to `damaged`.
     """
     wrote = [r for r in results if r.record["task"]["kind"] == "generation" and r.record["scores"]]
     tables: list[Table] = []
+    errors: dict[str, Rates] = {}
     for task in sorted({result.cell.task for result in wrote}):
         here = [result for result in wrote if result.cell.task == task]
         most = max(result.cell.shots for result in here)
         texts = {id(r): found for r in here if r.cell.shots == most and (found := _read(r, damaged)) is not None}
         read = [result for result in here if id(result) in texts]
         tables.append(_scores_table(task, here))
-        tables += [table for table in (_slots_table(task, read, texts), _examples_table(task, read, texts)) if table]
-    return tuple(tables)
+        if rates := _slot_rates(read, texts):
+            title = f"{task}, {most:,} shots"
+            errors[title] = rates
+            tables.append(_slots_table(f"slot-errors-{_safe(task)}", title, rates))
+        if examples := _examples_table(task, read, texts):
+            tables.append(examples)
+    return _slots_figure(errors), tuple(tables)
 
 
 def _read(result: Result, damaged: Callable[[Result, str], None]) -> Texts | None:
@@ -70,30 +84,59 @@ def _mean(values: Sequence[float]) -> float | None:
     return float(mean(values)) if values else None
 
 
-def _slots_table(task: str, results: Sequence[Result], texts: Mapping[int, Texts]) -> Table | None:
-    """Errors by slot in a hundred texts, over all seeds of the most shots; None where the sources are not E2E's."""
-    found: dict[str, Counter[str]] = {}
+def _slot_rates(results: Sequence[Result], texts: Mapping[int, Texts]) -> Rates:
+    """Over all seeds of the most shots; empty where the sources are not E2E's."""
+    found = {}
     try:
         for label in labels_of(results):
             records = [row for run in with_label(results, label) for row in texts[id(run)].values()]
             errors = [error for row in records for error in slot_errors(row["written"], row["text"])]
-            found[label] = Counter({"": len(records)})
-            found[label].update(error.kind for error in errors)
-            found[label].update(f"{error.slot}." for error in errors)
+            counts = Counter(name for error in errors for name in (error.kind, error.slot))
+            if records:
+                found[label] = {name: 100 * count / len(records) for name, count in counts.items()}
     except DataError:
-        return None
-    slots = sorted({name for counts in found.values() for name in counts if name.endswith(".")})
-    names = ["missing", "wrong", "added", *slots]
-    rows = tuple(
-        (label, *(100 * counts[name] / counts[""] for name in names)) for label, counts in found.items() if counts[""]
-    )
-    if not rows:
-        return None
+        return {}
+    return found
+
+
+def _slots(rates: Rates) -> list[str]:
+    """The slots with errors, those with most of them first."""
+    slots = {name for of_label in rates.values() for name in of_label} - {*KINDS}
+    return sorted(slots, key=lambda slot: (-sum(of_label.get(slot, 0) for of_label in rates.values()), slot))
+
+
+def _slots_table(name: str, title: str, rates: Rates) -> Table:
+    names = [*KINDS, *_slots(rates)]
+    rows = tuple((label, *(of_label.get(name, 0.0) for name in names)) for label, of_label in rates.items())
     return Table(
-        f"slot-errors-{_safe(task)}", f"{task}: errors by slot, {results[0].cell.shots:,} shots",
-        ("method", *(name.rstrip(".") for name in names)), rows,
+        name, f"{title}: errors by slot", ("method", *names), rows,
         "Errors in a hundred texts: what is left out, said with another value, or made up; then the same by slot.",
     )  # fmt: skip
+
+
+def _slots_figure(errors: Mapping[str, Rates]) -> tuple[Figure, ...]:
+    """For each title two panels, errors by kind and by slot; none where there is no error."""
+    panels, numbers = [], []
+    for title, rates in errors.items():
+        slots = _slots(rates)
+        for by, names in (("kind", [*KINDS]), ("slot", slots)) if slots else ():
+            rows = [(name, {label: rates[label].get(name, 0.0) for label in rates}) for name in names]
+            panels.append(Panel(f"By {by}", Dots(rows, "errors in 100 texts"), title))
+            numbers += [
+                {"task": title, "by": by, "error": name, "method": label, "errors in 100 texts": value}
+                for name, values in rows
+                for label, value in values.items()
+            ]
+    if not panels:
+        return ()
+    figure = Figure(
+        "What the texts get wrong",
+        "Slots left out, said with another value, or made up, over all seeds. Left is better.",
+        tuple(panels),
+        numbers_table("slot-errors", "Errors by slot", numbers),
+        tuple(dict.fromkeys(label for rates in errors.values() for label in rates)),
+    )
+    return (figure,)
 
 
 def _examples_table(task: str, results: Sequence[Result], texts: Mapping[int, Texts]) -> Table | None:
