@@ -20,7 +20,8 @@ from typing import Literal, final
 
 import torch
 
-from handful.data.task import Example, Task, TestRows, fingerprint_rows, overlap_keys, text_key
+from handful.data.mixture import member_rows
+from handful.data.task import Example, Task, TestRows, as_member, fingerprint_rows, overlap_keys, text_key
 from handful.errors import ConfigError, DataError, nearest
 from handful.randomness import stream
 
@@ -47,7 +48,10 @@ class Split:
     Of generation, `shots` counts records, each with all of its `references` or with one drawn by the seed, and there
     are never more separate development records than shots: choosing on a full development set is not few-shot.
 
-    Raises: DataError where this cannot be had; nothing is silently made smaller.
+    Of a task of tasks every member is divided so, apart from the test rows of all; `shots` is then the most rows of a
+    member, and one that has fewer gives all of its own.
+
+    Raises: DataError where this cannot be had; nothing else is silently made smaller.
     """
 
     task: Task
@@ -71,38 +75,10 @@ class Split:
         references: References = "all",
     ):
         _check_arguments(dev, dev_fraction, dev_rows, references)
-        if task.kind == "generation":
-            dev_rows = min(dev_rows, shots)
-        closed = task.test.overlap_keys() if task.test else frozenset()
-        own_dev, dev_repeated, dev_overlap = distinct((task.dev or ()) if dev == "separate" else (), closed)
-        open_keys = {key for row in own_dev for key in overlap_keys(row)}
-        pool, pool_repeated, pool_overlap = distinct(task.pool, closed | open_keys)
-
-        generator = stream(seed, "split")
-        strata = _strata(task, pool)
-        minimum = 2 if dev == "carved" else 1
-        _check_enough(task, strata, shots, minimum)
-        taken = min(len(pool), shots + (dev_rows if dev == "separate" else 0))
-        order = _interleave([_shuffled(rows, generator) for rows in strata], minimum, taken)
-        chosen = order[:shots]
-        train = [row for row, _, _ in chosen]
-        selection: Sequence[Example] = ()
-        if dev == "carved":
-            offsets = _rounding_offsets(len(strata))
-            roles = [_is_dev(place, offsets[stratum], dev_fraction) for _, stratum, place in chosen]
-            selection = [row for (row, _, _), is_dev in zip(chosen, roles, strict=True) if is_dev]
-            train = [row for (row, _, _), is_dev in zip(chosen, roles, strict=True) if not is_dev]
-        elif dev == "separate":
-            rest = [row for row, _, _ in order[shots:]]
-            selection = (_shuffled(own_dev, stream(seed, "split/dev")) if own_dev else rest)[:dev_rows]
-            if not selection:
-                raise DataError(
-                    f"task {task.name!r} has no development rows, and no row is left after {shots} shots",
-                    'give a development file, use fewer shots, or dev="carved"',
-                )
-
-        if references == "one":
-            train, selection = _with_one_reference(train, seed), _with_one_reference(selection, seed)
+        draw = _Draw(shots, seed, dev, dev_fraction, dev_rows, references)
+        parts = _divide_members(task, draw) if task.members else [_divide(task, draw, closed_keys(task))]
+        train = [row for part in parts for row in part.train]
+        selection = [row for part in parts for row in part.dev]
         values = {
             "task": task,
             "shots": shots,
@@ -111,8 +87,8 @@ class Split:
             "train": tuple(train),
             "dev": tuple(selection),
             "test": task.test,
-            "dropped_duplicates": pool_repeated + dev_repeated,
-            "dropped_overlap": pool_overlap + dev_overlap,
+            "dropped_duplicates": sum(part.dropped_duplicates for part in parts),
+            "dropped_overlap": sum(part.dropped_overlap for part in parts),
         }
         for name, value in values.items():
             object.__setattr__(self, name, value)
@@ -120,14 +96,96 @@ class Split:
     @property
     def cell_fingerprint(self) -> str:
         """SHA-256 over the K labelled rows and the test rows: the same for all ways of dividing the K."""
-        parts = [fingerprint_rows(self.labelled), self.test.fingerprint() if self.test else ""]
+        parts = [fingerprint_rows(self.labelled), *self._test_fingerprints]
         return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()
 
     @property
     def fingerprint(self) -> str:
         """SHA-256 over the contents of the training, development and test rows in order."""
-        parts = [fingerprint_rows(self.train), fingerprint_rows(self.dev), self.test.fingerprint() if self.test else ""]
+        parts = [fingerprint_rows(self.train), fingerprint_rows(self.dev), *self._test_fingerprints]
         return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()
+
+    @property
+    def _test_fingerprints(self) -> list[str]:
+        tests = [member.test for member in self.task.members] or [self.test]
+        return [test.fingerprint() if test else "" for test in tests]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Draw:
+    """How the rows of one task are drawn, as for `Split`; `at_most` takes all rows where there are fewer than shots."""
+
+    shots: int
+    seed: int
+    dev: DevRows
+    dev_fraction: float
+    dev_rows: int
+    references: References
+    at_most: bool = False
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """The drawn rows of one task, and how many were dropped before."""
+
+    train: Sequence[Example]
+    dev: Sequence[Example]
+    dropped_duplicates: int
+    dropped_overlap: int
+
+
+def _divide_members(task: Task, draw: _Draw) -> list[_Part]:
+    """The parts of the members, their rows as those of the task of tasks."""
+    closed, draw, parts = closed_keys(task), replace(draw, at_most=True), []
+    for member, labels in zip(task.members, task.label_ranges.values(), strict=True):
+        pool = tuple(as_member(row, "", -labels.start) for row in member_rows(task, member.name))
+        part = _divide(replace(member, pool=pool), draw, closed)
+        train, dev = ([as_member(row, member.name, labels.start) for row in rows] for rows in (part.train, part.dev))
+        parts.append(replace(part, train=train, dev=dev))
+    return parts
+
+
+def _divide(task: Task, draw: _Draw, closed: Collection[bytes]) -> _Part:
+    """The rows of one task, without those that share one of the `closed` keys."""
+    dev_rows = min(draw.dev_rows, draw.shots) if task.kind == "generation" else draw.dev_rows
+    own_dev, dev_repeated, dev_overlap = distinct((task.dev or ()) if draw.dev == "separate" else (), closed)
+    open_keys = {key for row in own_dev for key in overlap_keys(row)}
+    pool, pool_repeated, pool_overlap = distinct(task.pool, {*closed, *open_keys})
+    shots = min(draw.shots, len(pool)) if draw.at_most else draw.shots
+
+    generator = stream(draw.seed, "split")
+    strata = _strata(task, pool)
+    minimum = 2 if draw.dev == "carved" else 1
+    _check_enough(task, strata, shots, minimum)
+    taken = min(len(pool), shots + (dev_rows if draw.dev == "separate" else 0))
+    order = _interleave([_shuffled(rows, generator) for rows in strata], minimum, taken)
+    chosen = order[:shots]
+    train = [row for row, _, _ in chosen]
+    selection: Sequence[Example] = ()
+    if draw.dev == "carved":
+        offsets = _rounding_offsets(len(strata))
+        roles = [_is_dev(place, offsets[stratum], draw.dev_fraction) for _, stratum, place in chosen]
+        selection = [row for (row, _, _), is_dev in zip(chosen, roles, strict=True) if is_dev]
+        train = [row for (row, _, _), is_dev in zip(chosen, roles, strict=True) if not is_dev]
+    elif draw.dev == "separate":
+        rest = [row for row, _, _ in order[shots:]]
+        selection = (_shuffled(own_dev, stream(draw.seed, "split/dev")) if own_dev else rest)[:dev_rows]
+        if not selection:
+            raise DataError(
+                f"task {task.name!r} has no development rows, and no row is left after {shots} shots",
+                'give a development file, use fewer shots, or dev="carved"',
+            )
+    if draw.references == "one":
+        train, selection = _with_one_reference(train, draw.seed), _with_one_reference(selection, draw.seed)
+    return _Part(train, selection, pool_repeated + dev_repeated, pool_overlap + dev_overlap)
+
+
+def closed_keys(task: Task) -> frozenset[bytes]:
+    """`overlap_keys` of the task's test rows, or of all its members'."""
+    tests = [member.test for member in task.members] or [task.test]
+    return frozenset(key for test in tests if test for key in test.overlap_keys())
 
 
 def _check_arguments(dev: str, dev_fraction: float, dev_rows: int, references: str) -> None:
