@@ -37,6 +37,7 @@ def features_and_gradients(backbone, inputs, *, shift, rows=3):
 def test_same_features_and_gradients_as_padded(family, pooling, shift, monkeypatch):
     backbone = tiny_backbone(family, pooling=pooling)
     inputs = batch(backbone)
+    backbone.packs = True
     packed = features_and_gradients(backbone, inputs, shift=shift)
     monkeypatch.setattr(Backbone, "packing", lambda *_: None)
     padded = features_and_gradients(backbone, inputs, shift=shift)
@@ -48,6 +49,7 @@ def test_layers_see_real_tokens_only():
     inputs = batch(backbone)
     real, seen = int(inputs["attention_mask"].sum()), []
     assert real < inputs["attention_mask"].numel()
+    backbone.packs = True
     backbone.injection.clear()
     backbone.model.encoder.layer[0].intermediate.dense.register_forward_hook(
         lambda module, given, output: seen.append(output.shape[:2])
@@ -59,12 +61,13 @@ def test_layers_see_real_tokens_only():
 def test_left_alone_without_padding_without_an_injection_and_where_it_cannot_be():
     backbone = tiny_backbone("bert")
     inputs = batch(backbone)
-    assert backbone.packing(inputs) is None  # transformers' own attention is still in place
     backbone.injection.clear()
+    assert backbone.packing(inputs) is None  # no adapter has asked for it
+    backbone.packs = True
     assert backbone.packing(inputs) is not None
     assert backbone.packing(batch(backbone, ["one text"])) is None
     for other in (tiny_backbone("bert", pooling="family"), tiny_backbone("llama"), tiny_backbone("modernbert")):
-        other.injection.clear()
+        other.packs = True
         assert other.packing(batch(other)) is None
 
 

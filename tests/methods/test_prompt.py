@@ -201,7 +201,7 @@ def test_what_is_carried_over(carry):
     source = attach(ScaledPrompt(prompt_length=4, scale_init_std=0.3))
     target = attach(ScaledPrompt(prompt_length=4, carry=carry), seed=5)
     fresh = target.prompt.vectors.detach().clone()
-    carried = target.carry(source.state_dict())
+    carried = target.carry(source.state_dict(), {})
     with torch.no_grad():
         for name, value in carried.items():
             target.get_parameter(name).copy_(value)
@@ -218,7 +218,7 @@ def test_both_and_folded_start_as_the_same_function_and_part():
     source, losses = attach(ScaledPrompt(prompt_length=4, scale_init_std=0.3)), []
     for carry in ("both", "folded"):
         target = attach(ScaledPrompt(prompt_length=4, carry=carry), seed=5)
-        target.load_state_dict(target.state_dict() | dict(target.carry(source.state_dict())))
+        target.load_state_dict(target.state_dict() | dict(target.carry(source.state_dict(), {})))
         before = token_nll(target, rows_of(target))
         train(target, epochs=1)
         losses.append((before, token_nll(target, rows_of(target))))
@@ -228,7 +228,9 @@ def test_both_and_folded_start_as_the_same_function_and_part():
 
 def test_a_plain_prompt_takes_a_scaled_one_folded():
     source, plain = attach(ScaledPrompt(prompt_length=4, scale_init_std=0.3)), attach(Prompt(prompt_length=4), seed=5)
-    plain.load_state_dict(plain.state_dict() | {"prompt.vectors": plain.carry(source.state_dict())["prompt.vectors"]})
+    plain.load_state_dict(
+        plain.state_dict() | {"prompt.vectors": plain.carry(source.state_dict(), {})["prompt.vectors"]}
+    )
     assert torch.equal(scores(plain, rows_of(plain)), scores(source, rows_of(plain)))
 
 

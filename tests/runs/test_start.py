@@ -54,7 +54,7 @@ def test_an_adapter_starts_from_it(method, tmp_path):
     folder, rows = foreign(tmp_path, rows=8)
     start, adapter = read_start(folder), attach(method)
     assert isinstance(start, PeftPrompt)
-    found = carried_over(start, adapter, TASK)
+    found = carried_over(start, adapter)
     assert list(found) == ["prompt.vectors"]
     adapter.load_state_dict(found, strict=False)
     assert torch.equal(adapter.folded_prompt(), rows[:4])
@@ -88,7 +88,7 @@ def test_a_run_that_starts_from_it_has_a_key_of_its_own_and_says_so(tmp_path):
 def test_a_prompt_that_does_not_fit_is_refused(method, size, error, words, tmp_path):
     folder, _ = foreign(tmp_path, **size)
     with pytest.raises(error, match=words):
-        carried_over(read_start(folder), attach(method), TASK)
+        carried_over(read_start(folder), attach(method))
 
 
 def test_what_is_no_prompt_is_refused(tmp_path):

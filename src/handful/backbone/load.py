@@ -68,6 +68,7 @@ class Backbone:
         self.family: str = model.config.model_type
         self.num_layers: int = model.config.num_hidden_layers
         self.hidden_size: int = model.config.hidden_size
+        self.packs = False
         self._accepted = set(inspect.signature(model.forward).parameters)
 
     @property
@@ -144,10 +145,10 @@ class Backbone:
     def packing(self, inputs: Mapping[str, torch.Tensor]) -> Packing | None:
         """How to run a batch without its padding; None where it has none, or that is not possible.
 
-        It takes our attention function, so a model without an injection is left alone. Only on CPUs, where time goes
-        into arithmetic; what the additional kernels cost on GPUs was not measured.
+        It takes our attention function, so only adapters that inject ask for it, by `packs`, until they are detached.
+        Only on CPUs, where time goes into arithmetic; what the additional kernels cost on GPUs was not measured.
         """
-        possible = self.family in PACKED_FAMILIES and self.pooling in ("mean", "last") and "injection" in vars(self)
+        possible = self.family in PACKED_FAMILIES and self.pooling in ("mean", "last") and self.packs
         if not possible or self.device.type != "cpu" or bool(inputs["attention_mask"].all()):
             return None
         return Packing.of(inputs["attention_mask"])

@@ -18,6 +18,7 @@ METHODS: dict[str, str] = {
     "prune": "prune:Prune",
     "prompt": "prompt:Prompt",
     "scaled-prompt": "scaled_prompt:ScaledPrompt",
+    "poly": "poly:Poly",
     "full": "full:Full",
     "bias": "bias:Bias",
     "lora": "peft_bridge:LoRA",

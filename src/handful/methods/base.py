@@ -206,8 +206,12 @@ class AbstractAdapter(nn.Module, ABC):
         """Regression targets (B,) in the units of `forward`."""
         return targets
 
-    def carry(self, weights: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
-        """What of another run's weights this adapter starts from, under its own parameters' names."""
+    def carry(self, weights: Mapping[str, torch.Tensor], record: Mapping[str, Any]) -> Mapping[str, torch.Tensor]:
+        """What of another run's weights this adapter starts from, under its own parameters' names.
+
+        `record` is that run's `run.json`, empty for weights that are not of a run.
+        """
+        del record
         return weights
 
     def warm_start(self, rows: EncodedRows, generator: torch.Generator) -> None:

@@ -204,7 +204,7 @@ class AbstractHeadedAdapter(AbstractAdapter):
         geometry: Geometry = "simplex",
     ):
         super().__init__(backbone)
-        self.task_kind, self.head_init = task.kind, head_init
+        self.task_kind, self.labels, self.head_init = task.kind, task.labels, head_init
         self.head: Any = TokenHead()
         if task.kind != "generation":
             self.head = LinearHead(backbone.hidden_size, task.num_outputs, head_vertices, geometry)
@@ -226,6 +226,12 @@ class AbstractHeadedAdapter(AbstractAdapter):
         """What the language model writes through the adapter, (B, T); see `Backbone.generate`."""
         self.install()
         return self.backbone.generate(batch.inputs, **options)
+
+    def carry(self, weights: Mapping[str, torch.Tensor], record: Mapping[str, Any]) -> Mapping[str, torch.Tensor]:
+        """All but the head of other labels."""
+        if record.get("task", {}).get("labels") == list(self.labels):
+            return weights
+        return {name: tensor for name, tensor in weights.items() if not name.startswith("head.")}
 
     def warm_start(self, rows: EncodedRows, generator: torch.Generator) -> None:
         if self.task_kind == "generation":

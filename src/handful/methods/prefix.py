@@ -217,6 +217,7 @@ class AbstractPrefixAdapter(AbstractHeadedAdapter):
         super().__init__(backbone, task, generator=generator, head_init=method.head_init, **head)
         self.num_vertices = num_vertices
         self.sites = chosen_sites(backbone, method.layers)
+        backbone.packs = True
         self.shift = shifts_positions(backbone, method.positions)
         self.reserved_positions = method.prefix_length if self.shift else 0
         self.lowest_layer = min(site.layer for site in self.sites)
@@ -246,6 +247,7 @@ class AbstractPrefixAdapter(AbstractHeadedAdapter):
     def detach(self) -> None:
         super().detach()
         self.backbone.injection.clear()
+        self.backbone.packs = False
 
 
 @final

@@ -219,8 +219,8 @@ class PromptAdapter(AbstractHeadedAdapter):
         rest = [p for n, p in self.named_parameters() if not n.startswith("prompt.")]
         return [*groups, *([ParameterGroup("head", rest)] if rest else [])]
 
-    def carry(self, weights: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
-        form, found = self.prompt.form, dict(weights)
+    def carry(self, weights: Mapping[str, torch.Tensor], record: Mapping[str, Any]) -> Mapping[str, torch.Tensor]:
+        form, found = self.prompt.form, dict(super().carry(weights, record))
         vectors, scale = (found.get(f"prompt.{name}") for name in ("vectors", "scale"))
         if form is None or vectors is None or form.carry == "both":
             if form is None and vectors is not None and scale is not None:

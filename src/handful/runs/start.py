@@ -10,7 +10,6 @@ from typing import final
 import torch
 
 from handful.backbone.load import Backbone
-from handful.data.task import Task
 from handful.errors import ConfigError, ModelError, RunError
 from handful.methods.base import AbstractAdapter
 from handful.methods.prompt import PEFT_CONFIG, PromptAdapter, read_peft_prompt
@@ -52,7 +51,7 @@ class PeftPrompt:
                 f"{self.folder}: expected {expected[0]} vectors, found {found[0]}",
                 f"set method.prompt_length = {found[0]}",
             )
-        weights = adapter.carry({"prompt.vectors": self.vectors[None]})
+        weights = adapter.carry({"prompt.vectors": self.vectors[None]}, {})
         if "prompt.vectors" not in weights:
             raise ConfigError(f"{self.folder}: a PEFT prompt has no scale to carry over", "use method.carry = 'prompt'")
         return {"prompt.vectors": weights["prompt.vectors"]}
@@ -66,7 +65,7 @@ def read_start(folder: Path) -> Start:
     return PeftPrompt(folder, read_peft_prompt(folder)) if (folder / PEFT_CONFIG).is_file() else read_run(folder)
 
 
-def carried_over(start: Start, adapter: AbstractAdapter, task: Task) -> dict[str, torch.Tensor]:
+def carried_over(start: Start, adapter: AbstractAdapter) -> dict[str, torch.Tensor]:
     """The parameters that another adapter can start from; a head only where the labels are the same.
 
     Raises: ModelError where a run has another backbone, RunError where nothing of it fits; see `PeftPrompt`.
@@ -74,12 +73,11 @@ def carried_over(start: Start, adapter: AbstractAdapter, task: Task) -> dict[str
     if isinstance(start, PeftPrompt):
         return start.parameters(adapter)
     check_backbone(start, adapter.backbone)
-    same_labels = start.record["task"]["labels"] == list(task.labels)
-    weights = adapter.carry(start.weights())
+    weights = adapter.carry(start.weights(), start.record)
     taken = {
         name: weights[name]
         for name, parameter in adapter.named_parameters()
-        if name in weights and weights[name].shape == parameter.shape and (same_labels or not name.startswith("head."))
+        if name in weights and weights[name].shape == parameter.shape
     }
     if not taken:
         found = start.record["spec"]["method"]["name"]

@@ -1,0 +1,279 @@
+"""The adapter of `poly`: skills on a backbone, routed for the rows of many tasks or for a single one."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from math import cos, pi
+from typing import TYPE_CHECKING, Any, final
+
+import torch
+from torch import nn
+
+from handful.backbone.gating import remove_gating
+from handful.backbone.load import Backbone
+from handful.backbone.low_rank import fold_updates
+from handful.data.batching import Batch, EncodedRows
+from handful.data.task import Task
+from handful.errors import ConfigError, DataError
+from handful.methods.alignment import task_alignment
+from handful.methods.base import ParameterGroup
+from handful.methods.head import AbstractHeadedAdapter, frozen_features
+from handful.methods.label_text import LabelTextHead, label_embeddings
+from handful.methods.prefix import shifts_positions
+from handful.methods.routing import AbstractRouting, FixedRouting, HyperRouting, LearnedRouting, logistic_noise
+from handful.methods.routing_measures import discreteness, sparsity, usage
+from handful.methods.skills import AbstractMatrixSkills, AbstractSkills, LowRankSkills, PrefixSkills, RescalingSkills
+from handful.methods.targets import lowest_layer
+
+if TYPE_CHECKING:
+    from handful.methods.poly import Poly
+
+
+@final
+class PolyAdapter(AbstractHeadedAdapter):
+    """scores = head(features(x; Σ w_t skills)), for the tasks of a task of tasks or for a single one."""
+
+    def __init__(self, backbone: Backbone, task: Task, method: Poly, *, generator: torch.Generator):
+        super().__init__(backbone, task, generator=generator, head_init=method.head_init)
+        self.method, self.task = method, task
+        self.tasks = {member.name: number for number, member in enumerate(task.members)} or {task.name: 0}
+        if task.members and task.kind != "generation":
+            self.head = LabelTextHead(backbone, task)
+        count, splits = self._inventory()
+        if method.skills == "prefix":
+            self.skills: AbstractSkills = PrefixSkills(backbone, count, method.prefix_length, method.sharing, generator)
+            self.reserved_positions = method.prefix_length if shifts_positions(backbone, "auto") else 0
+            self.lowest_layer = 0
+        else:
+            matrices = method.matrices(backbone)
+            weights = [backbone.model.get_submodule(name).weight for name in matrices]
+            self.lowest_layer = lowest_layer(backbone, weights)  # pyright: ignore[reportArgumentType]
+            if method.skills == "ia3":
+                self.skills = RescalingSkills(backbone, matrices, method.sharing, (splits, count))
+            else:
+                shape, scale = (splits, count, method.rank), method.alpha / method.rank
+                self.skills = LowRankSkills(backbone, matrices, method.sharing, shape, scale, generator)
+        self.routing = self._make_routing(count, splits, generator)
+        if not task.members and method.adapt == "z":
+            self.skills.requires_grad_(False)
+        self.register_buffer("progress", torch.zeros(()))
+        self.steps = 0
+        self._rows: tuple[str, ...] = ()
+        self._known: tuple[Any, ...] | None = None
+        self._last: Batch | None = None
+        self.begin_batch(None)
+
+    progress: torch.Tensor
+
+    def _inventory(self) -> tuple[int, int]:
+        """Skills and splits: one of each for a single task that trains the average skill."""
+        method = self.method
+        if not self.task.members and method.adapt == "mu":
+            return 1, 1
+        counts = {"shared": 1, "private": len(self.tasks), "expert": len(method.experts)}
+        return counts.get(method.routing, method.num_skills), method.num_splits
+
+    def _make_routing(self, count: int, splits: int, generator: torch.Generator) -> AbstractRouting:
+        method, tasks, routers = self.method, len(self.tasks), len(self.skills.routers)
+        if count == 1:
+            return FixedRouting(torch.ones(tasks, 1), routers, splits)
+        if self.task.members and method.routing in ("private", "expert"):
+            groups = method.experts or tuple((name,) for name in self.tasks)
+            chosen = [next(g for g, group in enumerate(groups) if name in group) for name in self.tasks]
+            return FixedRouting(torch.eye(count)[chosen], routers, splits)
+        if method.routing == "hypernetwork":
+            return HyperRouting(routers, tasks, count, generator)
+        weights = (method.ibp_weight, method.sparsity_weight, method.information_weight)
+        return LearnedRouting((routers, tasks, splits, count), method.gate, generator, regularisers=weights)
+
+    def begin_training(self, steps: int) -> None:
+        self.steps = steps
+
+    def after_step(self, step: int) -> None:
+        self.progress.fill_(step / self.steps)
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        groups = super().parameter_groups()
+        routing = {id(parameter) for parameter in self.routing.parameters()}
+        found = []
+        for group in groups:
+            rest = [p for p in group.parameters if id(p) not in routing and p.requires_grad]
+            found += [ParameterGroup(group.name, rest)] if rest else []
+        if routing:
+            rate = self.method.routing_rate
+            found.append(ParameterGroup("routing", list(self.routing.parameters()), rate, decays=False))
+        return found
+
+    def begin_batch(
+        self,
+        batch: Batch | None,
+        generator: torch.Generator | None = None,
+        *,
+        vertex: int | None = None,
+        point: torch.Tensor | None = None,
+    ) -> None:
+        del vertex, point
+        self._noise: torch.Tensor | None = None
+        if batch is None or generator is None or not self.training:
+            return
+        self._last = batch
+        if isinstance(self.routing, LearnedRouting) and self.routing.gate == "gumbel":
+            logits = self.routing.logits
+            rows = len(batch) if self.method.noise == "per-example" else logits.shape[1]
+            self._noise = logistic_noise((len(logits), rows, *logits.shape[2:]), generator).to(logits.device)
+
+    def narrow(self, rows: slice) -> None:
+        if self._noise is not None and self.method.noise == "per-example":
+            self._noise = self._noise[:, rows]
+
+    def features(self, batch: Batch) -> torch.Tensor:
+        self._rows = batch.tasks
+        return super().features(batch)
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        features = self.features(batch)
+        return self.head(features, batch.tasks) if isinstance(self.head, LabelTextHead) else self.head(features)
+
+    def generate(self, batch: Batch, **options: Any) -> torch.Tensor:
+        self._rows = batch.tasks
+        return super().generate(batch, **options)
+
+    def install(self) -> None:
+        """Mix the skills of the rows' tasks; what was mixed for the same tasks and numbers stays where it is."""
+        numbers = self._numbers()
+        distinct = list(dict.fromkeys(numbers))
+        lead = self._lead()
+        known = None if torch.is_grad_enabled() else (*distinct, lead, *(p._version for p in self.parameters()))
+        if self._noise is not None and self.method.noise == "per-example":
+            distinct, groups = numbers, torch.arange(len(numbers))
+        else:
+            groups = torch.tensor([distinct.index(number) for number in numbers])
+        groups = None if len(distinct) == 1 else groups.to(self.progress.device)
+        if known is None or known != self._known:
+            self.skills.install(self.weights(distinct, lead), groups)
+        else:
+            self.skills.regroup(groups)
+        self._known = known
+
+    def weights(self, numbers: Sequence[int], lead: float = 1.0) -> torch.Tensor:
+        """(R, U, q, S) of the tasks with these numbers, -1 for a task without routing."""
+        tasks = torch.tensor(numbers, device=self.progress.device)
+        noise = self._noise
+        if noise is not None and self.method.noise == "per-task":
+            noise = noise[:, tasks]
+        weights = self.routing.weights(tasks.clamp(min=0), noise)
+        if -1 in numbers:
+            weights = torch.where((tasks < 0)[:, None, None], 1 / weights.shape[-1], weights)
+        return weights if lead == 1 else lead * weights + (1 - lead) / weights.shape[-1]
+
+    def _lead(self) -> float:
+        """The a of w ← a w + (1 − a)/S: cos(π/2 · progress) within the last `uniform_share` of training (sheet 1.3)."""
+        share = self.method.uniform_share
+        if not share or not self.task.members:
+            return 1.0
+        return cos(pi / 2 * min(1.0, max(0.0, (float(self.progress) - (1 - share)) / share)))
+
+    def _numbers(self) -> list[int]:
+        """The number of the task of every row, -1 for one without routing. Raises: DataError where that is refused."""
+        if not self.task.members:
+            return [0]
+        names = self._rows or ("",)
+        unknown = sorted({name for name in names if name not in self.tasks})
+        if unknown and self.method.unknown_task == "refuse":
+            what = f"no task called {unknown[0]!r}" if unknown[0] else "a row without the name of its task"
+            raise DataError(
+                f"expected rows of {len(self.tasks)} tasks, found {what}",
+                "known: " + ", ".join(self.tasks) + "; method.unknown_task = 'average' takes the average skill instead",
+            )
+        return [self.tasks.get(name, -1) for name in names]
+
+    def warm_start(self, rows: EncodedRows, generator: torch.Generator) -> None:
+        if isinstance(self.head, LabelTextHead):
+            self._clear()
+            self.head.start(frozen_features(self.backbone, rows))
+            return
+        self._rows = ()
+        with torch.no_grad():
+            self.install()  # the probe reads what the inventory makes of the rows
+        super().warm_start(rows, generator)
+
+    def _clear(self) -> None:
+        """The plain backbone, until the next forward of this adapter."""
+        self.skills.clear()
+        self._known = None
+
+    def penalty(self) -> torch.Tensor | None:
+        terms = [self.routing.penalty()]
+        if self.method.orthogonality_weight:
+            terms.append(self.method.orthogonality_weight * self.skills.orthogonality())
+        found = [term for term in terms if term is not None]
+        return torch.stack(found).sum() if found else None
+
+    def diagnostics(self) -> dict[str, float]:
+        found = self._measures()
+        if self.task.members and self._last is not None:
+            found["alignment"] = task_alignment(self, self._last)
+        return found
+
+    @torch.no_grad()
+    def _measures(self) -> dict[str, float]:
+        if not isinstance(self.routing, LearnedRouting):
+            return {}
+        logits = self.routing.logits
+        return {"discreteness": discreteness(logits), "sparsity": sparsity(logits), "usage": usage(logits)}
+
+    def report(self) -> dict[str, Any]:
+        method = self.method
+        return {
+            "skills": method.skills, "num_skills": self._inventory()[0], "num_splits": self._inventory()[1],
+            "tasks": list(self.tasks), "routers": list(self.skills.routers), "gate": method.gate, **self._measures(),
+        }  # fmt: skip
+
+    def carry(self, weights: Mapping[str, torch.Tensor], record: Mapping[str, Any]) -> Mapping[str, torch.Tensor]:
+        """Skills as they are or averaged, the routing of tasks of the same name, and a head from the labels' texts."""
+        prefix = "skills.parts."
+        saved = {name.removeprefix("skills."): part for name, part in weights.items() if name.startswith(prefix)}
+        if self._inventory()[0] == 1:
+            saved = self.skills.averaged(saved)
+        found = {f"skills.{name}": part for name, part in saved.items()}
+        found |= self._carried_routing(weights, record)
+        projection = weights.get("head.projection")
+        if isinstance(self.head, LabelTextHead):
+            return found | ({} if projection is None else {"head.projection": projection})
+        if projection is not None and self.method.head_start == "label-text" and self.task.kind != "generation":
+            self._clear()
+            classes = label_embeddings(self.backbone, self.task.labels) @ projection
+            found |= {"head.weight": classes[None], "head.bias": torch.zeros(1, len(classes))}
+        return found
+
+    def _carried_routing(
+        self, weights: Mapping[str, torch.Tensor], record: Mapping[str, Any]
+    ) -> dict[str, torch.Tensor]:
+        saved, tasks = weights.get("routing.logits"), record.get("adapter", {}).get("tasks", [])
+        if saved is None or not isinstance(self.routing, LearnedRouting):
+            return {}
+        rows = self.routing.logits.detach().clone()
+        if saved.shape[2:] != rows.shape[2:] or len(saved) != len(rows):
+            return {}
+        for name in set(tasks) & set(self.tasks):
+            rows[:, self.tasks[name]] = saved[:, tasks.index(name)]
+        return {"routing.logits": rows}
+
+    @torch.no_grad()
+    def merged_model(self) -> nn.Module:
+        if self.task.members:
+            raise ConfigError("an inventory of many tasks is not one model", "take one task out of it: --task NAME")
+        if isinstance(self.skills, PrefixSkills):
+            raise ConfigError("a prefix cannot be folded into weights", "export it as a PEFT adapter")
+        assert isinstance(self.skills, AbstractMatrixSkills)
+        updates = self.skills.updates(self.weights([0]), None)
+        self._clear()  # what a training step has mixed cannot be copied
+        model = copy.deepcopy(self.backbone.model)
+        remove_gating(model.get_submodule(name) for name in self.skills.updating.modules)
+        fold_updates(model, updates)
+        return model.requires_grad_(False)
+
+    def detach(self) -> None:
+        super().detach()
+        self.skills.remove()

@@ -1,0 +1,206 @@
+"""Poly, Poly-mu and Poly-S: many tasks share an inventory of skills, of which each task learns which to use.
+
+Idea: S small adapters ("skills") for every matrix are trained on many tasks at once, each task mixing them by its own
+weights; a new task starts from that inventory. Formula (LoRA skills, q splits, rank r): A_t = ⊕_h Σ_s w_ths A_hs along
+the inputs, B_t = ⊕_h Σ_s w_ths B_hs along the outputs, y = W x + b + (α/r) (x A_t) B_t with w_th = σ(z_th) / Σ σ(z_th):
+the average of factors, so that every task is one LoRA of rank r. q = 1 is Poly, q > 1 is Poly-S (multi-head routing).
+Trained: Σ S r (D + O) numbers and routing R·T·q·S for R routers and T tasks; adapting to one task: r (D + O) a matrix
+("mu"), R·q·S ("z"), or both kinds with S skills ("full"). Inference: that of LoRA, or nothing once it is merged.
+Source: Ponti et al. 2022 (Polytropon, arXiv 2202.13914) and Caccia et al. 2023 (multi-head routing, arXiv 2211.03831,
+of which we know the abstract and constants of the code). Deviations: skills are averaged before they are trained on as
+"mu", which is the same function with 1/S of the numbers; softmax of log σ(z) instead of σ(z) / (Σ σ(z) + 1e-12);
+prefixes as skills, and the head for many label sets (`label_text`), are ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import gcd
+from typing import Annotated, ClassVar, Literal, final
+
+import torch
+
+from handful.backbone.blocks import inputs, outputs
+from handful.backbone.load import Backbone
+from handful.data.mixture import Mixing
+from handful.data.task import Task
+from handful.errors import ConfigError
+from handful.methods.base import AbstractMethod, Preset, setting
+from handful.methods.head import HEAD_INIT, HeadInit
+from handful.methods.inventory import PolyAdapter
+from handful.methods.prefix import check_prefix
+from handful.methods.routing import Gate, Sharing
+from handful.methods.search_space import EPOCHS, OneOf, SearchSpace, around
+from handful.methods.skills import SkillKind, chosen_matrices
+from handful.methods.targets import Targets, check_targets
+
+Routing = Literal["learned", "shared", "private", "expert", "hypernetwork"]
+Adapt = Literal["mu", "z", "full"]
+
+_PONTI = "Ponti et al. 2022 (sheet {})"
+_CACCIA = "Caccia et al. 2023, their code (sheet {})"
+
+
+@final
+@dataclass(frozen=True)
+class Poly(AbstractMethod):
+    """An inventory of skills and a learned routing."""
+
+    name: ClassVar[str] = "poly"
+    summary: ClassVar[str] = "Poly: an inventory of skills for many tasks, each mixing them by its own routing"
+    source: ClassVar[str] = "Ponti et al. 2022; Caccia et al. 2023"
+    presets: ClassVar[Mapping[str, Preset]] = {
+        "default": Preset(
+            "ours, not searched yet: rates of LoRA and routing a hundred times as fast",
+            training={"learning_rate": 5e-4, "head_learning_rate": 1e-3},
+        ),
+        "pretrain": Preset(
+            "ours, not searched yet: for many tasks at once",
+            training={"learning_rate": 1e-3, "head_learning_rate": 1e-3, "epochs": 5, "batch_size": 32},
+            run={"dev": "carved", "dev_fraction": 0.1},
+        ),
+        "polytropon": Preset(
+            "the paper's pre-training (sheet 1.7); its number of skills was chosen on validation tasks",
+            {"gate": "gumbel", "rank": 16, "alpha": 1.0},
+            {"learning_rate": 1e-3, "epochs": 30, "batch_size": 32, "warmup": 0.06},
+        ),
+        "mhr": Preset(
+            "the authors' final recipe for T0 (sheet 1.4 and 1.7), with AdamW for Adafactor; q must divide all widths",
+            {"gate": "sigmoid", "rank": 1, "alpha": 1.0, "num_splits": 64, "target_modules": "all-linear"},
+            {"learning_rate": 1e-3, "batch_size": 16, "warmup": 0.06, "gradient_clip": 1.0},
+        ),
+    }
+    search_space: ClassVar[SearchSpace] = {
+        "training.learning_rate": around(1e-4, 5e-4, 5e-3),
+        "training.epochs": EPOCHS,
+        "method.adapt": OneOf(("mu", "full"), "the sheet's two ways with a full adapter"),
+    }
+
+    skills: Annotated[SkillKind, setting("what a skill is: LoRA, IA3 on outputs, or a prefix (ours)")] = "lora"
+    num_skills: Annotated[int, setting("skills S", source=_CACCIA.format("1.7"), ge=1, le=128)] = 8
+    num_splits: Annotated[
+        int,
+        setting(
+            "splits q of every matrix, each with weights of its own; 1 is Poly", source=_CACCIA.format("1.2"), ge=1
+        ),
+    ] = 1
+    rank: Annotated[int, setting("rank r of a LoRA skill", ge=1, le=1024)] = 8
+    alpha: Annotated[float, setting("LoRA's update is scaled by alpha / rank; the papers' is 1", gt=0)] = 16.0
+    prefix_length: Annotated[
+        int, setting("virtual keys and values a layer of a prefix skill", unit="positions", ge=1)
+    ] = 10
+    target_modules: Annotated[
+        Targets, setting("ends of layer names, or 'all-linear'; auto: query, key, value and output of attention")
+    ] = "auto"
+    routing: Annotated[
+        Routing,
+        setting(
+            "learned; or all skills shared (S = 1), one a task, by experts, or made by a net",
+            source=_PONTI.format("1.8"),
+        ),
+    ] = "learned"
+    gate: Annotated[Gate, setting("gates of a learned routing: noisy, soft or hard", source=_CACCIA.format("1.4"))] = (
+        "sigmoid"
+    )
+    noise: Annotated[
+        Literal["per-example", "per-task"], setting("gate noise is drawn for each example, or for each task of a batch")
+    ] = "per-example"
+    sharing: Annotated[
+        Sharing, setting("a router for each matrix, block part, layer, coder, or one", source=_CACCIA.format("1.5"))
+    ] = "fine"
+    experts: Annotated[
+        tuple[tuple[str, ...], ...], setting("with routing = 'expert': names of the tasks that share a skill")
+    ] = ()
+    adapt: Annotated[
+        Adapt,
+        setting(
+            "a single task trains the average skill, only its routing, or skills and routing",
+            source=_CACCIA.format("1.3"),
+        ),
+    ] = "mu"
+    routing_rate: Annotated[
+        float, setting("learning rate of the routing, as a multiple", source=_PONTI.format("1.7"), gt=0)
+    ] = 100.0
+    uniform_share: Annotated[
+        float,
+        setting("last share of training in which weights are led to 1/S", source=_CACCIA.format("1.3"), ge=0, lt=1),
+    ] = 0.0
+    ibp_weight: Annotated[float, setting("Indian buffet prior on the gates", source=_PONTI.format("1.6"), ge=0)] = 0.0
+    sparsity_weight: Annotated[
+        float, setting("L1 on gates beyond one free skill", source=_CACCIA.format("1.6"), ge=0)
+    ] = 0.0
+    information_weight: Annotated[
+        float, setting("gates decided for a task, open over all", source=_CACCIA.format("1.6"), ge=0)
+    ] = 0.0
+    orthogonality_weight: Annotated[
+        float, setting("squared cosines between skills", source=_CACCIA.format("1.6"), ge=0)
+    ] = 0.0
+    unknown_task: Annotated[
+        Literal["refuse", "average"], setting("texts for a task without routing: an error, or by the average skill")
+    ] = "refuse"
+    mixing: Annotated[Mixing, setting("share of the draws of a task of n rows: n, n^(1/temperature), or the same")] = (
+        "size"
+    )
+    mixing_temperature: Annotated[float, setting("temperature of the mixing", gt=0)] = 2.0
+    head_init: Annotated[HeadInit, setting(HEAD_INIT)] = "soft-probe"
+    head_start: Annotated[
+        Literal["label-text", "probe"],
+        setting(
+            "the head of a task that starts from an inventory: from its labels' texts, or head_init through skills"
+        ),
+    ] = "probe"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        problems = []
+        if self.num_splits > 1 and (self.skills == "prefix" or self.routing == "hypernetwork"):
+            problems.append("num_splits: prefixes and hypernetworks have one split")
+        if (self.routing == "expert") != bool(self.experts):
+            problems.append("experts: goes with routing = 'expert', and that with it")
+        if problems:
+            raise ConfigError("method: " + "; ".join(problems), "change one of the two")
+
+    def check(self, backbone: Backbone, task: Task) -> list[str]:
+        names = [member.name for member in task.members] or [task.name]
+        reasons = _wrong_experts(self.experts, names) if task.members else []
+        if self.skills == "prefix":
+            return reasons + check_prefix(backbone, None, "auto")
+        targets = self.target_modules
+        if targets not in ("auto", "all-linear"):
+            reasons += check_targets(backbone, (targets,) if isinstance(targets, str) else targets)
+        matrices = self.matrices(backbone)
+        return reasons + (
+            _wrong_splits(backbone, matrices, self.num_splits, both=self.skills == "lora")
+            if matrices
+            else ["target_modules: none found"]
+        )
+
+    def matrices(self, backbone: Backbone) -> list[str]:
+        """Names of the layers that get skills."""
+        return chosen_matrices(backbone, self.target_modules)
+
+    def attach(self, backbone: Backbone, task: Task, *, generator: torch.Generator) -> PolyAdapter:
+        return PolyAdapter(backbone, task, self, generator=generator)
+
+
+def _wrong_experts(experts: Sequence[Sequence[str]], names: Sequence[str]) -> list[str]:
+    named = [name for group in experts for name in group]
+    wrong = [f"experts: no task is called {name!r}" for name in named if name not in names]
+    wrong += [
+        f"experts: task {name!r} has {named.count(name)} experts"
+        for name in names
+        if experts and named.count(name) != 1
+    ]
+    return wrong
+
+
+def _wrong_splits(backbone: Backbone, matrices: Sequence[str], splits: int, *, both: bool) -> list[str]:
+    """A reason where the splits do not divide the widths of all layers."""
+    modules = [backbone.model.get_submodule(name) for name in matrices]
+    widths = [outputs(module) for module in modules] + ([inputs(module) for module in modules] if both else [])
+    common = gcd(*widths)
+    if common % splits == 0:
+        return []
+    divisors = ", ".join(str(number) for number in range(1, min(common, 256) + 1) if common % number == 0)
+    return [f"num_splits: {splits} does not divide the layers' widths {sorted(set(widths))}; these do: {divisors}"]
