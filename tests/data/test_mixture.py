@@ -66,9 +66,9 @@ def test_rows_for_the_test_stay_closed_and_get_the_labels_of_all():
 
 
 def test_texts_are_mixed_with_the_metric_all_share():
-    assert mix_tasks("t", [writing("a", "rouge_l"), writing("b", "rouge_l")]).metric == "rouge_l"
-    task = mix_tasks("t", [writing("a"), writing("b", "rouge_l")])
-    assert (task.kind, task.metric, task.labels) == ("generation", "bleu", ())
+    assert mix_tasks("t", [writing("a", "chrf"), writing("b", "chrf")]).metric == "chrf"
+    task = mix_tasks("t", [writing("a"), writing("b", "chrf")])
+    assert (task.kind, task.metric, task.labels) == ("generation", "rouge-l", ())
     assert task.pool[4].task == "b" and task.pool[4].label is None
 
 

@@ -9,7 +9,6 @@ from typing import Literal
 
 import torch
 
-from handful.data.references import GENERATION_METRIC
 from handful.data.task import Example, Task, as_member
 from handful.errors import ConfigError, DataError
 
@@ -19,7 +18,7 @@ Mixing = Literal["size", "temperature", "uniform"]
 def mix_tasks(name: str, tasks: Sequence[Task]) -> Task:
     """The task of these tasks, all of classes (of single texts, pairs or both) or all of generation.
 
-    It is scored, and selected, by the accuracy on labels; of texts by the metric that all members share, if they do.
+    Its metric is one that every member can be scored by: the accuracy, of texts the metric that all share or ROUGE-L.
     It has development rows where all members have. Raises: DataError with everything that is wrong at once.
     """
     if wrong := _problems(tasks):
@@ -28,10 +27,10 @@ def mix_tasks(name: str, tasks: Sequence[Task]) -> Task:
             "tasks of classes go together, and tasks of generation; each needs a name and rows of its own",
         )
     writing = tasks[0].kind == "generation"
-    metrics = {task.metric for task in tasks}
     metric = "accuracy"
     if writing:
-        metric = metrics.pop() if len(metrics) == 1 else GENERATION_METRIC
+        metrics = {task.metric for task in tasks}
+        metric = metrics.pop() if len(metrics) == 1 else "rouge-l"
     notes = [f"{task.name}: {note}" for task in tasks for note in task.notes]
     mixed = Task(
         name=name,

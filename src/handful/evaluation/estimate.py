@@ -1,6 +1,7 @@
 """Scores with their uncertainty.
 
-Three different questions, three functions. `bootstrap_score`: this trained model, had the test rows been others.
+Three different questions, three functions. `bootstrap_score`: this trained model, had the test rows been others
+(`mean_of` several tasks' too).
 `estimate_over_seeds`: this recipe, had the training rows and initial values been others. `paired_difference`: is
 one recipe better than another on the same tasks, rows and seeds. An interval of the first kind says nothing
 about the second.
@@ -8,9 +9,9 @@ about the second.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from math import inf, isfinite, sqrt
+from math import hypot, inf, isfinite, sqrt
 from typing import Any, Self, final
 
 import numpy as np
@@ -175,6 +176,22 @@ def wilson(successes: int, n: int, *, level: float = 0.95) -> Estimate:
     half = z / (1 + z**2 / n) * sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
     low, high = max(0.0, min(centre - half, share)), min(1.0, max(centre + half, share))
     return Estimate(share, low, high, n, level, "Wilson")
+
+
+def mean_of(estimates: Sequence[Estimate]) -> Estimate:
+    """The mean of scores on independent rows, such as of several tasks, had the rows of each been others.
+
+    Its interval is recovered from theirs, which need not be symmetric: mean − √(Σ (m_i − l_i)²) / T and
+    mean + √(Σ (u_i − m_i)²) / T (MOVER, Zou, Huang and Zhang 2009). None where one of them has none.
+    """
+    count, level = len(estimates), estimates[0].level
+    mean, rows = sum(e.mean for e in estimates) / count, sum(e.n for e in estimates)
+    below = [e.mean - e.low for e in estimates if e.low is not None]
+    above = [e.high - e.mean for e in estimates if e.high is not None]
+    if len(below) < count:
+        return Estimate(mean, None, None, rows, level, "one row in a task")
+    low, high = mean - hypot(*below) / count, mean + hypot(*above) / count
+    return Estimate(mean, low, high, rows, level, f"MOVER over {count} tasks")
 
 
 def estimate_over_seeds(

@@ -9,7 +9,7 @@ from typing import final
 import numpy as np
 import torch
 
-from handful.data.batching import EncodedRows, encode, encode_generation
+from handful.data.batching import EncodedRows, encode, encode_generation, encode_mixed
 from handful.data.task import Example, Task, TestRows
 from handful.errors import DataError
 from handful.evaluation.estimate import Estimate, bootstrap_score
@@ -44,9 +44,11 @@ def evaluate(
     predictor: str = "midpoint",
     draws: int = 10,
     generator: torch.Generator,
+    member: Task | None = None,
 ) -> Scores:
     """The task's metric and the usual others on these rows, with 95 % intervals.
 
+    `member` is the one of a task of tasks that all rows belong to: it is scored by its metrics, among its labels.
     Raises: DataError where a row has no label.
     """
     examples = rows._examples if isinstance(rows, TestRows) else tuple(rows)
@@ -55,8 +57,12 @@ def evaluate(
         raise DataError("expected labelled rows to evaluate, found none with a label")
     predictions = predict_rows(adapter, encoded, task.kind, predictor=predictor, draws=draws, generator=generator)
     targets = encoded.labels.numpy()
+    if member:
+        labels = task.label_ranges[member.name]
+        predictions = Predictions(predictions.scores[..., labels.start : labels.stop], member.kind)
+        targets = targets - labels.start
     sources = tuple(row.source for row in examples)
-    estimates = score_predictions(predictions, targets, task, generator)
+    estimates = score_predictions(predictions, targets, member or task, generator)
     return Scores(estimates, predictions, targets, sources, encoded.truncated)
 
 
@@ -91,6 +97,8 @@ def encode_for(
     Of generation: with the references to learn from, or `to_write` without them.
     """
     backbone, longest = adapter.backbone, longest_row(adapter, max_length, generation)
+    if generation is None and task.members:
+        return encode_mixed(rows, backbone.tokenizer, longest)
     if generation is None:
         return encode(rows, backbone.tokenizer, longest, kind=task.kind)
     return encode_generation(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, ClassVar, Literal, final
 
@@ -55,13 +55,16 @@ class GenerationOptions:
 
 
 @torch.no_grad()
-def token_nll(adapter: AbstractAdapter, rows: EncodedRows, batch_size: int = 32) -> float:
-    """Mean negative log-likelihood of a reference's token, at the midpoint; rows with targets."""
+def token_nll(
+    adapter: AbstractAdapter, rows: EncodedRows, batch_size: int = 32, *, only: Sequence[int] | None = None
+) -> float:
+    """Mean negative log-likelihood of a reference's token, at the midpoint; rows with targets, or `only` some."""
     was_training = adapter.training
     adapter.eval().begin_batch(None)
     total, count = 0.0, 0
-    for indices in plan_batches(rows.lengths, batch_size):
-        batch = rows.batch(indices).to(adapter.backbone.device)
+    lengths, chosen = rows.lengths, range(len(rows)) if only is None else only
+    for places in plan_batches([lengths[row] for row in chosen], batch_size):
+        batch = rows.batch([chosen[place] for place in places]).to(adapter.backbone.device)
         assert batch.labels is not None
         targets = token_targets(batch.labels)
         total += float(F.cross_entropy(adapter(batch).float(), targets, reduction="sum"))

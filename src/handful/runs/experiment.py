@@ -18,20 +18,21 @@ from typing import Any, final
 import numpy as np
 
 from handful.backbone.load import Backbone, hub_name, load_backbone
-from handful.data.split import Split, distinct
+from handful.data.split import Split, closed_keys, distinct
 from handful.data.task import Task, TaskKind
 from handful.errors import ConfigError, RunError
 from handful.evaluation.calibration import fit_temperature
-from handful.evaluation.evaluate import Scores, Written, encode_for, evaluate, evaluate_writing, longest_row
+from handful.evaluation.evaluate import encode_for, longest_row
 from handful.evaluation.landscape import measure_landscape
 from handful.evaluation.metrics import check_metric
 from handful.evaluation.predict import predict_rows
 from handful.evaluation.writing import GenerationOptions, token_nll
 from handful.methods import method_class
 from handful.methods.base import AbstractAdapter
-from handful.methods.head import AbstractHeadedAdapter
 from handful.randomness import stream
 from handful.runs.card import run_card
+from handful.runs.members import describe_task, first_of_members, num_test_rows, recorded_task, weighted
+from handful.runs.scoring import AnyScores, describe_scores, prediction_records, score_task
 from handful.runs.seen import seen_rows, start_notes
 from handful.runs.spec import RunOptions, RunSpec
 from handful.runs.start import Start, carried_over, check_backbone
@@ -71,7 +72,7 @@ class Training:
 
 
 def make_split(task: Task, spec: RunSpec) -> Split:
-    """The rows of a run. Without `shots`: every distinct row."""
+    """The rows of a run. Without `shots`: every distinct row (of every member)."""
     options = spec.options
     shots = options.shots
     if shots is None:
@@ -83,8 +84,9 @@ def make_split(task: Task, spec: RunSpec) -> Split:
 
 
 def distinct_rows(task: Task) -> int:
-    """Rows of the pool that remain once repeats, and rows that stand in test, are dropped."""
-    return len(distinct(task.pool, task.test.overlap_keys() if task.test else frozenset())[0])
+    """Rows of the pool, of tasks of tasks of the largest member's, once repeats and rows of the test are dropped."""
+    closed = closed_keys(task)
+    return max(len(distinct(part.pool, closed)[0]) for part in task.members or (task,))
 
 
 def open_backbone(spec: RunSpec, kind: TaskKind) -> Backbone:
@@ -126,11 +128,11 @@ def train(
     adapter = attach(task, spec, backbone)
     length = spec.options.max_length
     try:
-        initial = carried_over(start, adapter, task) if start else None
+        initial = carried_over(start, adapter) if start else None
         rows = encode_for(adapter, split.train, task, length, spec.generation)
         dev = encode_for(adapter, split.dev, task, length, spec.generation) if split.dev else None
         result = fit(
-            adapter, rows, dev, spec.training, kind=task.kind, metric=task.metric,
+            adapter, weighted(rows, spec.method), dev, spec.training, kind=task.kind, metric=task.metric,
             generator=stream(spec.options.seed, "fit"), on_event=on_event, checkpoint_folder=checkpoint_folder,
             initial=initial,
         )  # fmt: skip
@@ -148,21 +150,9 @@ def train(
     return Training(trained, split, result, temperature, truncated, rows.truncated_targets, notes)
 
 
-def score(trained: Trained) -> Scores | Written | None:
+def score(trained: Trained) -> AnyScores | None:
     """The score on the task's test rows, or None where there are none."""
-    if trained.task.test is None or not len(trained.task.test):
-        return None
-    options = trained.spec.options
-    if trained.spec.generation:
-        assert isinstance(trained.adapter, AbstractHeadedAdapter)
-        return evaluate_writing(
-            trained.adapter, trained.task.test, trained.task, trained.spec.generation, max_length=options.max_length,
-            predictor=options.predictor, generator=stream(options.seed, "evaluate"),
-        )  # fmt: skip
-    return evaluate(
-        trained.adapter, trained.task.test, trained.task, max_length=options.max_length, predictor=options.predictor,
-        draws=options.draws, generator=stream(options.seed, "evaluate"),
-    )  # fmt: skip
+    return score_task(trained.adapter, trained.task, trained.spec)
 
 
 def run(
@@ -185,7 +175,8 @@ def run(
     An interrupted run keeps its checkpoint in a hidden folder and continues from there when started again. Of several
     processes (`accelerate launch`), which see the same files, the main one writes and the others read.
     """
-    check_metric(task.metric, task.kind, len(task.labels))
+    for part in (task, *task.members):
+        check_metric(part.metric, part.kind, len(part.labels))
     spec = spec.suited(task.kind)
     split = make_split(task, spec)
     check_writable(root)
@@ -285,7 +276,7 @@ def run_name(task: Task, spec: RunSpec, key: str) -> str:
     return f"{safe}-{spec.method.name}-k{shots}-s{spec.options.seed}-{key[:8]}"
 
 
-def describe(training: Training, scores: Scores | Written | None, key: str, scoring_seconds: float) -> dict[str, Any]:
+def describe(training: Training, scores: AnyScores | None, key: str, scoring_seconds: float) -> dict[str, Any]:
     """The content of `run.json`."""
     trained, split, result = training.trained, training.split, training.result
     task, backbone = trained.task, trained.backbone
@@ -298,12 +289,9 @@ def describe(training: Training, scores: Scores | Written | None, key: str, scor
         "preset": trained.spec.preset,
         "choices": [{"name": c.name, "value": c.value, "reason": c.reason} for c in trained.spec.choices],
         "notes": [*training.notes, *getattr(trained.adapter, "notes", ())],
-        "task": {
-            "name": task.name, "kind": task.kind, "labels": list(task.labels), "metric": task.metric,
-            "origin": task.origin, "notes": list(task.notes),
-        },
+        "task": describe_task(task),
         "rows": {
-            "train": len(split.train), "dev": len(split.dev), "test": len(split.test or ()),
+            "train": len(split.train), "dev": len(split.dev), "test": num_test_rows(task),
             "dropped_duplicates": split.dropped_duplicates, "dropped_overlap": split.dropped_overlap,
             "truncated": training.truncated | ({"test": scores.truncated} if scores else {}),
             "truncated_references": training.truncated_references,
@@ -323,32 +311,8 @@ def describe(training: Training, scores: Scores | Written | None, key: str, scor
         },
         "temperature": training.temperature,
         "adapter": trained.adapter.report(),
-        "scores": {name: estimate.to_dict() for name, estimate in scores.estimates.items()} if scores else {},
+        **describe_scores(scores),
     }  # fmt: skip
-
-
-def prediction_records(scores: Scores | Written, task: Task) -> list[dict[str, Any]]:
-    """One record a test row: where it came from, its target, the prediction and the disagreement.
-
-    Of generation: the input, its references and what was written.
-    """
-    if isinstance(scores, Written):
-        return [
-            {"source": row.source, "text": row.text, "references": list(row.references), "written": text}
-            for row, text in zip(scores.records, scores.texts, strict=True)
-        ]
-    predictions = scores.predictions
-    records = []
-    disagreement = predictions.disagreement
-    for index, (source, target) in enumerate(zip(scores.sources, scores.targets.tolist(), strict=True)):
-        record: dict[str, Any] = {"source": source, "disagreement": round(float(disagreement[index]), 6)}
-        if task.kind == "regression":
-            record |= {"target": target, "prediction": float(predictions.values[index])}
-        else:
-            record |= {"target": task.labels[target], "prediction": task.labels[predictions.labels[index]]}
-            record["probabilities"] = [round(float(p), 6) for p in predictions.probabilities[index]]
-        records.append(record)
-    return records
 
 
 def verify(saved: Run, training: Training) -> Trained:
@@ -370,7 +334,8 @@ def verify(saved: Run, training: Training) -> Trained:
 def warm_scores(trained: Trained, split: Split) -> np.ndarray:
     """The scores of a few training rows at the midpoint; of generation the mean NLL of their references' tokens."""
     spec, task = trained.spec, trained.task
-    rows = encode_for(trained.adapter, split.train[:WARM_ROWS], task, spec.options.max_length, spec.generation)
+    few = first_of_members(split.train) if task.members else split.train[:WARM_ROWS]
+    rows = encode_for(trained.adapter, few, task, spec.options.max_length, spec.generation)
     if spec.generation:
         return np.asarray(token_nll(trained.adapter, rows))
     return predict_rows(trained.adapter, rows, task.kind).scores
@@ -393,7 +358,7 @@ def open_trained(saved: Run, *, backbone: Backbone | None = None) -> Trained:
     )  # fmt: skip
     backbone = backbone or open_backbone(spec, task_record["kind"])
     check_backbone(saved, backbone)
-    task = Task(task_record["name"], task_record["kind"], tuple(task_record["labels"]), task_record["metric"], pool=())
+    task = recorded_task(task_record)
     adapter = method.attach(backbone, task, generator=stream(spec.options.seed, "init"))
     expected = {name: tuple(tensor.shape) for name, tensor in adapter.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}

@@ -18,6 +18,8 @@ def start_notes(start: Start, split: Split) -> tuple[str, ...]:
     own = {text_key(row) for row in (*split.train, *split.dev)}
     others = tuple(row for row in split.task.pool if text_key(row) not in own)
     found = refuse_seen(name, seen, replace(split.task, pool=others, dev=None))
+    for member in split.task.members:
+        refuse_seen(name, seen, member)
     if found.pool <= TOLERATED_SHARE * found.pool_rows:
         return ()
     return (f"not only its own shots: the run it started from, {name}, has seen {found.pool:,} more rows of the pool",)

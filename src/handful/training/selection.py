@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isnan
 from typing import final
@@ -28,19 +29,35 @@ class DevScore:
     deviation: float = 0.0
 
 
-def combine(predictions: Predictions, targets: np.ndarray, metric: str, validation: Validation) -> DevScore:
-    """The dev score from scores (S, N, C).
+def combine(
+    predictions: Predictions,
+    targets: np.ndarray,
+    metric: str,
+    validation: Validation,
+    groups: Sequence[np.ndarray] | None = None,
+) -> DevScore:
+    """The dev score from scores (S, N, C); of `groups` of rows (positions) the mean over them.
 
     pooled: the metric once over the S·N predictions; averaged: the mean over S of the metric of one pass (sheet 3).
     The two agree for accuracy and MSE but not for F1, Matthews or correlations. With one point both are the metric.
     """
     singles = [Predictions(points[None], predictions.kind).needed_by(metric) for points in predictions.scores]
-    each = [score(metric, single, targets) for single in singles]
+    groups = groups or [np.arange(len(targets))]
+    each = [np.mean([score(metric, single[rows], targets[rows]) for rows in groups]) for single in singles]
+    combined = float(np.mean(each))
     if validation == "pooled" and len(singles) > 1:
-        pooled = score(metric, np.concatenate(singles), np.tile(targets, len(singles)))
-    else:
-        pooled = float(np.mean(each))
-    return DevScore(pooled, float(np.std(each)))
+        pooled = [np.concatenate([single[rows] for single in singles]) for rows in groups]
+        repeated = [np.tile(targets[rows], len(singles)) for rows in groups]
+        combined = float(np.mean([score(metric, *both) for both in zip(pooled, repeated, strict=True)]))
+    return DevScore(combined, float(np.std(each)))
+
+
+def rows_by_task(rows: EncodedRows) -> list[np.ndarray]:
+    """Positions of each task's rows; all together where they are of one task."""
+    if rows.tasks is None:
+        return [np.arange(len(rows))]
+    names = np.array(rows.tasks)
+    return [np.flatnonzero(names == name) for name in dict.fromkeys(rows.tasks)]
 
 
 @final
@@ -62,9 +79,13 @@ class Selector:
         self.since_best = 0
 
     def evaluate(self, adapter: AbstractAdapter, dev: EncodedRows, trunk: TrunkCache | None = None) -> DevScore:
-        """The dev score of the adapter as it is now; for generation the NLL of a reference's token at the midpoint."""
+        """The dev score of the adapter as it is now; for generation the NLL of a reference's token at the midpoint.
+
+        Of a task of tasks it is the mean over tasks, each counting alike.
+        """
+        groups = rows_by_task(dev)
         if self.kind == "generation":
-            return DevScore(token_nll(adapter, dev))
+            return DevScore(float(np.mean([token_nll(adapter, dev, only=rows.tolist()) for rows in groups])))
         stochastic = self.config.validation != "deterministic"
         self._evaluations += 1
         seed = self._seed + (self._evaluations if self.config.fresh_draws else 0)
@@ -78,7 +99,7 @@ class Selector:
             trunk=trunk,
         )
         assert dev.labels is not None
-        return combine(predictions, dev.labels.numpy(), self.metric, self.config.validation)
+        return combine(predictions, dev.labels.numpy(), self.metric, self.config.validation, groups)
 
     def improves(self, value: float) -> bool:
         """Whether this evaluation is now the chosen one, by the tie rule; counts evaluations without a gain."""

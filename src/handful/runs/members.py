@@ -1,0 +1,49 @@
+"""What a run on a task of tasks needs beside what every run does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from handful.data.batching import EncodedRows
+from handful.data.mixture import mixing_weights
+from handful.data.task import Example, Task
+from handful.methods.base import AbstractMethod
+
+
+def weighted(rows: EncodedRows, method: AbstractMethod) -> EncodedRows:
+    """Training rows drawn as the method mixes tasks; as they are where there is one task, or it does not mix."""
+    mixing = getattr(method, "mixing", None)
+    if rows.tasks is None or mixing is None:
+        return rows
+    return replace(rows, weights=mixing_weights(rows.tasks, mixing, getattr(method, "mixing_temperature", 1.0)))
+
+
+def first_of_members(rows: Sequence[Example]) -> list[Example]:
+    """The first row of each member."""
+    return list({row.task: row for row in reversed(rows)}.values())
+
+
+def describe_task(task: Task) -> dict[str, Any]:
+    """The "task" of `run.json`, with the "members" of a task of tasks."""
+    record: dict[str, Any] = {
+        "name": task.name, "kind": task.kind, "labels": list(task.labels), "metric": task.metric,
+        "origin": task.origin, "notes": list(task.notes),
+    }  # fmt: skip
+    if task.members:
+        brief = ("name", "kind", "labels", "metric")
+        members = [describe_task(member) for member in task.members]
+        record["members"] = [{key: member[key] for key in brief} for member in members]
+    return record
+
+
+def recorded_task(record: dict[str, Any]) -> Task:
+    """The task of `describe_task`, without rows."""
+    members = tuple(recorded_task(member) for member in record.get("members", ()))
+    return Task(record["name"], record["kind"], tuple(record["labels"]), record["metric"], pool=(), members=members)
+
+
+def num_test_rows(task: Task) -> int:
+    """Rows of the task's test, or of those of its members."""
+    return sum(len(part.test or ()) for part in task.members or (task,))

@@ -1,0 +1,117 @@
+"""The scores of a trained adapter on the test rows of its task, or of every member of a task of tasks, as records."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, final
+
+from handful.data.task import Task, TestRows
+from handful.evaluation.estimate import Estimate, mean_of
+from handful.evaluation.evaluate import Scores, Written, evaluate, evaluate_writing
+from handful.methods.base import AbstractAdapter
+from handful.methods.head import AbstractHeadedAdapter
+from handful.randomness import stream
+from handful.runs.spec import RunSpec
+
+
+@final
+@dataclass(frozen=True)
+class MemberScores:
+    """What the members of a task of tasks scored, each on its own test rows."""
+
+    members: dict[str, Scores | Written]
+
+    @property
+    def estimates(self) -> dict[str, Estimate]:
+        """The mean over members of every metric that all have."""
+        first, *others = [scores.estimates for scores in self.members.values()]
+        shared = [name for name in first if all(name in other for other in others)]
+        return {name: mean_of([first[name], *(other[name] for other in others)]) for name in shared}
+
+    @property
+    def truncated(self) -> int:
+        """Rows that were cut."""
+        return sum(scores.truncated for scores in self.members.values())
+
+
+AnyScores = Scores | Written | MemberScores
+
+
+def score_task(adapter: AbstractAdapter, task: Task, spec: RunSpec) -> AnyScores | None:
+    """The scores on the task's test rows, or on its members', or None where there are none."""
+    if not task.members:
+        return _score_rows(adapter, task.test, task, spec) if task.test else None
+    found = {}
+    for member in task.members:
+        if member.test:
+            rows = member.test.of_member(member.name, task.label_ranges[member.name].start)
+            found[member.name] = _score_rows(adapter, rows, task, spec, member)
+    return MemberScores(found) if found else None
+
+
+def _score_rows(
+    adapter: AbstractAdapter, rows: TestRows, task: Task, spec: RunSpec, member: Task | None = None
+) -> Scores | Written:
+    options, generator = spec.options, stream(spec.options.seed, "evaluate")
+    if spec.generation:
+        assert isinstance(adapter, AbstractHeadedAdapter)
+        return evaluate_writing(
+            adapter, rows, member or task, spec.generation, max_length=options.max_length,
+            predictor=options.predictor, generator=generator,
+        )  # fmt: skip
+    return evaluate(
+        adapter, rows, task, max_length=options.max_length, predictor=options.predictor, draws=options.draws,
+        generator=generator, member=member,
+    )  # fmt: skip
+
+
+def describe_scores(scores: AnyScores | None) -> dict[str, Any]:
+    """The "scores" of `run.json`, with those of "members" where they are means over these."""
+    if scores is None:
+        return {"scores": {}}
+    record: dict[str, Any] = {"scores": _as_record(scores.estimates)}
+    if isinstance(scores, MemberScores):
+        record["members"] = {name: _as_record(own.estimates) for name, own in scores.members.items()}
+    return record
+
+
+def _as_record(estimates: dict[str, Estimate]) -> dict[str, Any]:
+    return {name: estimate.to_dict() for name, estimate in estimates.items()}
+
+
+def prediction_records(scores: AnyScores, task: Task) -> list[dict[str, Any]]:
+    """One record a test row: where it came from, its target, the prediction and the disagreement.
+
+    Of generation: the input, its references and what was written. Of a task of tasks also the row's task.
+    """
+    if isinstance(scores, MemberScores):
+        return [
+            {"task": name, **record}
+            for name, own in scores.members.items()
+            for record in _records(own, task, task.label_ranges[name])
+        ]
+    return _records(scores, task, range(len(task.labels)))
+
+
+def _records(scores: Scores | Written, task: Task, labels: range) -> list[dict[str, Any]]:
+    """Records of rows that are scored among these of the task's labels."""
+    if isinstance(scores, Written):
+        return [
+            {"source": row.source, "text": row.text, "references": list(row.references), "written": text}
+            for row, text in zip(scores.records, scores.texts, strict=True)
+        ]
+    predictions = scores.predictions
+    records = []
+    disagreement = predictions.disagreement
+    before, behind = [0.0] * labels.start, [0.0] * (len(task.labels) - labels.stop)
+    for index, (source, target) in enumerate(zip(scores.sources, scores.targets.tolist(), strict=True)):
+        record: dict[str, Any] = {"source": source, "disagreement": round(float(disagreement[index]), 6)}
+        if task.kind == "regression":
+            record |= {"target": target, "prediction": float(predictions.values[index])}
+        else:
+            chosen = labels[int(predictions.labels[index])]
+            record |= {"target": task.labels[labels[target]], "prediction": task.labels[chosen]}
+            probabilities = [round(float(p), 6) for p in predictions.probabilities[index]]
+            record["probabilities"] = [*before, *probabilities, *behind]
+        records.append(record)
+    return records
