@@ -22,9 +22,12 @@ from handful.evaluation.predict import Predictions, check_predictor, predict_row
 from handful.evaluation.writing import write
 from handful.export.formats import ExportReport, export
 from handful.methods.head import AbstractHeadedAdapter
+from handful.methods.poly import Poly
 from handful.randomness import stream
 from handful.runs.experiment import Trained, open_backbone, open_trained, run, score, train
-from handful.runs.spec import RunSpec, resolve
+from handful.runs.inventory import inherited, take_task
+from handful.runs.spec import RunSpec, full_names, resolve
+from handful.runs.start import read_start
 from handful.runs.store import Run, read_run
 from handful.studies.auto import AUTO, BUDGET, candidate_specs, choose
 from handful.training.events import Listener
@@ -140,6 +143,7 @@ def fit(
     columns: Mapping[str, Any] | None = None,
     settings: Mapping[str, Any] | None = None,
     backbone: Backbone | None = None,
+    start: str | Path | None = None,
     budget: float = BUDGET,
     on_event: Listener | None = None,
     **overrides: Any,
@@ -150,14 +154,20 @@ def fit(
     its rows are set apart first (None: no test score). `output` is the folder for run folders; without it nothing
     is written. `columns` maps a file's columns (text, text_pair, label, kind, metric, encoding). Settings go by
     dotted name in `settings`, or by bare name as keyword: `shots=100, learning_rate=0.01, num_vertices=3`. The method
-    "auto" is chosen by resampling the training rows within `budget` seconds; `spec.choices` says why.
+    "auto" is chosen by resampling the training rows within `budget` seconds; `spec.choices` says why. `start` is a run
+    to start from, or a prompt that PEFT has saved; an inventory of many tasks also decides the method and its sizes.
 
     Raises: ConfigError, DataError, ModelError or RunError, all before training where it can be known then.
     """
 
-    def resolved(name: str) -> RunSpec:
-        return resolve(name, model=model, preset=preset, overrides={**(settings or {}), **overrides})
+    started = read_start(Path(start)) if start else None
+    common = inherited(started) if isinstance(started, Run) else {}
 
+    def resolved(name: str) -> RunSpec:
+        given = full_names(name, {**(settings or {}), **overrides})
+        return resolve(name, model=model, preset=preset, overrides={**common, **given})
+
+    method = Poly.name if common else method
     specs = candidate_specs(resolved) if method == AUTO else [resolved(method)]
     spec = specs[0]
     task = data if isinstance(data, Task) else open_task(data, test=test, **(columns or {}))
@@ -167,16 +177,22 @@ def fit(
         backbone = backbone or open_backbone(spec, task.kind)
         spec = choose(task, specs, backbone=backbone, budget=budget).spec
     if output is not None:
-        saved, trained = run(task, spec, Path(output), backbone=backbone, on_event=on_event, again=again)
+        saved, trained = run(task, spec, Path(output), backbone=backbone, start=started, on_event=on_event, again=again)
         return FittedModel(trained, saved, _estimates(saved))
-    trained = train(task, spec, backbone=backbone, on_event=on_event).trained
+    trained = train(task, spec, backbone=backbone, start=started, on_event=on_event).trained
     scores = score(trained)
     return FittedModel(trained, None, scores.estimates if scores else {})
 
 
-def load(folder: str | Path, *, backbone: Backbone | None = None) -> FittedModel:
-    """The model of a run folder. Raises: RunError for a missing or damaged folder, ModelError for another backbone."""
+def load(folder: str | Path, *, task: str | None = None, backbone: Backbone | None = None) -> FittedModel:
+    """The model of a run folder; of an inventory of many tasks, that of one `task`.
+
+    Raises: RunError for a missing or damaged folder, ModelError for another backbone, DataError for an unknown task.
+    """
     saved = read_run(folder)
+    if task is not None:
+        record, trained = take_task(saved, task, backbone)
+        return FittedModel(trained, None, {name: Estimate.from_dict(value) for name, value in record["scores"].items()})
     return FittedModel(open_trained(saved, backbone=backbone), saved, _estimates(saved))
 
 

@@ -13,6 +13,7 @@ from handful.cli.demo import demo
 from handful.cli.doctor import doctor
 from handful.cli.export import export
 from handful.cli.fit import fit
+from handful.cli.inventory import inventory
 from handful.cli.methods import methods
 from handful.cli.models import models
 from handful.cli.predict import predict
@@ -42,3 +43,4 @@ for verb in (study, compare, report):
     app.command(rich_help_panel="Compare")(verb)
 for verb in (methods, models, tasks, doctor):
     app.command(rich_help_panel="See what there is")(verb)
+app.add_typer(inventory, name="inventory", rich_help_panel="Train and use")

@@ -96,15 +96,18 @@ class RunArguments:
         except ConfigError:  # an unreadable file, which `spec` complains about
             return False
 
-    def spec(self, method: str | None = None) -> RunSpec:
-        """The resolved run: options win over `--set`, `--set` over the file, the file over the preset.
+    def spec(self, method: str | None = None, common: Mapping[str, Any] | None = None) -> RunSpec:
+        """The resolved run: options win over `--set`, `--set` over the file, the file over `common`, that over the
+        preset.
 
-        `method` takes the place of the one that was given.
+        `method` takes the place of the one that was given; `common` has dotted names.
         """
-        from handful.runs.spec import resolve
+        from handful.runs.spec import full_names, resolve
 
         problems: list[str] = []
         given, origins = self._given(problems)
+        if common and method:
+            given = {**common, **full_names(method, given)}
         chosen, model, preset = (
             given.pop(name, default)
             for name, default in (("method", DEFAULT_METHOD), ("model", DEFAULT_MODEL), ("preset", DEFAULT_PRESET))

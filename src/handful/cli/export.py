@@ -20,6 +20,7 @@ def export(
             "pruning, each layer as small as it can be, for handful's loader; onnx: one file with the head inside."
         ),
     ] = "peft",
+    task: Annotated[str | None, typer.Option(help="Of an inventory of many tasks: this one.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an older export of that name.")] = False,
     model: Annotated[
         str | None, typer.Option(help="Where the pretrained model is now.", show_default="where it was in training")
@@ -33,11 +34,14 @@ def export(
     from handful.errors import ConfigError, nearest
     from handful.export.folder import refuse_existing
     from handful.export.plan import FORMATS
+    from handful.runs.inventory import member_record
+    from handful.runs.store import read_run
 
     if format not in FORMATS:
         raise ConfigError(f"unknown export format {format!r}", nearest(format, FORMATS))
     refuse_existing(output, overwrite)
-    fitted = open_model(run, model)
+    member_record(read_run(run), task)
+    fitted = open_model(run, model, task)
     say(f"writing and checking {output} …")
     report = fitted.export(output, format, overwrite=overwrite)
     if as_json:

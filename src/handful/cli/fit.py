@@ -31,6 +31,12 @@ def fit(
             "--start", "--init-from", help="Run, or prompt saved by PEFT, to start from.", show_default="afresh"
         ),
     ] = None,
+    adapt: Annotated[
+        str | None,
+        typer.Option(
+            help="From an inventory: mu trains its average skill, z only a routing, full both.", show_default="mu"
+        ),
+    ] = None,
     again: Annotated[bool, typer.Option("--again", help="Train once more what has been trained already.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the run's record as JSON.")] = False,
 ) -> None:
@@ -38,17 +44,31 @@ def fit(
 
     Stopped by Ctrl-C or a power cut, the same command continues from the last checkpoint.
     """
+    from handful.methods.poly import Poly
     from handful.runs.experiment import run
+    from handful.runs.inventory import inherited
     from handful.runs.start import read_start
-    from handful.runs.store import check_writable
+    from handful.runs.store import Run, check_writable
 
     is_auto = arguments.is_auto()
     if budget is not None and not is_auto:
         raise ConfigError("--budget: only --method auto chooses within a time", "leave it out")
     if start is not None and is_auto:
         raise ConfigError("--start: a run to start from decides the method, found --method auto", "name that method")
-    specs = auto_specs(arguments) if is_auto else [arguments.spec()]
     started = read_start(start) if start else None
+    common: dict[str, Any] = {}
+    if isinstance(started, Run) and (common := inherited(started)):
+        arguments.model = arguments.model or started.record["spec"]["model"]
+    if adapt is not None and not common:
+        raise ConfigError("--adapt: says how to start from an inventory of many tasks", "give one: --init-from FOLDER")
+    if common:
+        given = arguments.method or Poly.name
+        if given != Poly.name:
+            raise ConfigError(f"--method: an inventory is of the method {Poly.name!r}, found {given!r}", "leave it out")
+        common |= {"method.adapt": adapt} if adapt else {}
+        specs = [arguments.spec(Poly.name, common)]
+    else:
+        specs = auto_specs(arguments) if is_auto else [arguments.spec()]
     check_writable(output)
     task = arguments.task()
     spec, backbone = choose_method(task, specs, budget) if is_auto else (specs[0], None)

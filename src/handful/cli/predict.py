@@ -32,6 +32,7 @@ def predict(
     text: Annotated[str, typer.Option(help="Column of the text.")] = "text",
     text_pair: Annotated[str | None, typer.Option(help="Column of a pair's second text.", show_default="found")] = None,
     encoding: Annotated[str | None, typer.Option(help="Encoding of the input.", show_default="utf-8")] = None,
+    task: Annotated[str | None, typer.Option(help="Of an inventory of many tasks: this one.")] = None,
     model: Annotated[
         str | None, typer.Option(help="Where the pretrained model is now.", show_default="where it was in training")
     ] = None,
@@ -39,12 +40,13 @@ def predict(
 ) -> None:
     """Predict texts: the label, the probability of every class, and how far the simplex disagrees."""
     check_output(output, source)
+    from handful.runs.inventory import member_record
     from handful.runs.store import read_run
 
     saved = read_run(run)
-    kind = saved.record["task"]["kind"]
+    kind = member_record(saved, task)["kind"]
     rows = read_input(source, kind=kind, text=text, text_pair=text_pair, encoding=encoding)
-    fitted = open_model(run, model)
+    fitted = open_model(run, model, task)
     records = prediction_records(fitted, rows, predictor)
     if output is None:
         write_records(sys.stdout, records, ".jsonl" if as_json else ".csv")
@@ -53,17 +55,21 @@ def predict(
         say(f"{len(rows):,} predictions written to {output}")
 
 
-def open_model(run: Path, model: str | None) -> FittedModel:
-    """The trained model of a run, on the pretrained model it was trained on or the same one elsewhere."""
+def open_model(run: Path, model: str | None, task: str | None = None) -> FittedModel:
+    """The trained model of a run, or of a task of an inventory, on the pretrained model it was trained on or the same
+    one elsewhere.
+    """
     from handful.api import load
     from handful.backbone.load import load_backbone
     from handful.runs.store import read_run
 
     if model is None:
-        return load(run)
+        return load(run, task=task)
     record = read_run(run).record
     purpose = "lm" if record["task"]["kind"] == "generation" else "features"
-    return load(run, backbone=load_backbone(model, pooling=record["spec"]["run"]["pooling"], purpose=purpose))
+    return load(
+        run, task=task, backbone=load_backbone(model, pooling=record["spec"]["run"]["pooling"], purpose=purpose)
+    )
 
 
 def check_output(output: Path | None, source: str) -> None:

@@ -71,7 +71,9 @@ class PolyAdapter(AbstractHeadedAdapter):
         method = self.method
         if not self.task.members and method.adapt == "mu":
             return 1, 1
-        counts = {"shared": 1, "private": len(self.tasks), "expert": len(method.experts)}
+        counts = {"shared": 1}
+        if self.task.members:
+            counts |= {"private": len(self.tasks), "expert": len(method.experts)}
         return counts.get(method.routing, method.num_skills), method.num_splits
 
     def _make_routing(self, count: int, splits: int, generator: torch.Generator) -> AbstractRouting:
@@ -235,7 +237,7 @@ class PolyAdapter(AbstractHeadedAdapter):
         prefix = "skills.parts."
         saved = {name.removeprefix("skills."): part for name, part in weights.items() if name.startswith(prefix)}
         if self._inventory()[0] == 1:
-            saved = self.skills.averaged(saved)
+            saved = self.skills.collapsed(saved)
         found = {f"skills.{name}": part for name, part in saved.items()}
         found |= self._carried_routing(weights, record)
         projection = weights.get("head.projection")
@@ -259,6 +261,20 @@ class PolyAdapter(AbstractHeadedAdapter):
         for name in set(tasks) & set(self.tasks):
             rows[:, self.tasks[name]] = saved[:, tasks.index(name)]
         return {"routing.logits": rows}
+
+    @torch.no_grad()
+    def taken(self, name: str) -> dict[str, torch.Tensor]:
+        """The state of an adapter on this one of the tasks alone, which gives the same scores."""
+        weights = self.weights([self.tasks[name]])
+        found = self.skills.collapsed(dict(self.skills.named_parameters()), weights)
+        state = {f"skills.{key}": part for key, part in found.items()}
+        state |= {"progress": self.progress, "routing.table": torch.ones(1, 1)}
+        state |= {key: part for key, part in self.state_dict().items() if key.startswith("pooler.")}
+        if isinstance(self.head, LabelTextHead):
+            weight, bias = self.head.folded(name)
+            state |= {"head.weight": weight[None], "head.bias": bias[None]}
+            state |= {"head.offset": self.head.offset, "head.scale": self.head.scale}
+        return {key: tensor.detach().clone() for key, tensor in state.items()}
 
     @torch.no_grad()
     def merged_model(self) -> nn.Module:

@@ -38,18 +38,25 @@ def label_embeddings(backbone: Backbone, labels: Sequence[str]) -> torch.Tensor:
 
 @final
 class LabelTextHead(nn.Module):
-    """Scores (B, C) of features (B, D), each row among the labels of its own task."""
+    """Scores (B, C) of features (B, D), each row among the labels of its own task.
+
+    A task that was added afterwards has weights `own` (C, D), and zeros for the texts of its labels.
+    """
 
     num_vertices = 1
     offset: torch.Tensor
     scale: torch.Tensor
     labels: torch.Tensor
+    own: torch.Tensor
+    own_bias: torch.Tensor
 
     def __init__(self, backbone: Backbone, task: Task):
         super().__init__()
         self.spans = task.label_ranges
         self.projection = nn.Parameter(torch.eye(backbone.hidden_size))
         self.register_buffer("labels", label_embeddings(backbone, [m for t in task.members for m in t.labels]))
+        self.register_buffer("own", torch.zeros_like(self.labels))
+        self.register_buffer("own_bias", torch.zeros(len(self.labels)))
         self.register_buffer("offset", torch.zeros(()))
         self.register_buffer("scale", torch.ones(()))
 
@@ -58,10 +65,10 @@ class LabelTextHead(nn.Module):
         with torch.no_grad():
             self.projection.copy_(torch.eye(len(self.projection)) * (SHARPNESS / features.norm(dim=1).mean()))
 
-    def class_weights(self, task: str) -> torch.Tensor:
-        """(C, D) of one task."""
-        span = self.spans[task]
-        return self.labels[span.start : span.stop] @ self.projection
+    def folded(self, task: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Weights (C, D) and biases (C,) of one task's classes."""
+        span = slice(self.spans[task].start, self.spans[task].stop)
+        return self.labels[span] @ self.projection + self.own[span], self.own_bias[span]
 
     def forward(self, features: torch.Tensor, tasks: Sequence[str]) -> torch.Tensor:
         """Each task's rows are scored by themselves: no other task changes a bit of them."""
@@ -76,5 +83,5 @@ class LabelTextHead(nn.Module):
         for name in dict.fromkeys(tasks):
             rows = torch.tensor([row for row, task in enumerate(tasks) if task == name], device=features.device)
             span = torch.arange(self.spans[name].start, self.spans[name].stop, device=features.device)
-            scores = scores.index_put((rows[:, None], span), features[rows] @ self.class_weights(name).T)
+            scores = scores.index_put((rows[:, None], span), F.linear(features[rows], *self.folded(name)))
         return scores

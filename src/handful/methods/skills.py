@@ -56,8 +56,12 @@ class AbstractSkills(nn.Module, ABC):
         """Use no skill in the coming forwards."""
 
     @abstractmethod
-    def averaged(self, saved: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The parameters of another inventory's average as those of an inventory of one skill and one split."""
+    def collapsed(
+        self, saved: Mapping[str, torch.Tensor], weights: torch.Tensor | None = None
+    ) -> dict[str, torch.Tensor]:
+        """The parameters of an inventory of one skill and one split, which another inventory's are at the weights
+        (R, 1, q, S) of one task, or on average; `saved` are that one's.
+        """
 
     @abstractmethod
     def remove(self) -> None:
@@ -86,6 +90,12 @@ class AbstractMatrixSkills(AbstractSkills):
     @abstractmethod
     def update(self, name: str, weights: torch.Tensor, groups: torch.Tensor | None) -> AbstractUpdate:
         """The update of one matrix at the weights (U, q, S)."""
+
+    def _weights_of(self, name: str, part: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
+        """Those (1, q, S) of a matrix, even where none are given, for a part (q, S, …)."""
+        return (
+            part.new_full((1, *part.shape[:2]), 1 / part.shape[1]) if weights is None else weights[self._router[name]]
+        )
 
     def updates(self, weights: torch.Tensor, groups: torch.Tensor | None) -> dict[str, AbstractUpdate]:
         """Those of all matrices at the weights (R, U, q, S)."""
@@ -131,12 +141,16 @@ class LowRankSkills(AbstractMatrixSkills):
     def update(self, name: str, weights: torch.Tensor, groups: torch.Tensor | None) -> LowRank:
         return LowRank(self.part(name, "down"), self.part(name, "up"), weights, groups, self.scale)
 
-    def averaged(self, saved: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def collapsed(
+        self, saved: Mapping[str, torch.Tensor], weights: torch.Tensor | None = None
+    ) -> dict[str, torch.Tensor]:
         found = {}
-        for key in [key for key in saved if key.endswith("__down")]:
-            down, up = saved[key], saved[key.removesuffix("down") + "up"]
-            weights = down.new_full((1, *down.shape[:2]), 1 / down.shape[1])
-            found[key], found[key.removesuffix("down") + "up"] = (part[None] for part in mix_factors(down, up, weights))
+        for name in self.updating.modules:
+            keys = [f"parts.{name.replace('.', '__')}__{kind}" for kind in ("down", "up")]
+            if all(key in saved for key in keys):
+                down, up = (saved[key] for key in keys)
+                mixed = mix_factors(down, up, self._weights_of(name, down, weights))
+                found |= {key: part[None] for key, part in zip(keys, mixed, strict=True)}
         return found
 
     def orthogonality(self) -> torch.Tensor:
@@ -162,8 +176,15 @@ class RescalingSkills(AbstractMatrixSkills):
     def update(self, name: str, weights: torch.Tensor, groups: torch.Tensor | None) -> Rescale:
         return Rescale(self.part(name, "scales"), weights, groups)
 
-    def averaged(self, saved: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        return {key: part.mean(1).flatten()[None, None] for key, part in saved.items()}
+    def collapsed(
+        self, saved: Mapping[str, torch.Tensor], weights: torch.Tensor | None = None
+    ) -> dict[str, torch.Tensor]:
+        keys = {f"parts.{name.replace('.', '__')}__scales": name for name in self.updating.modules}
+        return {
+            key: torch.einsum("uqs,qso->uqo", self._weights_of(keys[key], part, weights), part).flatten()[None, None]
+            for key, part in saved.items()
+            if key in keys
+        }
 
 
 @final
@@ -198,8 +219,15 @@ class PrefixSkills(AbstractSkills):
     def clear(self) -> None:
         self.backbone.injection.clear()
 
-    def averaged(self, saved: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        return {key: part.mean(0, keepdim=True) for key, part in saved.items()}
+    def collapsed(
+        self, saved: Mapping[str, torch.Tensor], weights: torch.Tensor | None = None
+    ) -> dict[str, torch.Tensor]:
+        key, prefixes = "parts.keys_values", saved.get("parts.keys_values")
+        if prefixes is None:
+            return {}
+        if weights is None:
+            return {key: prefixes.mean(0, keepdim=True)}
+        return {key: torch.einsum("ls,slkhpd->lkhpd", weights[self._router, 0, 0], prefixes)[None]}
 
     def remove(self) -> None:
         self.clear()

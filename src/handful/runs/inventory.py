@@ -1,0 +1,221 @@
+"""What can be done with an inventory without training: take a task out of it, add, remove and rename tasks.
+
+An inventory is a run of `poly` on many tasks. All of this works on the saved tensors; nothing that is there is changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from handful.backbone.load import Backbone
+from handful.errors import DataError, RunError, nearest
+from handful.methods.inventory import PolyAdapter
+from handful.methods.poly import Poly
+from handful.randomness import stream
+from handful.runs.card import run_card
+from handful.runs.experiment import Trained, open_trained
+from handful.runs.members import describe_task
+from handful.runs.store import Run, write_run
+
+INHERITED = (
+    "skills", "num_skills", "num_splits", "rank", "alpha", "prefix_length", "target_modules", "sharing", "gate",
+)  # fmt: skip
+"""Settings that a run which starts from an inventory takes over from it, unless others are given."""
+
+
+def task_names(saved: Run) -> list[str]:
+    """The names of an inventory's tasks. Raises: RunError for another run."""
+    members = saved.record["task"].get("members")
+    if not members:
+        raise RunError(
+            f"{saved.folder}: expected an inventory of many tasks, found a run on {saved.record['task']['name']!r}",
+            "`handful pretrain` makes an inventory",
+        )
+    return [member["name"] for member in members]
+
+
+def member_record(saved: Run, name: str | None) -> dict[str, Any]:
+    """What is said of the task of a run, or of the one of this name in an inventory.
+
+    Raises: DataError where a name is missing, wrong or not wanted.
+    """
+    task = saved.record["task"]
+    members = {member["name"]: member for member in task.get("members", ())}
+    if name is None and members:
+        raise DataError(
+            f"{saved.folder}: an inventory of {len(members)} tasks", "name one: --task " + next(iter(members))
+        )
+    if name is None or (name == task["name"] and not members):
+        return task
+    if name not in members:
+        found = f"no task is called {name!r}" if members else f"a run on {task['name']!r} alone, found --task {name}"
+        raise DataError(f"{saved.folder}: {found}", nearest(name, members) if members else "leave --task out")
+    return members[name]
+
+
+def inherited(saved: Run) -> dict[str, Any]:
+    """What a run that starts from an inventory has in common with it, by dotted names; empty for other runs."""
+    if not saved.record["task"].get("members"):
+        return {}
+    spec = saved.record["spec"]
+    found = {f"method.{name}": spec["method"][name] for name in INHERITED}
+    found |= {f"run.{name}": spec["run"][name] for name in ("pooling", "max_length")}
+    return found | {f"generation.{name}": value for name, value in spec.get("generation", {}).items()}
+
+
+def take_task(saved: Run, name: str, backbone: Backbone | None = None) -> tuple[dict[str, Any], Trained]:
+    """One task of an inventory as a run of its own: one LoRA (IA3, prefix) and one ordinary head, and its record.
+
+    Raises: DataError for a task that is not there.
+    """
+    _place(saved, name)
+    record = saved.record
+    whole = open_trained(saved, backbone=backbone)
+    assert isinstance(whole.adapter, PolyAdapter)
+    method = replace(whole.adapter.method, adapt="mu", routing="learned", experts=())
+    state = whole.adapter.taken(name)
+    whole.adapter.detach()
+    member = next(task for task in whole.task.members if task.name == name)
+    adapter = method.attach(whole.backbone, member, generator=stream(whole.spec.options.seed, "init"))
+    adapter.load_state_dict(state)
+    adapter.eval()
+    taken = Trained(replace(whole.spec, method=method), member, whole.backbone, adapter)
+    scores = record.get("members", {}).get(name, {})
+    notes = [*record["notes"], f"task {name!r} of the inventory {saved.folder.name}"]
+    changed = {"spec": taken.spec.resolved(), "task": describe_task(member), "scores": scores, "members": {}}
+    return _keyed(record | changed | {"notes": notes, "adapter": adapter.report()}, f"take {name}"), taken
+
+
+def rename_task(saved: Run, name: str, new: str, output: Path) -> Run:
+    """The inventory with another name for one task. Raises: DataError for a name that is missing or taken."""
+    _place(saved, name)
+    _refuse_known(saved, new)
+    members = [m | {"name": new} if m["name"] == name else m for m in saved.record["task"]["members"]]
+    scores = {new if other == name else other: value for other, value in saved.record.get("members", {}).items()}
+    return _write(saved, members, scores, saved.weights(), f"rename {name} to {new}", output)
+
+
+def remove_task(saved: Run, name: str, output: Path) -> Run:
+    """The inventory without the routing and the labels of one task; its skills stay as they are."""
+    place = _place(saved, name)
+    _refuse_fixed(saved)
+    names = [other for other in task_names(saved) if other != name]
+    if len(names) < 2:
+        raise DataError(f"{saved.folder}: an inventory has at least two tasks", f"take {names[0]!r} out of it instead")
+    weights, span = saved.weights(), _span(saved, name)
+    kept = [index for index in range(len(names) + 1) if index != place]
+    for key in ("head.labels", "head.own", "head.own_bias"):
+        if key in weights:
+            weights[key] = torch.cat((weights[key][: span.start], weights[key][span.stop :]))
+    weights |= _routing_without(weights, kept)
+    members = [member for member in saved.record["task"]["members"] if member["name"] != name]
+    scores = {other: value for other, value in saved.record.get("members", {}).items() if other != name}
+    return _write(saved, members, scores, weights, f"remove {name}", output)
+
+
+def add_task(saved: Run, added: Run, output: Path) -> Run:
+    """The inventory with the routing and the head of a run that started from it with adapt = "z".
+
+    All tensors of other tasks stay as they are, to the bit. Raises: RunError for a run that has changed skills or
+    started elsewhere, DataError for a name that is taken.
+    """
+    task_names(saved)
+    method = added.record["spec"]["method"]
+    if method["name"] != Poly.name or method.get("adapt") != "z" or added.record["spec"].get("start") != saved.key:
+        raise RunError(
+            f"{added.folder}: expected a run that learned nothing but its routing, from this inventory",
+            f"handful fit DATA --init-from {saved.folder} --adapt z",
+        )
+    _refuse_fixed(saved)
+    task = added.record["task"]
+    _refuse_known(saved, task["name"])
+    weights, new = saved.weights(), added.weights()
+    if "routing.logits" in weights:
+        weights["routing.logits"] = torch.cat((weights["routing.logits"], new["routing.logits"]), 1)
+    else:
+        weights["routing.table"] = torch.cat((weights["routing.table"], new["routing.table"]))
+    if "head.own" in weights:
+        ratio = new["head.scale"] / weights["head.scale"]
+        own, bias = new["head.weight"][0] * ratio, new["head.bias"][0] * ratio
+        weights["head.labels"] = torch.cat((weights["head.labels"], torch.zeros_like(own)))
+        weights["head.own"] = torch.cat((weights["head.own"], own))
+        weights["head.own_bias"] = torch.cat((weights["head.own_bias"], bias))
+    member = {key: task[key] for key in ("name", "kind", "labels", "metric")}
+    scores = saved.record.get("members", {}) | {task["name"]: added.record["scores"]}
+    members, seen = [*saved.record["task"]["members"], member], added.seen() or frozenset()
+    return _write(saved, members, scores, weights, f"add {added.key}", output, seen)
+
+
+def _write(
+    saved: Run,
+    members: Sequence[Mapping[str, Any]],
+    scores: Mapping[str, Any],
+    weights: Mapping[str, torch.Tensor],
+    change: str,
+    output: Path,
+    seen: Collection[bytes] = (),
+) -> Run:
+    """Another inventory with these members, in a folder of its own. Raises: RunError where there is one."""
+    if output.exists():
+        raise RunError(f"{output}: exists already", "give another --output; an inventory is never changed in place")
+    labels = [f"{member['name']}: {label}" for member in members for label in member["labels"]]
+    task = saved.record["task"] | {"labels": labels, "members": list(members)}
+    adapter = saved.record["adapter"] | {"tasks": [member["name"] for member in members]}
+    record = _keyed(saved.record | {"task": task, "members": dict(scores), "adapter": adapter}, change)
+    record["notes"] = [*record["notes"], f"{change}, from {saved.folder.name}"]
+    return write_run(output, record, weights, seen=(saved.seen() or frozenset()) | set(seen), card=run_card(record))
+
+
+def _keyed(record: Mapping[str, Any], change: str) -> dict[str, Any]:
+    """The record under the key of what was changed."""
+    key = hashlib.sha256(f"{record['key']} {change}".encode()).hexdigest()
+    return {**record, "key": key, "created": datetime.now(UTC).isoformat(timespec="seconds")}
+
+
+def _routing_without(weights: Mapping[str, torch.Tensor], kept: list[int]) -> dict[str, torch.Tensor]:
+    """The routing of some of the tasks, which stand along the axis 1, of a fixed table along 0."""
+    return {
+        key: weights[key].index_select(axis, torch.tensor(kept))
+        for key, axis in (("routing.logits", 1), ("routing.table", 0))
+        if key in weights
+    }
+
+
+def _place(saved: Run, name: str) -> int:
+    names = task_names(saved)
+    if name not in names:
+        raise DataError(f"{saved.folder}: no task is called {name!r}", nearest(name, names))
+    return names.index(name)
+
+
+def _span(saved: Run, name: str) -> slice:
+    """Where the labels of a task stand."""
+    start = 0
+    for member in saved.record["task"]["members"]:
+        stop = start + len(member["labels"])
+        if member["name"] == name:
+            return slice(start, stop)
+        start = stop
+    raise DataError(f"{saved.folder}: no task is called {name!r}")
+
+
+def _refuse_known(saved: Run, name: str) -> None:
+    if name in task_names(saved):
+        raise DataError(f"{saved.folder}: a task is called {name!r} already", "rename one of the two first")
+
+
+def _refuse_fixed(saved: Run) -> None:
+    """Raises: RunError where rows of routing cannot come and go by themselves."""
+    routing = saved.record["spec"]["method"]["routing"]
+    if routing not in ("learned", "shared"):
+        raise RunError(
+            f"{saved.folder}: tasks cannot be added to or removed from a routing of the kind {routing!r}",
+            "they can with routing = 'learned' or 'shared'",
+        )
