@@ -15,6 +15,7 @@ import torch
 from handful.data.task import Example
 from handful.evaluation.estimate import bootstrap_score, wilson
 from handful.evaluation.landscape import triangle_grid
+from handful.methods.routing_measures import discreteness, sparsity, usage
 from handful.runs.store import Run, write_run
 
 SKILL = {"head": 0.70, "prefix": 0.745, "lora": 0.775, "prefix-subspace": 0.79}
@@ -36,6 +37,7 @@ class FakeRuns:
         """One run. `labels=()` makes a regression; `landscape`, `study`, `trials` and `history` as their names say.
 
         `gates` is the share that gates close, on units and heads, or on rows and columns with `published=True`.
+        `routing` are the sizes of an inventory (see `_route`).
         """
         labels = more.get("labels", ("negative", "positive"))
         ease = 0.04 * np.log2(shots / 50) + (len(task) % 5 - 2) * 0.03 + self.generator.normal(0, 0.012)
@@ -49,13 +51,14 @@ class FakeRuns:
             record["study"] = {"name": more["study"], "label": label, "trials": more.get("trials", 1), "start": None}
         if "gates" in more:
             self._gate(record, more["gates"], more.get("published", False))
+        weights = {"w": torch.zeros(1)}
+        if "routing" in more:
+            weights["routing.logits"] = self._route(record, **more["routing"])
         for name, value in more.get("changes", {}).items():
             section, _, inner = name.partition("__")
             record[section] = record[section] | {inner: value} if inner else value
         landscape = self._landscape(len(predictions)) if more.get("landscape") else None
-        return write_run(
-            self.root / key[:10], record, {"w": torch.zeros(1)}, predictions=predictions, landscape=landscape
-        )
+        return write_run(self.root / key[:10], record, weights, predictions=predictions, landscape=landscape)
 
     def study(self, tasks: Sequence[str], shots: Sequence[int], seeds: Sequence[int], labels: Sequence[str]) -> None:
         """A run of every label in every cell."""
@@ -198,6 +201,32 @@ class FakeRuns:
         for point in record["fit"]["history"]:
             done = 1 - (1 - min(1.0, point["epoch"] / 12)) ** 3
             point |= {"removed": done * removed, "closed": done * shares["closed"], "soft": shares["soft"]}
+
+    def _route(
+        self, record: dict[str, Any], tasks: int = 24, layers: int = 6, splits: int = 1, skills: int = 8, **more: Any
+    ) -> torch.Tensor:
+        """Logits (R, T, q, S) of tasks in four families that share skills; `spread` is how far they are from 0."""
+        places = ("self.query", "self.key", "self.value", "output.dense")
+        routers = [f"encoder.layer.{layer}.attention.{place}" for layer in range(layers) for place in places]
+        routers = more.get("routers", routers)
+        names = [f"{('sentiment', 'topic', 'pairs', 'style')[task % 4]}-{task // 4 + 1}" for task in range(tasks)]
+        families = self.generator.normal(-1, 1.5, size=(len(routers), 4, splits, skills))
+        logits = families[:, np.arange(tasks) % 4] + self.generator.normal(0, 1, (len(routers), tasks, splits, skills))
+        found = torch.tensor(more.get("spread", 2.0) * logits, dtype=torch.float32)
+        record["adapter"] = {
+            "skills": "lora", "num_skills": skills, "num_splits": splits, "tasks": names, "routers": routers,
+            "gate": "gumbel", "discreteness": discreteness(found), "sparsity": sparsity(found), "usage": usage(found),
+            "alignment": 0.11,
+        }  # fmt: skip
+        record["task"]["members"] = [
+            {"name": name, "kind": "classification", "labels": ["no", "yes"], "metric": "accuracy"} for name in names
+        ]
+        record["members"] = {
+            name: {"accuracy": wilson(int(self.generator.integers(30, 60)), 64).to_dict()} for name in names
+        }
+        for point in record["fit"]["history"]:
+            point["alignment"] = 0.2 / point["epoch"] + float(self.generator.normal(0, 0.01))
+        return found
 
     def _landscape(self, rows: int) -> dict[str, Any]:
         grid = triangle_grid(12).numpy().astype(float)

@@ -13,7 +13,7 @@ import pytest
 from handful.backbone.blocks import FAMILIES, find_blocks
 from handful.backbone.tiny import TINY_FAMILIES, tiny_model
 from handful.reports.gate_figures import MAPS
-from handful.reports.gates import _layer, _part_name, lines_of
+from handful.reports.gates import _part_name, layer_of, lines_of
 from handful.reports.html import render_page
 from handful.reports.report import read_report
 from handful.reports.text import to_json, to_markdown, write_csv_files
@@ -104,7 +104,7 @@ def test_every_matrix_of_every_family_has_a_name_in_words(family):
     for matrix in blocks.matrices:
         name = _part_name(matrix, "rows", stacks)
         assert "." not in name and "_" not in name, f"{matrix} is called {name}"
-        names[name].append(_layer(matrix))
+        names[name].append(layer_of(matrix))
     assert all(sorted(layers) == [0, 1, 2] for layers in names.values()), names
     assert {_part_name(block.output, None, False) for block in blocks.feed_forward} == {"feed-forward units"}
     assert {_part_name(block.output, None, False) for block in blocks.attention} <= {"heads", "cross-attention heads"}
@@ -112,7 +112,7 @@ def test_every_matrix_of_every_family_has_a_name_in_words(family):
 
 def test_a_matrix_that_is_not_known_keeps_its_name():
     assert _part_name("blocks.3.mixer.twist_proj", "rows", False) == "mixer.twist_proj, rows"
-    assert (_layer("blocks.3.mixer.twist_proj"), _layer("mixer")) == (3, 0)
+    assert (layer_of("blocks.3.mixer.twist_proj"), layer_of("mixer")) == (3, 0)
 
 
 def test_scores_stand_over_the_mean_that_was_removed(study):

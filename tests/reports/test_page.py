@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -248,6 +249,33 @@ def test_what_was_written_is_drawn_and_can_be_read(open_page, fakes, tmp_path, w
     )
     assert min(widths) > 200  # not a word a line
     assert {text.partition(" is ")[2] for text in cells[-9:]} == {form[6:] for form in forms.values()}
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1200, LIGHT), (390, DARK)])
+def test_24_tasks_by_24_routers_by_8_skills_can_be_read(open_page, fakes, tmp_path, width, scheme):
+    fakes.run("poly", "many", routing={})
+    path = tmp_path / "r.html"
+    path.write_text(render_page(report_of(fakes.root)), encoding="utf-8")
+    browser = open_page(path, width, scheme)
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    drawn = browser.execute_script(
+        "return [...document.querySelectorAll('#figure-routing-map-1 .panel svg')].map(s =>"
+        " [s.getBoundingClientRect().width, [...s.querySelectorAll('text')].map(t => t.getBoundingClientRect())"
+        ".map(r => [r.top, r.bottom, r.left, r.right])])"
+    )
+    assert len(drawn) == 4
+    for panel, texts in drawn:
+        assert panel > 300
+        assert len(texts) == 24 + 6 + 1
+        assert min(bottom - top for top, bottom, *_ in texts) > 8
+        rows = sorted(texts, key=lambda text: text[0])[:24]
+        assert all(low[0] >= high[1] - 1.5 for high, low in pairwise(rows))  # none on another
+        assert max(right for *_, right in rows) < panel / 3 + min(left for *_, left, _ in rows) + 20
+    marks = browser.execute_script(
+        "return [...document.querySelectorAll('#figure-routing-map-1 .legend path')].map(p =>"
+        " getComputedStyle(p).opacity)"
+    )
+    assert len(set(marks)) == 6
 
 
 HOSTILE = (

@@ -8,7 +8,19 @@ from xml.etree import ElementTree
 import pytest
 
 from handful.evaluation.estimate import Estimate
-from handful.reports.figure import Curves, Dots, GateMap, Intervals, Reliability, Scores, Strips, Tradeoff, Triangle
+from handful.reports.figure import (
+    Curves,
+    Dendrogram,
+    Dots,
+    GateMap,
+    Intervals,
+    Reliability,
+    RoutingMap,
+    Scores,
+    Strips,
+    Tradeoff,
+    Triangle,
+)
 from handful.reports.plots import draw, short, swatch
 
 LABELS = ("lora", "prefix")
@@ -26,6 +38,10 @@ DRAWINGS = {
     "gate map": GateMap([("heads", {0: (0.5, 0.5, 0.0), 1: (0.0, 0.0, 1.0)}), ("units", {1: (1.0, 0.0, 0.0)})]),
     "tradeoff": Tradeoff({"lora": [(20.0, HALF), (0.0, HALF)]}, [("prefix", HALF)], 0.0, "removed, %", "f1", "left, %"),
     "lonely": Tradeoff({"lora": [(0.0, HALF)]}, [], 0.0, "removed, %", "f1"),
+    "routing map": RoutingMap(["a", "b"], [("0", [[0.0, 2.0], [1.0, 1.0]]), ("1", [[4.1, 0.3], [2.0, 0.0]])], "layer"),
+    "coarse routing": RoutingMap(["a"], [("model", [[1.0, 1.0]])], ""),
+    "dendrogram": Dendrogram(["a", "b", "c"], [(0, 1, 0, 0.2, 0), (0.5, 2, 0.2, 1.1, 0)], "1 − cosine"),
+    "alike": Dendrogram(["a", "b", "c"], [(0, 1, 0, 0, 0), (0.5, 2, 0, 0, 0)], "1 − cosine"),
     "flat": Triangle([(1, 0, 0, 0.5), (0, 1, 0, 0.5), (0, 0, 1, 0.5)], "nll", False),
 }
 

@@ -102,7 +102,34 @@ class Tradeoff:
     left: str = ""
 
 
-Drawing = Scores | Intervals | Curves | Reliability | Strips | Dots | Triangle | GateMap | Tradeoff
+SHARES = ("less than ¼ of an even share", "¼ to ¾", "about an even share", "1¼ to 2", "2 to 4", "more than 4")
+SHARE_LIMITS = (0.25, 0.75, 1.25, 2.0, 4.0)
+"""Where each of them ends."""
+
+
+@final
+@dataclass(frozen=True)
+class RoutingMap:
+    """Weights of skills, in even shares, for tasks (rows): blocks (name, weights of tasks by skills) side by side."""
+
+    tasks: list[str]
+    blocks: list[tuple[str, list[list[float]]]]
+    axis: str
+
+
+@final
+@dataclass(frozen=True)
+class Dendrogram:
+    """Leaves from top to bottom, and links (y, y', x, x', x''): from (x, y) over x' to (x'', y')."""
+
+    leaves: list[str]
+    links: list[tuple[float, float, float, float, float]]
+    axis: str
+
+
+Drawing = (
+    Scores | Intervals | Curves | Reliability | Strips | Dots | Triangle | GateMap | Tradeoff | RoutingMap | Dendrogram
+)
 
 
 @final

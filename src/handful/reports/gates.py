@@ -69,7 +69,7 @@ def gates_of(result: Result) -> GateRecord | None:
     stacks = {name.partition(".")[0] for name in names} >= {"encoder", "decoder"}
     parts = tuple(
         GatedPart(
-            _layer(name), _part_name(name, None if groups else side["side"], stacks), name, side["side"],
+            layer_of(name), _part_name(name, None if groups else side["side"], stacks), name, side["side"],
             *(int(side[state]) for state in ("open", "soft", "closed")),
         )
         for name, side in zip(names, sides, strict=True)
@@ -79,22 +79,44 @@ def gates_of(result: Result) -> GateRecord | None:
     return GateRecord(parts, float(adapter["closed"]), float(adapter["soft"]), float(adapter["removed"]))
 
 
-def _layer(matrix: str) -> int:
+def layer_of(matrix: str) -> int:
     """The first number in a matrix's name."""
     found = re.search(r"(?:^|\.)(\d+)\.", matrix)
     return int(found[1]) if found else 0
 
 
 def _part_name(matrix: str, side: str | None, stacks: bool) -> str:
-    """What is gated, in words; without a side it is units or heads. Unknown matrices keep their own name."""
+    """What is gated, in words; without a side it is units or heads."""
+    if side:
+        return f"{matrix_name(matrix, stacks)}, {side}"
+    stack, cross = _stack(matrix, stacks), _is_cross(matrix)
+    return f"{stack}{'cross-attention ' if cross else ''}{'heads' if _is_attention(matrix) else 'feed-forward units'}"
+
+
+def matrix_name(matrix: str, stacks: bool) -> str:
+    """A matrix in words, without its layer: "feed-forward in"; one that is not known keeps its own name.
+
+    With `stacks` it begins with the half of the model it is in.
+    """
     *above, leaf = re.sub(r"^.*?\d+\.", "", matrix).split(".")
     role = _ROLE_OF.get(above[-1] if leaf == "dense" and above else leaf)
-    attention, cross = "att" in matrix.lower(), re.search("cross|encdec", matrix.lower())
-    stack = f"{matrix.partition('.')[0]} " if stacks else ""
-    if side is None:
-        return f"{stack}{'cross-attention ' if cross else ''}{'heads' if attention else 'feed-forward units'}"
-    place = "cross " if cross else "feed-forward " if not attention else "attention " if role == "out" else ""
-    return f"{stack}{place}{role}, {side}" if role else f"{stack}{'.'.join((*above, leaf))}, {side}"
+    attention = _is_attention(matrix)
+    place = (
+        "cross " if _is_cross(matrix) else "feed-forward " if not attention else "attention " if role == "out" else ""
+    )
+    return _stack(matrix, stacks) + (place + role if role else ".".join((*above, leaf)))
+
+
+def _stack(matrix: str, stacks: bool) -> str:
+    return f"{matrix.partition('.')[0]} " if stacks else ""
+
+
+def _is_attention(matrix: str) -> bool:
+    return "att" in matrix.lower()
+
+
+def _is_cross(matrix: str) -> bool:
+    return bool(re.search("cross|encdec", matrix.lower()))
 
 
 def measured_speed(result: Result) -> float | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from collections.abc import Callable
 from importlib.resources import files
 
 from jinja2 import Environment, StrictUndefined
@@ -11,7 +12,7 @@ from markupsafe import Markup
 
 from handful import __version__
 from handful.evaluation.estimate import Estimate
-from handful.reports.figure import OPENNESS
+from handful.reports.figure import OPENNESS, SHARES, Figure
 from handful.reports.report import Report
 from handful.reports.table import Table, Value, shown_interval, shown_number, sort_key
 
@@ -25,16 +26,15 @@ def render_page(report: Report) -> str:
     """
     from handful.reports import plots
 
+    def swatches(figure: Figure) -> Callable[[int], str]:
+        return {OPENNESS: plots.openness_swatch, SHARES: plots.share_swatch}.get(figure.palette, plots.swatch)
+
     style, script = (_TEMPLATES.joinpath(name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"number": _number, "interval": _interval, "sort_key": sort_key, "csv_link": _csv_link}
     environment.globals |= {
         "draw": lambda panel, figure, name: Markup(plots.draw(panel.drawing, figure.palette or report.labels, name)),
-        "swatch": lambda name, figure: Markup(
-            plots.openness_swatch(OPENNESS.index(name))
-            if figure.palette == OPENNESS
-            else plots.swatch((figure.palette or report.labels).index(name))
-        ),
+        "swatch": lambda name, figure: Markup(swatches(figure)((figure.palette or report.labels).index(name))),
     }
     template = environment.from_string(_TEMPLATES.joinpath("report.html.jinja").read_text(encoding="utf-8"))
     return template.render(

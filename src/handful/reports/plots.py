@@ -24,12 +24,15 @@ import numpy as np
 from handful.errors import ConfigError
 from handful.evaluation.estimate import Estimate
 from handful.reports.figure import (
+    SHARE_LIMITS,
     Curves,
+    Dendrogram,
     Dots,
     Drawing,
     GateMap,
     Intervals,
     Reliability,
+    RoutingMap,
     Scores,
     Strips,
     Tradeoff,
@@ -41,6 +44,8 @@ try:
     from matplotlib import rc_context
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.patches import PathPatch
+    from matplotlib.path import Path
     from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, MultipleLocator, NullLocator
 except ImportError as error:
     raise ConfigError(
@@ -54,6 +59,7 @@ SERIES = tuple(f"#0500{index:02d}" for index in range(8))
 _VARIABLES = {INK: "--ink", MUTED: "--muted", FAINT: "--line", PAPER: "--paper"}
 _VARIABLES |= {colour: f"--series-{index}" for index, colour in enumerate(SERIES)}
 _COLOURS = re.compile("|".join(_VARIABLES))
+_DIGITS = re.compile(r"-?\d+\.\d{3,}")
 
 MARKERS = "osD^vPX*"
 LONG = 8
@@ -69,6 +75,9 @@ _OPENNESS: Any = (
     {"color": SERIES[0], "linewidth": 0}, {"color": SERIES[0], "linewidth": 0, "alpha": 0.5},
     {"color": FAINT, "linewidth": 0},
 )  # fmt: skip
+
+_SHARE_ALPHAS = (0.06, 0.16, 0.3, 0.5, 0.75, 1.0)
+"""How strong the colour of a skill's weight is, by `SHARE_LIMITS`."""
 
 _STYLE: Any = {
     "svg.fonttype": "none", "svg.hashsalt": "handful", "text.parse_math": False,
@@ -104,12 +113,21 @@ def swatch(index: int) -> str:
 
 def openness_swatch(state: int) -> str:
     """The mark of open (0), soft or closed (2) gates in a legend, as an SVG element."""
+    return _square(f"openness-{state}", _OPENNESS[state])
+
+
+def share_swatch(level: int) -> str:
+    """The mark of a weight between two of `SHARE_LIMITS` in a legend, as an SVG element."""
+    return _square(f"share-{level}", {"color": SERIES[0], "linewidth": 0, "alpha": _SHARE_ALPHAS[level]})
+
+
+def _square(name: str, look: Any) -> str:
     with rc_context(_STYLE):
         figure = Figure(figsize=(0.2, 0.2))
         axes = figure.add_axes((0, 0, 1, 1))
         axes.axis("off")
-        axes.bar([0], [1], **_OPENNESS[state])
-        return _for_page(figure, f"openness-{state}")
+        axes.bar([0], [1], **look)
+        return _for_page(figure, name)
 
 
 def _for_page(figure: Figure, name: str) -> str:
@@ -134,6 +152,8 @@ def _rewritten(key: str, value: str, name: str) -> str:
         return f"{name}-{value}"
     if key.endswith("href"):
         return f"#{name}-{value.removeprefix('#')}"
+    if key == "d":
+        return _DIGITS.sub(lambda found: f"{float(found[0]):.2f}", value)  # a hundredth of a unit cannot be seen
     value = value.replace("url(#", f"url(#{name}-")
     return _COLOURS.sub(lambda found: f"var({_VARIABLES[found[0]]})", value)
 
@@ -146,6 +166,8 @@ def _height(drawing: Drawing) -> float:
         return 0.75 + (0.2 + 0.1 * most) * len(drawing.rows)
     if isinstance(drawing, GateMap):
         return 0.75 + max(0.3 * len(drawing.rows), min(1.6, 0.8 * len(drawing.rows)))
+    if isinstance(drawing, RoutingMap | Dendrogram):
+        return 0.7 + 0.2 * len(drawing.tasks if isinstance(drawing, RoutingMap) else drawing.leaves)
     return WIDTH * 0.86 if isinstance(drawing, Reliability) else HEIGHT
 
 
@@ -336,6 +358,46 @@ def _gate_map(drawing: GateMap, axes: Axes, places: dict[str, int]) -> None:
     axes.tick_params(axis="x", length=0)
     axes.margins(x=0.01)
     _rows(axes, [short(label, 34) for label, _ in drawing.rows], "layer")
+
+
+@_draw.register
+def _routing_map(drawing: RoutingMap, axes: Axes, places: dict[str, int]) -> None:
+    """A narrow column a skill; all cells of one level are one path, or the page would be large."""
+    del places
+    cells: dict[int, list[tuple[float, float, float, float]]] = defaultdict(list)  # left, top, width, height
+    ticks: list[tuple[float, str]] = []
+    left = 0.0
+    for name, weights in drawing.blocks:
+        skills = len(weights[0])
+        cells[0].append((left, -0.42, skills - 0.06, len(weights) - 0.16))
+        for row, shares in enumerate(weights):
+            for column, level in enumerate(np.searchsorted(SHARE_LIMITS, shares)):
+                if level:
+                    cells[int(level)].append((left + column, row - 0.42, 0.94, 0.84))
+        ticks.append((left + skills / 2, short(name, 12)))
+        left += skills + 0.9
+    codes = [Path.MOVETO, Path.LINETO, Path.LINETO, Path.LINETO, Path.CLOSEPOLY]
+    for level, found in sorted(cells.items()):
+        points = [(x + i * w, y + j * h) for x, y, w, h in found for i, j in ((0, 0), (1, 0), (1, 1), (0, 1), (0, 0))]
+        path = Path(points, codes * len(found))  # type: ignore[arg-type]
+        axes.add_patch(PathPatch(path, facecolor=SERIES[0], linewidth=0, alpha=_SHARE_ALPHAS[level]))
+    axes.set_xlim(0, left - 0.9)
+    axes.set_xticks(*zip(*ticks[:: ceil(len(ticks) / 12)], strict=True))
+    axes.grid(visible=False)
+    axes.spines["bottom"].set_visible(False)
+    axes.tick_params(axis="x", length=0)
+    _rows(axes, [short(task, 18) for task in drawing.tasks], drawing.axis)
+
+
+@_draw.register
+def _dendrogram(drawing: Dendrogram, axes: Axes, places: dict[str, int]) -> None:
+    del places
+    for top, bottom, near, joint, far in drawing.links:
+        axes.plot([near, joint, joint, far], [top, top, bottom, bottom], color=SERIES[0], linewidth=1.2)
+    axes.grid(visible=False)
+    axes.set_xlim(left=0)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    _rows(axes, drawing.leaves, drawing.axis)
 
 
 @_draw.register

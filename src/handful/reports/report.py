@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 import numpy as np
 
 from handful.errors import HandfulError, RunError
 from handful.evaluation.metrics import get_metric
-from handful.reports import figures, gate_figures, tables
+from handful.reports import figures, gate_figures, routing_figures, tables
 from handful.reports.figure import Figure
 from handful.reports.gates import gates_of
+from handful.reports.routing import members_of, routing_of
 from handful.reports.table import Table
 from handful.reports.verdict import headline, reservations
 from handful.reports.written import what_was_written
@@ -130,7 +131,8 @@ def _wrong(result: Result) -> str | None:
         get_metric(result.metric)
         for name in record["scores"]:
             result.estimate(name)
-        gates_of(result)
+        for read in (gates_of, routing_of, members_of):
+            read(result)
     except (KeyError, TypeError, ValueError, AttributeError, HandfulError) as error:
         return f"{RECORD}: not the record of a run ({type(error).__name__}: {error})"
     return None
@@ -155,6 +157,8 @@ def _compose(findings: Findings, title: str) -> Report:
     sections += [
         Section("written", "What was written", (), *what_was_written(results, findings.damaged)),
         _gates(findings),
+        Section("members", "Members of tasks of tasks", tables=tables.member_tables(results)),
+        _routing(findings),
         Section("training", "Training", figures=_there(figures.dev_figure(results))),
         Section("calibration", "Calibration", figures=_there(figures.reliability_figure(results, findings.damaged))),
         Section("cost", "Cost", (), (figures.cost_figure(results),), (tables.cost_table(results),)),
@@ -239,6 +243,31 @@ def _gates(findings: Findings) -> Section:
     ]
     text = (f"Far from the target: {', '.join(missed)}. Soft gates scale, and remove nothing.",) if missed else ()
     return Section("gates", "Gates and what they remove", text, shown, (table,))
+
+
+def _routing(findings: Findings) -> Section:
+    """Which tasks use which skills; empty where no run has routing."""
+    results = findings.results
+    routed = [result for result in results if routing_of(result)]
+    if not routed:
+        return Section("routing", "Skills and routing")
+    found = routing_figures.inventories(routed, findings.damaged)
+    shown = routing_figures.routing_figures(found) + _there(routing_figures.alignment_figure(routed))
+    shown_tables = [routing_figures.routing_table(routed)]
+    if found:
+        shown_tables.append(routing_figures.routers_table(found))
+    even = [f"{row['method']} ({row[DISCRETENESS]:.3f} bits)" for row in shown_tables[0].records() if _is_even(row)]
+    text = (f"Hardly any routing was learned by {', '.join(even)}: their cells are all about ½.",) if even else ()
+    return Section("routing", "Skills and routing", text, shown, tuple(shown_tables))
+
+
+def _is_even(row: Mapping[str, Any]) -> bool:
+    found = row[DISCRETENESS]
+    return isinstance(found, float) and found > EVEN
+
+
+DISCRETENESS, EVEN = "discreteness bits; 0: on or off", 0.95
+"""Above this the cells are about ½."""
 
 
 def _problems(findings: Findings) -> tuple[Table, ...]:

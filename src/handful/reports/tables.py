@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from handful.errors import RunError
-from handful.evaluation.estimate import Estimate
+from handful.evaluation.estimate import Estimate, estimate_over_seeds
 from handful.evaluation.metrics import get_metric
 from handful.reports.gates import TARGET, gates_of
+from handful.reports.routing import members_of
 from handful.reports.table import Table, Value
 from handful.studies.compare import Comparison, Summary, compare, labels_of, with_label
 from handful.studies.ranking import Ranking
@@ -186,6 +187,45 @@ def removed_table(results: Sequence[Result]) -> Table:
         details=("", "", "%", "%, mean", "%", "%", "% of gates", "% of gates"),
         note="Removed: of the parameters that gates could remove. Closed gates are 0, soft ones between 0 and 1.",
     )  # fmt: skip
+
+
+def member_tables(results: Sequence[Result]) -> tuple[Table, ...]:
+    """One table a task of tasks and number of shots: its members by labels, each score with its interval."""
+    cells: dict[tuple[str, int], dict[tuple[str, str], dict[str, list[Estimate]]]] = defaultdict(dict)
+    for result in results:
+        for member, (metric, estimate) in members_of(result).items():
+            here = cells[result.cell.task, result.cell.shots].setdefault((member, metric), defaultdict(list))
+            here[result.label].append(estimate)
+    tables = []
+    for number, ((task, shots), members) in enumerate(sorted(cells.items()), 1):
+        labels = sorted({label for found in members.values() for label in found})
+        rows = tuple(
+            (*key, *(_over_runs(found[label], key[1]) if label in found else None for label in labels))
+            for key, found in members.items()
+        )
+        tables.append(
+            Table(
+                f"members-{number}", f"{task}, {shots:,} shots", ("member", "metric", *labels), rows,
+                "Mean and 95 % interval over seeds; of one run, over its test rows. Bold: the best mean in the row.",
+                best=frozenset(place for at, row in enumerate(rows) for place in _best_in_row(at, row)),
+            )
+        )  # fmt: skip
+    return tuple(tables)
+
+
+def _over_runs(estimates: Sequence[Estimate], metric: str) -> Estimate:
+    """Over seeds, or that of the only run."""
+    if len(estimates) == 1:
+        return estimates[0]
+    return estimate_over_seeds([one.mean for one in estimates], limits=get_metric(metric).range)
+
+
+def _best_in_row(at: int, row: tuple[Value, ...]) -> list[tuple[int, int]]:
+    means = {column: cell.mean for column, cell in enumerate(row) if isinstance(cell, Estimate)}
+    if len(means) < 2:
+        return []
+    best = (max if get_metric(str(row[1])).higher_is_better else min)(means.values())
+    return [(at, column) for column, mean in means.items() if mean == best]
 
 
 def runs_table(results: Sequence[Result]) -> Table:

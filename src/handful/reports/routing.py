@@ -1,0 +1,131 @@
+"""What runs say about their routing: which skills each task uses, and how each member of a task of tasks fared."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, final
+
+import numpy as np
+import torch
+
+from handful.evaluation.estimate import Estimate
+from handful.evaluation.metrics import get_metric
+from handful.methods.routing_measures import skill_weights, task_similarity
+from handful.reports.gates import matrix_name
+from handful.studies.results import Result
+
+LOGITS = "routing.logits"
+
+
+@final
+@dataclass(frozen=True)
+class RoutingRecord:
+    """The routing of a run, as its record has it; a measure that it does not have is None."""
+
+    skills: str
+    num_skills: int
+    num_splits: int
+    tasks: tuple[str, ...]
+    routers: tuple[str, ...]
+    gate: str
+    usage: float | None
+    discreteness: float | None
+    sparsity: float | None
+    alignment: float | None
+
+
+def routing_of(result: Result) -> RoutingRecord | None:
+    """The routing of a run, None where it has none. Raises: KeyError, TypeError or ValueError for a damaged record."""
+    adapter: Mapping[str, Any] = result.record.get("adapter", {})
+    if "routers" not in adapter:
+        return None
+    measures = (adapter[name] for name in ("usage", "discreteness", "sparsity", "alignment"))
+    return RoutingRecord(
+        str(adapter["skills"]), int(adapter["num_skills"]), int(adapter["num_splits"]),
+        tuple(map(str, adapter["tasks"])), tuple(map(str, adapter["routers"])), str(adapter["gate"]),
+        *(None if measure is None else float(measure) for measure in measures),
+    )  # fmt: skip
+
+
+def logits_of(result: Result, routing: RoutingRecord) -> torch.Tensor | None:
+    """Its logits (R, T, q, S); None where routing was not learned.
+
+    Raises: RunError for damaged weights, ValueError for weights that are not those of the record.
+    """
+    logits = result.run.weights().get(LOGITS)
+    shape = (len(routing.routers), len(routing.tasks), routing.num_splits, routing.num_skills)
+    if logits is not None and tuple(logits.shape) != shape:
+        raise ValueError(f"expected {LOGITS} of shape {shape}, found {tuple(logits.shape)}")
+    return logits
+
+
+class Router(NamedTuple):
+    """A router: its place in the table, and what it is called among its like."""
+
+    index: int
+    name: str
+
+
+def router_groups(routers: Sequence[str]) -> dict[str, list[Router]]:
+    """Routers that have the same place in their layers, called after their layers: {"query": [0, 1, 2], …}."""
+    stacks = {name.partition(".")[0] for name in routers} >= {"encoder", "decoder"}
+    groups: dict[str, list[Router]] = defaultdict(list)
+    for index, router in enumerate(routers):
+        number = re.search(r"(?:^|\.)(\d+)(?:\.|$)", router)
+        if not number:
+            groups["model"].append(Router(index, router))
+            continue
+        stack = f"{router.partition('.')[0]} " if stacks else ""
+        group = matrix_name(router, stacks) if number.end() < len(router) else f"{stack}layers"
+        groups[group].append(Router(index, number[1]))
+    return dict(groups)
+
+
+@final
+@dataclass(frozen=True)
+class Tree:
+    """Tasks by how alike their skills are: `order` (T,) puts like ones beside each other, and links join them.
+
+    A link (y, y', x, x', x'') joins two branches that stand at y and y' of that order and were made at the distances
+    x and x''; they meet at x', the mean over their pairs of tasks of 1 − the cosine (UPGMA).
+    """
+
+    order: tuple[int, ...]
+    links: tuple[tuple[float, float, float, float, float], ...]
+
+
+def tree_of(logits: torch.Tensor) -> Tree:
+    """The tree of the tasks of logits (R, T, q, S); fewer than three have none, only an order."""
+    tasks = logits.shape[1]
+    if tasks < 3:
+        return Tree(tuple(range(tasks)), ())
+    from scipy.cluster.hierarchy import dendrogram, linkage
+    from scipy.spatial.distance import squareform
+
+    distances = (1 - task_similarity(logits)).clamp(min=0).fill_diagonal_(0).numpy()
+    drawn = dendrogram(linkage(squareform(distances, checks=False), "average"), no_plot=True)
+    links = tuple(
+        ((ys[0] - 5) / 10, (ys[3] - 5) / 10, xs[0], xs[1], xs[3])  # SciPy's leaves stand at 5, 15, …
+        for ys, xs in zip(drawn["icoord"], drawn["dcoord"], strict=True)
+    )
+    return Tree(tuple(drawn["leaves"]), links)
+
+
+def shares_of(logits: torch.Tensor) -> np.ndarray:
+    """Weights (…, S) in even shares: 1 is the weight that a skill has where all have the same."""
+    return (skill_weights(logits.double()) * logits.shape[-1]).numpy()
+
+
+def members_of(result: Result) -> dict[str, tuple[str, Estimate]]:
+    """The metric and score of each member of a task of tasks; empty for other tasks and where there are no scores.
+
+    Raises: KeyError, TypeError or ConfigError for a damaged record.
+    """
+    metrics = {member["name"]: get_metric(member["metric"]).name for member in result.record["task"].get("members", ())}
+    scores: Mapping[str, Any] = result.record.get("members", {})
+    return {
+        name: (metrics[name], Estimate.from_dict(scores[name][metrics[name]])) for name in metrics if name in scores
+    }
