@@ -83,5 +83,6 @@ class LabelTextHead(nn.Module):
         for name in dict.fromkeys(tasks):
             rows = torch.tensor([row for row, task in enumerate(tasks) if task == name], device=features.device)
             span = torch.arange(self.spans[name].start, self.spans[name].stop, device=features.device)
-            scores = scores.index_put((rows[:, None], span), F.linear(features[rows], *self.folded(name)))
+            found = F.linear(features[rows], *self.folded(name)).to(scores.dtype)  # autocast has its own
+            scores = scores.index_put((rows[:, None], span), found)
         return scores
