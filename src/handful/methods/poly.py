@@ -170,11 +170,10 @@ class Poly(AbstractMethod):
         if targets not in ("auto", "all-linear"):
             reasons += check_targets(backbone, (targets,) if isinstance(targets, str) else targets)
         matrices = self.matrices(backbone)
-        return reasons + (
-            _wrong_splits(backbone, matrices, self.num_splits, both=self.skills == "lora")
-            if matrices
-            else ["target_modules: none found"]
-        )
+        if not matrices:
+            return [*reasons, "target_modules: none found"]
+        reasons += _wrong_splits(backbone, matrices, self.num_splits, both=self.skills == "lora")
+        return reasons + (_read_positions(backbone, matrices) if task.members or self.gate == "gumbel" else [])
 
     def matrices(self, backbone: Backbone) -> list[str]:
         """Names of the layers that get skills."""
@@ -193,6 +192,18 @@ def _wrong_experts(experts: Sequence[Sequence[str]], names: Sequence[str]) -> li
         if experts and named.count(name) != 1
     ]
     return wrong
+
+
+def _read_positions(backbone: Backbone, matrices: Sequence[str]) -> list[str]:
+    """A reason where a layer also reads embeddings of positions, once for all rows: it cannot differ between rows."""
+    leaves = {name.rpartition(".")[2] for name in matrices}
+    shared = sorted(leaves & {"query_proj", "key_proj", "pos_query_proj", "pos_key_proj"})
+    if backbone.family != "deberta-v2" or not shared:
+        return []
+    return [
+        f"target_modules: {', '.join(shared)} of {backbone.family} also read positions, which are of no row and so of "
+        "no task; take ['value_proj', 'output.dense']"
+    ]
 
 
 def _wrong_splits(backbone: Backbone, matrices: Sequence[str], splits: int, *, both: bool) -> list[str]:
