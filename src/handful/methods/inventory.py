@@ -145,12 +145,14 @@ class PolyAdapter(AbstractHeadedAdapter):
         """Mix the skills of the rows' tasks; what was mixed for the same tasks and numbers stays where it is."""
         numbers = self._numbers()
         distinct = list(dict.fromkeys(numbers))
+        groups = torch.tensor([distinct.index(number) for number in numbers])
         lead = self._lead()
-        known = None if torch.is_grad_enabled() else (*distinct, lead, *(p._version for p in self.parameters()))
-        if self._noise is not None and self.method.noise == "per-example":
-            distinct, groups = numbers, torch.arange(len(numbers))
-        else:
-            groups = torch.tensor([distinct.index(number) for number in numbers])
+        known: tuple[Any, ...] | None = None
+        if self._noise is None and not torch.is_grad_enabled():
+            known = (*distinct, lead, *((p.data_ptr(), p._version) for p in self.parameters()))
+        elif self._noise is not None and self.method.noise == "per-example":
+            rows = self._noise.shape[1]
+            distinct, groups = numbers * (rows // len(numbers)), torch.arange(rows)
         groups = None if len(distinct) == 1 else groups.to(self.progress.device)
         if known is None or known != self._known:
             self.skills.install(self.weights(distinct, lead), groups)
@@ -191,11 +193,14 @@ class PolyAdapter(AbstractHeadedAdapter):
         return [self.tasks.get(name, -1) for name in names]
 
     def warm_start(self, rows: EncodedRows, generator: torch.Generator) -> None:
+        if self.task_kind == "generation":
+            return
         if isinstance(self.head, LabelTextHead):
             self._clear()
             self.head.start(frozen_features(self.backbone, rows))
             return
         self._rows = ()
+        self.begin_batch(None)
         with torch.no_grad():
             self.install()  # the probe reads what the inventory makes of the rows
         super().warm_start(rows, generator)
@@ -265,7 +270,8 @@ class PolyAdapter(AbstractHeadedAdapter):
     @torch.no_grad()
     def taken(self, name: str) -> dict[str, torch.Tensor]:
         """The state of an adapter on this one of the tasks alone, which gives the same scores."""
-        weights = self.weights([self.tasks[name]])
+        self.begin_batch(None)
+        weights = self.weights([self.tasks[name]], self._lead())
         found = self.skills.collapsed(dict(self.skills.named_parameters()), weights)
         state = {f"skills.{key}": part for key, part in found.items()}
         state |= {"progress": self.progress, "routing.table": torch.ones(1, 1)}
@@ -283,6 +289,7 @@ class PolyAdapter(AbstractHeadedAdapter):
         if isinstance(self.skills, PrefixSkills):
             raise ConfigError("a prefix cannot be folded into weights", "export it as a PEFT adapter")
         assert isinstance(self.skills, AbstractMatrixSkills)
+        self.begin_batch(None)
         updates = self.skills.updates(self.weights([0]), None)
         self._clear()  # what a training step has mixed cannot be copied
         model = copy.deepcopy(self.backbone.model)
