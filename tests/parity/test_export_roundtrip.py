@@ -10,12 +10,13 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForSequenceClassification
 
-from handful.backbone.load import load_backbone
+from handful.backbone.load import load_backbone, pool
 from handful.backbone.tiny import tiny_model, tiny_tokenizer
 from handful.data.batching import encode
 from handful.export.dense import export_dense
 from handful.export.peft import export_peft
 from handful.methods.peft_bridge import LoRA
+from handful.methods.poly import Poly
 from handful.methods.prefix import Prefix
 from handful.methods.prefix_subspace import PrefixSubspace
 from handful.testing import toy_task
@@ -141,6 +142,36 @@ def test_lora_is_a_stock_classifier_with_a_stock_lora(family, stored, unverified
     stock = PeftModel.from_pretrained(stock, tmp_path / "out").eval()
     with torch.no_grad():
         assert torch.equal(stock(**backbone.accepted(batch.inputs)).logits, expected)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [Poly(num_skills=3, num_splits=4, adapt="full"), Poly(num_skills=3, adapt="z"), Poly(skills="ia3", adapt="full")],
+    ids=["poly-s", "poly-z", "ia3"],
+)
+@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert", "t5"])
+def test_a_routed_task_is_a_stock_classifier_with_a_stock_adapter(family, method, stored, unverified, tmp_path):
+    backbone = stored(family, "family")
+    adapter, batch = trained(method, backbone), sample(backbone)
+    _, own = midpoint_logits(adapter, batch)
+    export_peft(adapter, backbone, TASK, tmp_path / "out")
+    stock = AutoModelForSequenceClassification.from_pretrained(backbone.model.name_or_path, dtype=torch.float32)
+    stock = PeftModel.from_pretrained(stock, tmp_path / "out").eval()
+    with torch.no_grad():
+        torch.testing.assert_close(stock(**backbone.accepted(batch.inputs)).logits, own, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("skills", ["lora", "prefix"])
+def test_a_routed_task_on_a_decoder_is_a_stock_adapter(family, skills, stored, unverified, tmp_path):
+    backbone = stored(family, "last")
+    method = Poly(num_skills=3, skills=skills, adapt="full")
+    adapter, batch = trained(method, backbone), sample(backbone)
+    export_peft(adapter, backbone, TASK, tmp_path / "out")
+    with torch.no_grad():
+        hidden = stock_model(backbone, tmp_path / "out")(**backbone.accepted(batch.inputs)).last_hidden_state
+        own = adapter.features(batch)
+    torch.testing.assert_close(pool(hidden, batch.inputs["attention_mask"], "last"), own, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.slow

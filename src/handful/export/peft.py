@@ -15,8 +15,10 @@ from typing import Any, Literal
 import torch
 from safetensors.torch import save_file
 
+from handful.backbone.blocks import is_transposed
 from handful.backbone.classifier import output_layer
 from handful.backbone.load import Backbone
+from handful.backbone.low_rank import LowRank
 from handful.data.task import Task
 from handful.evaluation.evaluate import longest_row
 from handful.evaluation.writing import GenerationOptions
@@ -25,10 +27,13 @@ from handful.export.loaders import Loader
 from handful.export.plan import ExportPlan, check_export, planned
 from handful.methods.base import AbstractAdapter
 from handful.methods.head import AbstractHeadedAdapter
+from handful.methods.inventory import PolyAdapter
 from handful.methods.peft_bridge import PeftAdapter
+from handful.methods.poly import Poly
 from handful.methods.prefix import PrefixAdapter
 from handful.methods.prefix_subspace import PrefixSubspaceAdapter
 from handful.methods.prompt import PromptAdapter
+from handful.methods.skills import AbstractMatrixSkills, PrefixSkills
 
 __all__ = ["ExportPlan", "ExportReport", "check_export", "export_peft"]
 
@@ -60,6 +65,10 @@ def export_peft(
         injected, (config, tensors) = "prefix", prefix_state(adapter.folded_prefix())
     elif isinstance(adapter, PromptAdapter):
         injected, (config, tensors) = "prompt", prompt_state(adapter.folded_prompt(), backbone)
+    elif isinstance(adapter, PolyAdapter) and isinstance(adapter.skills, PrefixSkills):
+        injected, (config, tensors) = "prefix", prefix_state(adapter.skills.mixed(adapter.weights([0]))[:, 0].detach())
+    elif isinstance(adapter, PolyAdapter):
+        injected, (config, tensors) = "layers", skills_state(adapter)
     else:
         assert isinstance(adapter, PeftAdapter)
         injected, (config, tensors) = "prompt" if adapter.prompt_length else "layers", adapter.peft_state()
@@ -102,6 +111,32 @@ def longest_text(backbone: Backbone, length: int) -> int:
     """
     window = getattr(backbone.config, "sliding_window", None) if length else None
     return min(backbone.max_length, window or backbone.max_length) - length
+
+
+@torch.no_grad()
+def skills_state(adapter: PolyAdapter) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """PEFT's LORA or IA3 configuration and tensors of the skills of a single task, mixed into one of each."""
+    skills, method = adapter.skills, adapter.method
+    assert isinstance(skills, AbstractMatrixSkills)
+    updates = skills.updates(adapter.weights([0]), None)
+    config: dict[str, Any] = {
+        "peft_type": "IA3" if method.skills == "ia3" else "LORA",
+        "target_modules": sorted(updates),
+        "fan_in_fan_out": any(is_transposed(module) for module in skills.updating.modules.values()),
+    }
+    tensors: dict[str, torch.Tensor] = {}
+    for name, update in updates.items():
+        if isinstance(update, LowRank):
+            down, up = update.mix()
+            tensors[f"base_model.model.{name}.lora_A.weight"] = down[0].T
+            tensors[f"base_model.model.{name}.lora_B.weight"] = up[0].T
+        else:
+            tensors[f"base_model.model.{name}.ia3_l"] = update.mix().T
+    return config | ({"feedforward_modules": []} if method.skills == "ia3" else _lora_size(method)), tensors
+
+
+def _lora_size(method: Poly) -> dict[str, Any]:
+    return {"r": method.rank, "lora_alpha": method.alpha, "bias": "none"}
 
 
 def prefix_state(prefix: torch.Tensor) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:

@@ -13,6 +13,7 @@ from handful.errors import ConfigError, nearest
 from handful.methods.base import AbstractAdapter, AbstractMethod
 from handful.methods.head import AbstractHeadedAdapter, Head, HeadAdapter
 from handful.methods.peft_bridge import IA3, LoRA, Peft, PromptTuning
+from handful.methods.poly import Poly
 from handful.methods.prefix import STOCK_PREFIX_FAMILIES, Prefix
 from handful.methods.prefix_subspace import PrefixSubspace
 from handful.methods.prompt import Prompt
@@ -63,6 +64,8 @@ def check_export(
     if format not in FORMATS:
         raise ConfigError(f"unknown export format {format!r}", nearest(format, FORMATS))
     family = backbone if isinstance(backbone, str) else backbone.family
+    if task is not None and task.members:
+        return ExportPlan(None, f"an inventory of {len(task.members)} tasks; export one of them: --task NAME")
     obstacle = _obstacle(method, backbone, format) or (_classifier_obstacle(backbone) if pooling == "family" else None)
     if obstacle:
         return ExportPlan(None, obstacle)
@@ -134,16 +137,23 @@ def _peft_obstacle(method: AbstractMethod, family: str, num_layers: int | None) 
         return f"{method.name!r} makes the model smaller, which no PEFT adapter can; use 'dense', 'compact' or 'onnx'"
     if isinstance(method, Prompt | ScaledPrompt):
         return _scaled_words(method)
+    if isinstance(method, Poly):
+        return _prefix_family(family) if method.skills == "prefix" else None
     if not isinstance(method, Prefix | PrefixSubspace):
         return f"method {method.name!r} adds nothing that PEFT could load; use the format 'dense'"
-    if family not in STOCK_PREFIX_FAMILIES:
-        known = ", ".join(sorted(STOCK_PREFIX_FAMILIES))
-        return f"stock PEFT has no working prefix for {family}; it has for {known}"
+    if obstacle := _prefix_family(family):
+        return obstacle
     if method.positions == "kept":
         return "stock PEFT moves the texts' positions by the prefix's length; train with positions 'auto' or 'shifted'"
     if method.layers is not None and method.layers != (0, num_layers):
         return "stock PEFT puts a prefix on every layer; train without a range of layers"
     return None
+
+
+def _prefix_family(family: str) -> str | None:
+    if family in STOCK_PREFIX_FAMILIES:
+        return None
+    return f"stock PEFT has no working prefix for {family}; it has for {', '.join(sorted(STOCK_PREFIX_FAMILIES))}"
 
 
 def _scaled_words(method: Prompt | ScaledPrompt) -> str | None:
@@ -157,7 +167,8 @@ def _dense_obstacle(method: AbstractMethod) -> str | None:
         return obstacle
     kind = str((method.config or {}).get("peft_type", "")).upper() if isinstance(method, Peft) else ""
     is_prompt = isinstance(method, PromptTuning | Prompt | ScaledPrompt) or kind.endswith(("P_TUNING", "PROMPT_TUNING"))
-    if isinstance(method, Prefix | PrefixSubspace) or is_prompt:
+    is_prefix = isinstance(method, Prefix | PrefixSubspace) or (isinstance(method, Poly) and method.skills == "prefix")
+    if is_prefix or is_prompt:
         return f"what {method.name!r} trains cannot be folded into the model's weights; use the format 'peft'"
     return None
 
