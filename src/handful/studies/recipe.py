@@ -5,6 +5,9 @@ tasks = ["bbc-news", { name = "tickets", path = "tickets.csv", label = "topic" }
 shots = [50, 100]
 seeds = 5                                    # 0 to 4; or a list
 methods = ["head", { name = "long", method = "prefix", set = { prefix_length = 20 } }]
+
+A task of tasks, from which other runs start: { name = "many", members = ["a", { name = "b", path = "b.csv" }],
+stage = true }; `shots` are then the most rows of a member.
 """
 
 from __future__ import annotations
@@ -15,118 +18,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Self, final
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator
 
-from handful.data.files import read_folder
-from handful.data.holdout import with_held_out_test
 from handful.data.nlg import RELEASES
-from handful.data.open import open_task
 from handful.data.task import Task
 from handful.errors import ConfigError, DataError, HandfulError, nearest
 from handful.methods import METHODS, method_class
 from handful.methods.search_space import SearchSpace
 from handful.runs.experiment import make_split
 from handful.runs.spec import RunSpec, full_names, resolve
+from handful.studies.entries import MemberEntry, MethodEntry, Start, Table, TaskEntry, in_one_line, is_list, named
 from handful.studies.jobs import Job
 from handful.studies.space import read_space
 from handful.studies.trials import SearchSettings
 
-SECTIONS = ("method", "training", "run", "generation")
-"""Tables below `set`, in which settings may stand instead of under a dotted name."""
-
-
-class _Table(BaseModel):
-    """A table of the recipe: closed, and unchanged once it is read."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
-
-    settings: Mapping[str, Any] = Field(default={}, alias="set")
-
-    @field_validator("settings", mode="before")
-    @classmethod
-    def _flatten(cls, value: Any) -> Any:
-        return dict(_dotted(value)) if isinstance(value, Mapping) else value
-
-
-def _dotted(table: Mapping[str, Any], prefix: str = "") -> Sequence[tuple[str, Any]]:
-    """{"training": {"epochs": 5}} and {"training.epochs": 5} alike → [("training.epochs", 5)]."""
-    pairs: list[tuple[str, Any]] = []
-    for name, value in table.items():
-        inner = isinstance(value, Mapping) and name in SECTIONS
-        pairs += _dotted(value, f"{prefix}{name}.") if inner else [(prefix + name, value)]
-    return pairs
-
 
 @final
-class TaskEntry(_Table):
-    """A task by its name; `path` is a file, folder, packaged name, "e2e:FOLDER", "webnlg:FOLDER", "dart:FOLDER" or
-    "hub:OWNER/NAME" where it differs from that.
-
-    Below the folder given as --data, a task folder of this name is taken instead. The other fields say what the
-    columns of a file are called, which splits of the hub are meant, and how a release is read. `stage` says that it is
-    there for the runs that others start from: nothing else is run on it.
-    """
-
-    name: str
-    path: str | None = None
-    config: str | None = None
-    revision: str | None = None
-    pool: str | None = None
-    test: str | None = None
-    text: str | None = None
-    text_pair: str | None = None
-    label: str | None = None
-    kind: str | None = None
-    metric: str | None = None
-    encoding: str | None = None
-    linearisation: str | None = None
-    partition: str | None = None
-    stage: bool = False
-    test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
-
-    def open(self, data: Path | None) -> Task:
-        """The task under its name in the study. Raises: DataError or ConfigError, as `open_task`."""
-        own = {"name", "path", "test_fraction", "stage", "settings"}
-        if data and (data / self.name / "task.json").is_file():
-            task = read_folder(data / self.name)
-        else:
-            if data and self.path is None and not Path(self.name).exists():
-                found = sorted(str(file.parent.relative_to(data)) for file in data.glob("**/task.json"))
-                raise DataError(f"task {self.name!r}: no such folder below {data}", nearest(self.name, found))
-            task = open_task(self.path or self.name, **self.model_dump(exclude=own, exclude_none=True))
-        if task.test is None:
-            task = with_held_out_test(task, self.test_fraction)
-        return replace(task, name=self.name)
-
-
-@final
-class Start(_Table):
-    """The run that another one starts from: of `method` (a name of this recipe), by default on the same rows."""
-
-    method: str
-    task: str | None = None
-    shots: Annotated[int | None, Field(ge=2)] = None
-    seed: Annotated[int | None, Field(ge=0)] = None
-
-
-@final
-class MethodEntry(_Table):
-    """A method with its settings, under the name that tables show.
-
-    `stage` says that it is there for others to start from: it is run only where one does.
-    """
-
-    method: str
-    name: str
-    preset: str = "default"
-    model: str | None = None
-    start: Start | None = None
-    space: Mapping[str, Any] | None = None
-    stage: bool = False
-
-
-@final
-class Recipe(_Table):
+class Recipe(Table):
     """A study. `settings` (in the file: `set`) holds for all methods, where it does not hold for those of one.
 
     `test_rows` keeps at most so many test rows of every task, the same ones for all runs. `threads` is for each
@@ -147,12 +55,12 @@ class Recipe(_Table):
     @field_validator("tasks", mode="before")
     @classmethod
     def _named_tasks(cls, value: Any) -> Any:
-        return [{"name": entry} if isinstance(entry, str) else entry for entry in value] if _is_list(value) else value
+        return named(value)
 
     @field_validator("methods", mode="before")
     @classmethod
     def _named_methods(cls, value: Any) -> Any:
-        if not _is_list(value):
+        if not is_list(value):
             return value
         entries = [{"method": entry} if isinstance(entry, str) else entry for entry in value]
         return [{"name": e.get("method"), **e} if isinstance(e, Mapping) else e for e in entries]
@@ -190,6 +98,8 @@ class Recipe(_Table):
             for name in self.settings
             if not name.startswith(("training.", "run.", "generation."))
         ]
+        for index, task in enumerate(self.tasks):
+            problems += [f"tasks.{index} ({task.name}).{problem}" for problem in task.problems()]
         problems += _complaints("search", self.search_settings)
         for index, method in enumerate(self.methods):
             where = f"methods.{index} ({method.name})"
@@ -274,9 +184,7 @@ class Recipe(_Table):
     def open_task(self, name: str, data: Path | None) -> Task:
         """A task of the study with its test rows. Raises: DataError or ConfigError."""
         task = next(task for task in self.tasks if task.name == name).open(data)
-        if self.test_rows and task.test:
-            task = replace(task, test=task.test.sample(self.test_rows))
-        return task
+        return _with_fewer_test_rows(task, self.test_rows) if self.test_rows else task
 
     def check_rows(self, data: Path | None) -> dict[str, Task]:
         """All tasks, each with enough rows for every number of shots.
@@ -291,14 +199,19 @@ class Recipe(_Table):
                 for job in {(job.label, job.shots): job for job in self.jobs() if job.task == entry.name}.values():
                     make_split(task, self.spec(job))
             except HandfulError as error:
-                problems[f"{error.message}{f' ({error.hint})' if error.hint else ''}"] = None
+                problems[in_one_line(error)] = None
         if problems:
             raise DataError(f"{self.name}: {len(problems)} wrong with the tasks:\n  " + "\n  ".join(problems))
         return tasks
 
 
-def _is_list(value: Any) -> bool:
-    return isinstance(value, list | tuple)
+def _tables(value: Any) -> list[dict[str, Any]]:
+    return [entry for entry in value if isinstance(entry, dict)] if is_list(value) else []
+
+
+def _with_fewer_test_rows(task: Task, rows: int) -> Task:
+    members = tuple(_with_fewer_test_rows(member, rows) for member in task.members)
+    return replace(task, test=task.test and task.test.sample(rows), members=members)
 
 
 def _takes_steps(method: MethodEntry) -> bool:
@@ -334,6 +247,7 @@ def _explain(cls: type[BaseModel], problem: Any) -> str:
         return f"{where}: expected a value, found none"
     if problem["type"] == "extra_forbidden":
         tables = {"tasks": TaskEntry, "methods": MethodEntry}
+        tables |= {"tasks": MemberEntry} if "members" in problem["loc"] else {}
         known = Start if "start" in problem["loc"] else tables.get(str(problem["loc"][0]), cls)
         names = [field.alias or name for name, field in known.model_fields.items()]
         return f"{where}: no such key; {nearest(str(problem['loc'][-1]), names)}"
@@ -369,7 +283,8 @@ def read_recipe(path: Path | str, overrides: Mapping[str, Any] | None = None) ->
             table = table.setdefault(part, {})
         table[key] = value
     content.setdefault("name", path.stem)
-    for entry in content.get("tasks", ()) if _is_list(content.get("tasks")) else ():
-        if isinstance(entry, dict) and isinstance(entry.get("path"), str):
-            entry["path"] = _beside(path.parent, entry["path"])
+    for entry in _tables(content.get("tasks")):
+        for table in (entry, *_tables(entry.get("members"))):
+            if isinstance(table.get("path"), str):
+                table["path"] = _beside(path.parent, table["path"])
     return Recipe.from_dict(content, str(path))
