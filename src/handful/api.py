@@ -161,7 +161,7 @@ def fit(
     """
 
     started = read_start(Path(start)) if start else None
-    common = inherited(started) if isinstance(started, Run) else {}
+    common = inherited(started)
 
     def resolved(name: str) -> RunSpec:
         given = full_names(name, {**(settings or {}), **overrides})

@@ -56,8 +56,8 @@ def fit(
     if start is not None and is_auto:
         raise ConfigError("--start: a run to start from decides the method, found --method auto", "name that method")
     started = read_start(start) if start else None
-    common: dict[str, Any] = {}
-    if isinstance(started, Run) and (common := inherited(started)):
+    common = inherited(started)
+    if common and isinstance(started, Run):
         arguments.model = arguments.model or started.record["spec"]["model"]
     if adapt is not None and not common:
         raise ConfigError("--adapt: says how to start from an inventory of many tasks", "give one: --init-from FOLDER")

@@ -21,7 +21,9 @@ from handful.methods.poly import Poly
 from handful.randomness import stream
 from handful.runs.card import run_card
 from handful.runs.experiment import Trained, open_trained
+from handful.runs.from_peft import PeftPoly
 from handful.runs.members import describe_task
+from handful.runs.start import Start
 from handful.runs.store import Run, write_run
 
 INHERITED = (
@@ -60,9 +62,11 @@ def member_record(saved: Run, name: str | None) -> dict[str, Any]:
     return members[name]
 
 
-def inherited(saved: Run) -> dict[str, Any]:
-    """What a run that starts from an inventory has in common with it, by dotted names; empty for other runs."""
-    if not saved.record["task"].get("members"):
+def inherited(saved: Start | None) -> dict[str, Any]:
+    """What a run that starts from an inventory has in common with it, by dotted names; empty for other starts."""
+    if isinstance(saved, PeftPoly):
+        return saved.settings()
+    if not isinstance(saved, Run) or not saved.record["task"].get("members"):
         return {}
     spec = saved.record["spec"]
     found = {f"method.{name}": spec["method"][name] for name in INHERITED}
