@@ -216,7 +216,6 @@ class FakeRuns:
         record["adapter"] = {
             "skills": "lora", "num_skills": skills, "num_splits": splits, "tasks": names, "routers": routers,
             "gate": "gumbel", "discreteness": discreteness(found), "sparsity": sparsity(found), "usage": usage(found),
-            "alignment": 0.11,
         }  # fmt: skip
         record["task"]["members"] = [
             {"name": name, "kind": "classification", "labels": ["no", "yes"], "metric": "accuracy"} for name in names

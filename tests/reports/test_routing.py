@@ -152,6 +152,8 @@ def test_tables_hold_what_runs_recorded_and_what_their_logits_say(fakes, tmp_pat
     assert (row["runs"], row["tasks"], row["number of skills"]) == (2, 24, 8)
     assert row["usage 1: all skills alike"] == pytest.approx(np.mean([one["usage"] for one in adapters]))
     assert row["sparsity share of cells on"] == pytest.approx(np.mean([one["sparsity"] for one in adapters]))
+    courses = [[point["alignment"] for point in run.record["fit"]["history"]] for run in runs]
+    assert row["alignment mean cosine"] == pytest.approx(np.mean(courses))
     logits = runs[0].weights()[LOGITS]
     for place, row in enumerate(report.table("routing-by-router").records()):
         part = logits[place::4]
@@ -195,6 +197,17 @@ def test_one_inventory_a_label_and_adapted_tasks_have_no_map(fakes):
     maps = [figure for figure in report.figures if figure.name.startswith("routing-map")]
     assert [figure.title for figure in maps] == [f"Routing of {label}" for label in "abc"][:INVENTORIES]
     assert {row["method"] for row in report.table("routing").records()} == {"a", "b", "c", "d", "shared", "z"}
+
+
+def test_routing_that_is_fixed_has_a_row_and_no_map(fakes):
+    made = fakes.run("made", "many", routing={})
+    fixed = {key: value for key, value in made.record["adapter"].items() if key not in ("usage", "sparsity")}
+    fakes.run("private", "many", changes={"adapter": fixed | {"discreteness": None}, "fit__history": []})
+    report = report_of(fakes.root)
+    row = next(row for row in report.table("routing").records() if row["method"] == "private")
+    assert [row[name] for name in row][-4:] == [None] * 4
+    assert [figure.title for figure in report.figures if figure.name.startswith("routing-map")] == ["Routing of made"]
+    assert not report.skipped
 
 
 def test_members_have_their_scores_by_label(fakes):

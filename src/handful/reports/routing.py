@@ -6,6 +6,7 @@ import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import mean
 from typing import Any, NamedTuple, final
 
 import numpy as np
@@ -23,7 +24,10 @@ LOGITS = "routing.logits"
 @final
 @dataclass(frozen=True)
 class RoutingRecord:
-    """The routing of a run, as its record has it; a measure that it does not have is None."""
+    """The routing of a run, as its record has it; a measure that it does not have is None.
+
+    `alignment` is the mean over training where the record has no other.
+    """
 
     skills: str
     num_skills: int
@@ -42,12 +46,20 @@ def routing_of(result: Result) -> RoutingRecord | None:
     adapter: Mapping[str, Any] = result.record.get("adapter", {})
     if "routers" not in adapter:
         return None
-    measures = (adapter[name] for name in ("usage", "discreteness", "sparsity", "alignment"))
+    measures = {name: adapter.get(name) for name in ("usage", "discreteness", "sparsity", "alignment")}
+    if measures["alignment"] is None and (course := alignment_of(result)):
+        measures["alignment"] = mean(cosine for _, cosine in course)
     return RoutingRecord(
         str(adapter["skills"]), int(adapter["num_skills"]), int(adapter["num_splits"]),
         tuple(map(str, adapter["tasks"])), tuple(map(str, adapter["routers"])), str(adapter["gate"]),
-        *(None if measure is None else float(measure) for measure in measures),
+        *(None if measure is None else float(measure) for measure in measures.values()),
     )  # fmt: skip
+
+
+def alignment_of(result: Result) -> list[tuple[float, float]]:
+    """(epoch, mean cosine between gradients of tasks) of the evaluations of a run that measured it."""
+    history = result.record["fit"]["history"]
+    return [(point["epoch"], point["alignment"]) for point in history if point.get("alignment") is not None]
 
 
 def logits_of(result: Result, routing: RoutingRecord) -> torch.Tensor | None:

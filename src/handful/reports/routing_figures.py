@@ -19,6 +19,7 @@ from handful.reports.routing import (
     Router,
     RoutingRecord,
     Tree,
+    alignment_of,
     logits_of,
     router_groups,
     routing_of,
@@ -188,7 +189,7 @@ def _tree_figure(found: Sequence[Inventory]) -> Figure:
 
 def alignment_figure(results: Sequence[Result]) -> Figure | None:
     """How far gradients of tasks point the same way during training; None where no run has measured it."""
-    found = {id(r): points for r in results if (points := _alignment(r))}
+    found = {id(r): points for r in results if (points := alignment_of(r))}
     measured = [result for result in results if id(result) in found]
     if not measured:
         return None
@@ -208,11 +209,6 @@ def alignment_figure(results: Sequence[Result]) -> Figure | None:
         numbers_table("gradient-alignment", "Gradients of tasks", numbers),
         tuple(labels_of(measured)),
     )
-
-
-def _alignment(result: Result) -> list[tuple[float, float]]:
-    history = result.record["fit"]["history"]
-    return [(point["epoch"], point["alignment"]) for point in history if point.get("alignment") is not None]
 
 
 def routing_table(results: Sequence[Result]) -> Table:
