@@ -62,9 +62,17 @@ def test_a_run_on_the_test_rows_is_no_start(command: Any, first: tuple[Path, Pat
     assert "has seen test rows" in refused.err and "6 of its 8 test rows" in refused.err
 
 
-def test_a_prompt_of_another_length_is_no_start(command: Any, first: tuple[Path, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("prompt_length=4", "prompt.vectors: expected the shape (1, 4, 64), found (1, 3, 64)"),
+        ("num_vertices=2", "prompt.vectors: expected the shape (2, 3, 64), found (1, 3, 64)"),
+        ("scale_shape=token", "prompt.scale: expected the shape (1, 3, 1), found (1, 1, 64)"),
+    ],
+)
+def test_a_prompt_of_another_shape_is_no_start(command: Any, first: tuple[Path, Path], tmp_path, setting, words):
     model, start = first
     data = records(tmp_path / "bars.jsonl", range(12), "bar")
-    longer = (*QUICK, "--set", "method.prompt_length=4", "--set", "method.scale_shape=scalar")
-    refused = command("fit", data, "--model", model, "--output", tmp_path, *longer, "--start", start)
-    assert refused.code == 1 and "none of its parameters" in refused.err
+    other = (*QUICK, "--set", f"method.{setting}")
+    refused = command("fit", data, "--model", model, "--output", tmp_path, *other, "--start", start)
+    assert refused.code == 2 and words in " ".join(refused.err.split())

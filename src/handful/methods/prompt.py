@@ -220,6 +220,20 @@ class PromptAdapter(AbstractHeadedAdapter):
         return [*groups, *([ParameterGroup("head", rest)] if rest else [])]
 
     def carry(self, weights: Mapping[str, torch.Tensor], record: Mapping[str, Any]) -> Mapping[str, torch.Tensor]:
+        """See `AbstractAdapter`. Raises: ConfigError for vectors or a scale of another shape."""
+        found = self._carried(weights, record)
+        for name, parameter in self.prompt.named_parameters():
+            value = found.get(f"prompt.{name}")
+            if value is not None and value.shape != parameter.shape:
+                raise ConfigError(
+                    f"prompt.{name}: expected the shape {tuple(parameter.shape)}, found {tuple(value.shape)} in the "
+                    "run to start from",
+                    "set prompt_length, num_vertices and scale_shape as that run has them"
+                    + ("; or carry 'folded', which leaves its scale behind" if name == "scale" else ""),
+                )
+        return found
+
+    def _carried(self, weights: Mapping[str, torch.Tensor], record: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         form, found = self.prompt.form, dict(super().carry(weights, record))
         vectors, scale = (found.get(f"prompt.{name}") for name in ("vectors", "scale"))
         if form is None or vectors is None or form.carry == "both":
