@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from handful.backbone.tiny import tiny_model, tiny_tokenizer
+from handful.data.latent_skills import latent_skills
+from handful.data.mixture import mix_tasks
 from handful.methods.routing_measures import discreteness, skill_weights, sparsity, task_similarity, usage
 from handful.reports.figure import SHARES
 from handful.reports.html import render_page
@@ -15,6 +18,8 @@ from handful.reports.report import read_report
 from handful.reports.routing import LOGITS, Router, router_groups, shares_of, tree_of
 from handful.reports.routing_figures import COLUMNS, INVENTORIES, PANELS, TASKS
 from handful.reports.text import to_json, to_markdown, write_csv_files
+from handful.runs.experiment import run as run_task
+from handful.runs.spec import resolve
 
 ATTENTION = ("query", "key", "value", "attention out")
 
@@ -29,6 +34,27 @@ def figure_of(report, name):
 
 def names_of(report):
     return {figure.name for figure in report.figures}
+
+
+def test_a_real_run_on_tasks_of_latent_skills_is_shown_as_it_was_recorded(tmp_path):
+    tiny_model("bert").save_pretrained(tmp_path / "model")
+    tiny_tokenizer("bert").save_pretrained(tmp_path / "model")
+    suite = latent_skills(np.random.default_rng(0), num_tasks=3, num_held_out=0, rows=24, test_rows=8)
+    settings = {"training.epochs": 2, "method.num_skills": 4, "run.max_length": 32}
+    spec = resolve("poly", model=str(tmp_path / "model"), preset="pretrain", overrides=settings)
+    run, _ = run_task(mix_tasks("many", suite.tasks), spec, tmp_path / "runs")
+    report = report_of(tmp_path / "runs")
+    assert not report.skipped
+    assert {"routing-map-1", "task-similarity", "gradient-alignment"} <= names_of(report)
+    (row,) = report.table("routing").records()
+    assert (row["tasks"], row["routers"], row["number of skills"]) == (3, 12, 4)
+    assert row["usage 1: all skills alike"] == run.record["adapter"]["usage"]
+    panels = figure_of(report, "routing-map-1").panels
+    assert [panel.title for panel in panels] == list(ATTENTION)
+    assert sorted(panels[0].drawing.tasks) == sorted(task.name for task in suite.tasks)
+    scores = {row["member"]: row["poly"]["mean"] for row in report.table("members-1").records()}
+    assert scores == {name: found["accuracy"]["mean"] for name, found in run.record["members"].items()}
+    assert len(scores) == 3
 
 
 def test_a_map_shows_the_weights_of_the_run(fakes):
