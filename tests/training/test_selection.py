@@ -1,13 +1,16 @@
 """What counts as better: directions, ties, patience, draws that cannot be scored, and continuing from a checkpoint."""
 
+from dataclasses import replace
 from math import nan
 
 import numpy as np
 import pytest
+import torch
 
+from handful.data.batching import EncodedRows
 from handful.evaluation.predict import Predictions
 from handful.training.config import TrainingConfig
-from handful.training.selection import DevScore, Selector, combine
+from handful.training.selection import DevScore, Selector, combine, rows_by_task
 
 
 def selector(metric="accuracy", kind="classification", **settings):
@@ -82,3 +85,20 @@ def test_one_point_is_scored_as_it_is():
     predictions = Predictions(np.array([[[0.0, 1.0], [1.0, 0.0]]]), "classification")
     for validation in ("deterministic", "pooled", "averaged"):
         assert combine(predictions, np.array([1, 1]), "accuracy", validation) == DevScore(0.5, 0.0)
+
+
+@pytest.mark.parametrize("validation", ["deterministic", "pooled", "averaged"])
+def test_every_task_counts_alike(validation):
+    scores = np.zeros((2, 5, 2))
+    scores[:, :, 1] = [
+        [1, 1, 1, 1, -1],
+        [1, 1, 1, -1, -1],
+    ]  # the targets are 1: of the last task one is wrong, then two
+    predictions, targets = Predictions(scores, "classification"), np.ones(5, dtype=int)
+    rows = EncodedRows([[1]] * 5, None, torch.from_numpy(targets), 0, 0, tasks=("a", "a", "a", "b", "b"))
+    groups = rows_by_task(rows)
+    assert [group.tolist() for group in groups] == [[0, 1, 2], [3, 4]]
+    found = combine(predictions, targets, "accuracy", validation, groups)
+    assert found == DevScore(pytest.approx((0.75 + 0.5) / 2), pytest.approx(0.125))
+    (alone,) = rows_by_task(replace(rows, tasks=None))
+    assert combine(predictions, targets, "accuracy", validation, [alone]).score == pytest.approx(0.7)

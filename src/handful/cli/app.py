@@ -17,6 +17,7 @@ from handful.cli.inventory import inventory
 from handful.cli.methods import methods
 from handful.cli.models import models
 from handful.cli.predict import predict
+from handful.cli.pretrain import pretrain
 from handful.cli.report import report
 from handful.cli.study import study
 from handful.cli.tasks import tasks
@@ -37,7 +38,7 @@ def common(
         raise typer.Exit
 
 
-for verb in (demo, check, fit, predict, export):
+for verb in (demo, check, fit, pretrain, predict, export):
     app.command(rich_help_panel="Train and use")(verb)
 for verb in (study, compare, report):
     app.command(rich_help_panel="Compare")(verb)

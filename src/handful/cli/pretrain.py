@@ -1,0 +1,131 @@
+"""`handful pretrain`: many tasks at once, to an inventory from which the next task starts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from handful.cli.arguments import DEFAULT_MODEL, TEST_FRACTION, RunArguments
+from handful.cli.console import FitProgress, say, show_json, show_table
+from handful.cli.fit import record_warnings, show_run
+from handful.errors import DataError, HandfulError
+
+if TYPE_CHECKING:
+    from handful.data.task import Task
+    from handful.runs.spec import RunSpec
+
+METHOD, PRESET = "poly", "pretrain"
+
+
+def pretrain(
+    tasks: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="TASK...",
+            help="Two or more of: a CSV, TSV or JSONL file, a task folder, a packaged task, or hub:OWNER/NAME; "
+            "NAME=TASK calls it otherwise.",
+        ),
+    ],
+    model: Annotated[str, typer.Option(help="A name of 'handful models', a folder, or OWNER/NAME.")] = DEFAULT_MODEL,
+    rows: Annotated[
+        int | None, typer.Option(min=2, help="Most labelled rows of a task.", show_default="every row")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Decides rows, start, order and draws.")] = 0,
+    preset: Annotated[str, typer.Option(help=f"A preset of the method {METHOD}.")] = PRESET,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Any setting, such as method.mixing=uniform. Repeatable."),
+    ] = None,
+    test_fraction: Annotated[
+        float, typer.Option(min=0, max=0.9, help="Share of rows set apart as test rows, where a task has none.")
+    ] = TEST_FRACTION,
+    name: Annotated[str, typer.Option(help="What the tasks together are called.")] = "inventory",
+    output: Annotated[Path, typer.Option(help="Folder for run folders.")] = Path("runs"),
+    again: Annotated[bool, typer.Option("--again", help="Train once more what has been trained already.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the run's record as JSON.")] = False,
+) -> None:
+    """Train an inventory of skills on many tasks at once; a new task then starts from it with a handful of rows.
+
+    Stopped by Ctrl-C or a power cut, the same command continues from the last checkpoint.
+    """
+    from handful.data.mixture import mix_tasks
+    from handful.runs.experiment import run
+    from handful.runs.store import check_writable
+
+    arguments = RunArguments(
+        data="", model=model, method=METHOD, preset=preset, seed=str(seed), assignments=assignments or [],
+        shots=None if rows is None else str(rows),
+    )  # fmt: skip
+    spec = arguments.spec()
+    check_writable(output)
+    task = mix_tasks(name, open_tasks(tasks, test_fraction))
+    tell_tasks(task, spec)
+    say(f"loading model {spec.model} …")
+    with FitProgress(METHOD) as progress:
+        saved, trained = run(task, spec, output, on_event=progress, again=again, on_message=progress.say)
+    trained.adapter.detach()
+    if as_json:
+        show_json({"folder": str(saved.folder), **saved.record})
+    else:
+        show_run(saved)
+        show_members(saved.record)
+    for line in (*record_warnings(saved.record), *saved.record["notes"]):
+        say(f"  {line}")
+    say("next:")
+    say(f"  handful fit new.csv --init-from {saved.folder}")
+    say(f"  handful inventory list {saved.folder}")
+
+
+def open_tasks(names: list[str], test_fraction: float) -> list[Task]:
+    """The tasks with their test rows. Raises: DataError with all that cannot be opened."""
+    from handful.data.holdout import with_held_out_test
+    from handful.data.open import open_task
+
+    tasks, problems = [], []
+    for given in names:
+        called, equals, path = given.partition("=")
+        if not equals or "/" in called or Path(given).exists():
+            called, path = "", given
+        try:
+            task = open_task(path)
+            if task.test is None and test_fraction:
+                task = with_held_out_test(task, test_fraction)
+            tasks.append(replace(task, name=called or task.name))
+        except HandfulError as error:
+            problems.append(f"{error.message}; {error.hint}" if error.hint else error.message)
+    if problems:
+        raise DataError(
+            f"{len(problems)} of {len(names)} tasks cannot be opened:\n  " + "\n  ".join(problems),
+            "correct or leave out those; the others are as they should be",
+        )
+    return tasks
+
+
+def tell_tasks(task: Task, spec: RunSpec) -> None:
+    """The tasks, and every value that was chosen for the user."""
+    for member in task.members:
+        rows = f"{len(member.pool):,} labelled rows, {len(member.test or ()):,} test rows"
+        say(f"task {member.name}: {member.kind}, {rows}")
+    for note in task.notes:
+        say(f"  {note}")
+    say(f"method {spec.method.name}: {spec.method.summary}")
+    chosen = ", ".join(f"{choice.name} = {choice.value}" for choice in spec.choices)
+    say(f"  {chosen}  (preset {spec.preset!r})")
+    if spec.options.shots is None:
+        say("  run.shots = every row  (none were asked for; --rows N takes at most so many of a task)")
+    say(f"  everything else as in `handful methods {spec.method.name}`")
+
+
+def show_members(record: dict[str, Any]) -> None:
+    """The score of every task by its own metric, on stdout."""
+    from handful.evaluation.estimate import Estimate
+
+    rows = []
+    for member in record["task"]["members"]:
+        found = record.get("members", {}).get(member["name"], {}).get(member["metric"])
+        score = (str(Estimate.from_dict(found)), found["n"]) if found else ("not scored", 0)
+        rows.append((member["name"], member["metric"], *score))
+    show_table(("task", "metric", "score", "test rows"), rows)

@@ -1,0 +1,66 @@
+"""`handful pretrain` on a tiny model: the tasks and what is wrong with them, and the run that comes out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def tasks(table) -> list[Path]:
+    pairs = [(f"a {i}", f"{'a' if i % 2 else 'zz'} {i}", "same" if i % 2 else "other") for i in range(30)]
+    return [table(name="letters.csv"), table(pairs, "premise", "hypothesis", "label", name="pairs.csv")]
+
+
+QUICK = ("--set", "training.epochs=2", "--set", "run.max_length=32", "--set", "method.num_skills=2")
+
+
+def test_an_inventory_of_two_tasks_with_the_scores_of_each(command, tasks, tiny_folder, tmp_path):
+    options = ("--model", tiny_folder, "--output", tmp_path / "runs", "--rows", "16", *QUICK)
+    outcome = command("pretrain", *tasks, *options, "--set", "method.mixing=uniform")
+    assert outcome.code == 0, outcome.err
+    (path,) = (tmp_path / "runs").glob("*/run.json")
+    record = json.loads(path.read_text())
+    assert [member["name"] for member in record["task"]["members"]] == ["letters", "pairs"]
+    assert record["rows"]["train"] + record["rows"]["dev"] == 32
+    assert record["rows"]["test"] == 14
+    assert record["spec"]["method"]["mixing"] == "uniform"
+    both = [record["members"][name]["accuracy"]["mean"] for name in ("letters", "pairs")]
+    assert record["scores"]["accuracy"]["mean"] == pytest.approx(sum(both) / 2)
+    assert record["scores"]["accuracy"]["method"] == "MOVER over 2 tasks"
+    lines = outcome.out.splitlines()
+    assert lines[0].startswith(f"accuracy {record['scores']['accuracy']['mean']:.3f} [")
+    assert [line.split()[:2] for line in lines[-2:]] == [["letters", "accuracy"], ["pairs", "accuracy"]]
+    for said in ("task pairs: pair-classification, 24 labelled rows, 6 test rows", "preset 'pretrain'", "--init-from"):
+        assert said in outcome.err, said
+    written = [json.loads(line) for line in (path.parent / "predictions.jsonl").read_text().splitlines()]
+    assert {row["task"] for row in written} == {"letters", "pairs"}
+    assert all(row["target"].startswith(f"{row['task']}: ") and len(row["probabilities"]) == 4 for row in written)
+    assert "already trained" in command("pretrain", *tasks, *options, "--set", "method.mixing=uniform").err
+
+
+def test_everything_wrong_with_the_tasks_is_told_before_a_model_is_loaded(command, table, tmp_path):
+    numbers = table([("a" * (i + 1), i / 7) for i in range(30)], "text", "score", name="numbers.csv")
+    outcome = command("pretrain", table(), numbers, f"data={numbers}", "--output", tmp_path / "runs")
+    assert outcome.code == 1 and "loading model" not in outcome.err
+    assert "2 tasks are called 'data'" in outcome.err
+    assert f"task 'numbers' ({numbers}) asks for numbers, which have no labels to choose from" in outcome.err
+    missing = command("pretrain", tmp_path / "a.csv", "sst-3", table(), "--output", tmp_path / "runs")
+    assert missing.code == 1
+    assert "2 of 3 tasks cannot be opened" in missing.err and "a.csv" in missing.err and "sst-3" in missing.err
+    assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").iterdir())
+
+
+def test_wrong_settings_are_told_at_once(command, table):
+    outcome = command("pretrain", table(), "--preset", "big", "--set", "method.mixing=dice", "--set", "epoch=1")
+    assert outcome.code == 2
+    for said in ("3 wrong settings", "no preset 'big'", "method.mixing", "epoch"):
+        assert said in outcome.err, said
+
+
+def test_one_task_is_no_mixture(command, table):
+    outcome = command("pretrain", table())
+    assert outcome.code == 1
+    assert "expected at least two tasks, found 1; add one, or fit the one alone" in outcome.err

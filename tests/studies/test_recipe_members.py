@@ -1,0 +1,93 @@
+"""Recipes with a task of tasks: how it is opened, what is wrong with it, and a study that adapts what it gives."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from handful.errors import ConfigError, DataError
+from handful.studies.engines import SequentialEngine
+from handful.studies.recipe import Recipe, read_recipe
+from handful.studies.study import Study
+from handful.testing import toy_study
+
+METHODS: list[Any] = [
+    {"name": "many", "method": "poly", "stage": True},
+    {"name": "adapted", "method": "poly", "start": {"method": "many", "task": "mixture", "shots": 20}},
+]
+
+
+@pytest.fixture
+def toy(tmp_path: Path) -> tuple[dict[str, Any], Path]:
+    """The values of a recipe with its data: a task file and two task folders."""
+    record = toy_study(tmp_path / "data", seeds=1).to_dict()
+    rows = "".join(f"{'a' if i % 2 else 'zz 9'} {i},{'late' if i % 2 else 'broken'}\n" for i in range(40))
+    (tmp_path / "tickets.csv").write_text("text,label\n" + rows)
+    members = ["others", {"name": "tickets", "path": str(tmp_path / "tickets.csv"), "test_fraction": 0.5}]
+    mixture = {"name": "mixture", "members": members, "stage": True}
+    return record | {"tasks": ["letters", mixture], "methods": METHODS}, tmp_path
+
+
+def test_members_are_opened_as_tasks_with_test_rows_of_their_own(toy):
+    record, folder = toy
+    recipe = Recipe.from_dict(record | {"test_rows": 7})
+    assert Recipe.from_dict(recipe.to_dict()) == recipe
+    task = recipe.open_task("mixture", folder / "data")
+    assert [(m.name, len(m.pool), len(m.test or ())) for m in task.members] == [("others", 30, 7), ("tickets", 20, 7)]
+    assert task.labels[2:] == ("tickets: broken", "tickets: late")
+
+
+def test_paths_of_members_are_relative_to_the_recipe(tmp_path):
+    (tmp_path / "a.csv").write_text("text,label\nx,1\n")
+    (tmp_path / "many.toml").write_text(
+        'shots = 8\nseeds = 1\nmethods = ["head"]\n'
+        'tasks = ["t", { name = "m", members = ["b", { name = "a", path = "a.csv" }] }]\n'
+    )
+    members = read_recipe(tmp_path / "many.toml").tasks[1].members or ()
+    assert [(m.name, m.path) for m in members] == [("b", None), ("a", str(tmp_path / "a.csv"))]
+
+
+def test_what_is_said_in_the_wrong_place_is_told_with_all_else(toy):
+    record, _ = toy
+    record["tasks"][1] |= {"path": "mixture.csv", "label": "topic"}
+    record["methods"] = [*METHODS, {"name": "lost", "method": "head", "start": {"method": "none"}}]
+    with pytest.raises(ConfigError) as caught:
+        Recipe.from_dict(record)
+    lines = caught.value.message.split("\n  ")
+    assert "tasks.1 (mixture).path: a task of tasks has none of its own; say it of a member" in lines
+    assert "tasks.1 (mixture).label: a task of tasks has none of its own; say it of a member" in lines
+    assert len(lines) == 4
+    record["tasks"][1]["members"][1]["stage"] = True
+    with pytest.raises(ConfigError, match=r"tasks\.1\.members\.1\.stage: no such key"):
+        Recipe.from_dict(record)
+
+
+def test_all_members_that_cannot_be_opened_or_mixed_are_told(toy):
+    record, folder = toy
+    record["tasks"][1]["members"] = ["otters", {"name": "numbers", "path": str(folder / "numbers.csv")}]
+    with pytest.raises(DataError) as caught:
+        Recipe.from_dict(record).check_rows(folder / "data")
+    assert "'otters': no such folder" in caught.value.message and "did you mean 'others'?" in caught.value.message
+    assert "numbers.csv" in caught.value.message
+    (folder / "numbers.csv").write_text("text,label\n" + "".join(f"t {i},{i / 7}\n" for i in range(30)))
+    record["tasks"][1]["members"][0] = "others"
+    with pytest.raises(DataError, match=r"task 'numbers' .* asks for numbers, which have no labels"):
+        Recipe.from_dict(record).check_rows(folder / "data")
+
+
+def test_a_study_adapts_an_inventory_to_another_task(toy):
+    record, folder = toy
+    record["methods"][0]["set"] = {"num_skills": 2, "mixing": "uniform"}
+    record["methods"][1]["set"] = {"num_skills": 2}
+    study = Study(Recipe.from_dict(record), folder / "study", folder / "data")
+    state = study.run(SequentialEngine(), lambda event: None)
+    assert not state.failed, state.failed
+    runs = {run.record["study"]["label"]: run for run in state.done.values()}
+    many, adapted = runs["many"], runs["adapted"]
+    assert [member["name"] for member in many.record["task"]["members"]] == ["others", "tickets"]
+    assert set(many.record["members"]) == {"others", "tickets"}
+    assert many.record["rows"]["train"] + many.record["rows"]["dev"] == 40
+    assert adapted.record["spec"]["start"] == many.key and adapted.record["task"]["name"] == "letters"
+    assert set(many.seen() or "?") <= set(adapted.seen() or ())
