@@ -14,7 +14,7 @@ from handful.cli import models as models_verb
 from handful.cli.app import app
 from handful.errors import DataError
 
-VERBS = ("demo", "check", "fit", "predict", "export", "methods", "models", "tasks", "doctor")
+VERBS = ("demo", "check", "fit", "pretrain", "predict", "export", "methods", "models", "tasks", "doctor")
 CODE = """
 import sys
 from handful.cli.main import run

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from handful.backbone.load import load_backbone
-from handful.backbone.tiny import tiny_tokenizer
+from handful.backbone.tiny import tiny_model, tiny_tokenizer
 from handful.data.batching import encode_mixed
 from handful.data.mixture import mix_tasks
 from handful.data.split import Split
@@ -153,6 +153,30 @@ def test_a_run_without_test_rows_is_not_scored(mixed, tiny_folder, tmp_path):
     trained.adapter.detach()
     assert found.record["scores"] == {} and "members" not in found.record
     assert found.record["rows"]["test"] == 0
+
+
+def test_texts_of_many_tasks_are_written_and_scored_each_by_its_metric(tmp_path):
+    def task(name: str, metric: str, rows: int) -> Task:
+        def row(number: int) -> Example:
+            return Example(f"{name} {number}", references=(f"say {number}", "tell"), source=f"{name}:{number}")
+
+        test = TestRows([row(number) for number in range(100, 104)])
+        return Task(name, "generation", (), metric, tuple(map(row, range(rows))), test)
+
+    model = tmp_path / "t5"
+    tiny_model("t5").save_pretrained(model)
+    tiny_tokenizer("t5").save_pretrained(model)
+    few = {"generation.max_new_tokens": 4, "generation.target_length": 8}
+    found, trained = run(
+        mix_tasks("written", [task("one", "chrf++", 8), task("two", "bleu", 12)]), spec(model, **few), tmp_path / "runs"
+    )
+    trained.adapter.detach()
+    members = found.record["members"]
+    assert "bleu" in members["two"] and "bleu" not in members["one"]
+    assert set(found.record["scores"]) == {"rouge-l", "chrf++"} and found.record["task"]["metric"] == "rouge-l"
+    rows = [json.loads(line) for line in (found.folder / "predictions.jsonl").read_text().splitlines()]
+    assert [row["source"] for row in rows if row["task"] == "two"] == [f"two:{number}" for number in range(100, 104)]
+    assert len(found.record["fit"]["history"]) == 3
 
 
 def test_a_metric_that_a_member_cannot_have_is_told_first(mixed, tmp_path):
