@@ -168,7 +168,9 @@ def test_texts_of_many_tasks_are_written_and_scored_each_by_its_metric(tmp_path)
     tiny_tokenizer("t5").save_pretrained(model)
     few = {"generation.max_new_tokens": 4, "generation.target_length": 8}
     found, trained = run(
-        mix_tasks("written", [task("one", "chrf++", 8), task("two", "bleu", 12)]), spec(model, **few), tmp_path / "runs"
+        mix_tasks("written", [task("one", "chrf++", 8), task("two", "bleu", 12)]),
+        spec(model, "poly", **few),
+        tmp_path / "runs",
     )
     trained.adapter.detach()
     members = found.record["members"]
