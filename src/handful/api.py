@@ -25,7 +25,7 @@ from handful.methods.head import AbstractHeadedAdapter
 from handful.methods.poly import Poly
 from handful.randomness import stream
 from handful.runs.experiment import Trained, open_backbone, open_trained, run, score, train
-from handful.runs.inventory import inherited, take_task
+from handful.runs.inventory import inherited, take_task, with_inherited
 from handful.runs.spec import RunSpec, full_names, resolve
 from handful.runs.start import read_start
 from handful.runs.store import Run, read_run
@@ -165,7 +165,7 @@ def fit(
 
     def resolved(name: str) -> RunSpec:
         given = full_names(name, {**(settings or {}), **overrides})
-        return resolve(name, model=model, preset=preset, overrides={**common, **given})
+        return with_inherited(resolve(name, model=model, preset=preset, overrides={**common, **given}), common)
 
     method = Poly.name if common else method
     specs = candidate_specs(resolved) if method == AUTO else [resolved(method)]

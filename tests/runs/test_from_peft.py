@@ -68,7 +68,7 @@ def test_another_method_size_or_file_is_refused(saved, tmp_path):
     start = read_start(folder)
     with pytest.raises(ConfigError, match="an inventory of skills, from which this run cannot start"):
         carried_over(start, Prefix().attach(backbone, toy_task(), generator=torch.Generator()))
-    with pytest.raises(ConfigError, match="its skills are not those of this run"):
+    with pytest.raises(ConfigError, match="the skills to start from are not those of this run"):
         started(folder, toy_task(), backbone, rank=3)
     config = json.loads((folder / "adapter_config.json").read_text())
     del config["n_splits"]

@@ -46,7 +46,7 @@ def fit(
     """
     from handful.methods.poly import Poly
     from handful.runs.experiment import run
-    from handful.runs.inventory import inherited
+    from handful.runs.inventory import inherited, with_inherited
     from handful.runs.start import read_start
     from handful.runs.store import Run, check_writable
 
@@ -65,8 +65,8 @@ def fit(
         given = arguments.method or Poly.name
         if given != Poly.name:
             raise ConfigError(f"--method: an inventory is of the method {Poly.name!r}, found {given!r}", "leave it out")
-        common |= {"method.adapt": adapt} if adapt else {}
-        specs = [arguments.spec(Poly.name, common)]
+        arguments.assignments += [f"method.adapt={adapt}"] if adapt else []
+        specs = [with_inherited(arguments.spec(Poly.name, common), common)]
     else:
         specs = auto_specs(arguments) if is_auto else [arguments.spec()]
     check_writable(output)

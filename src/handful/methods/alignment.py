@@ -14,7 +14,7 @@ from handful.methods.head import AbstractHeadedAdapter
 
 @torch.enable_grad()
 def task_alignment(adapter: AbstractHeadedAdapter, batch: Batch) -> float:
-    """Mean cosine between the gradients of the tasks' losses with respect to the skills; NaN for a single task.
+    """Mean cosine between the gradients of the tasks' losses with respect to the skills, of two tasks or more.
 
     Caccia et al. 2023 explain the gain of their routing by it (sheet 3b); how they measure it we do not know.
     """
@@ -29,7 +29,7 @@ def task_alignment(adapter: AbstractHeadedAdapter, batch: Batch) -> float:
         found = torch.autograd.grad(F.cross_entropy(scores, targets), shared, allow_unused=True)
         gradients.append(torch.cat([g.flatten() for g in found if g is not None]))
     cosines = [float(F.cosine_similarity(a, b, dim=0)) for a, b in combinations(gradients, 2)]
-    return sum(cosines) / len(cosines) if cosines else float("nan")
+    return sum(cosines) / len(cosines)
 
 
 def only(batch: Batch, rows: list[int]) -> Batch:

@@ -219,7 +219,7 @@ class PolyAdapter(AbstractHeadedAdapter):
 
     def diagnostics(self) -> dict[str, float]:
         found = self._measures()
-        if self.task.members and self._last is not None:
+        if self._last is not None and len(set(self._last.tasks)) > 1:
             found["alignment"] = task_alignment(self, self._last)
         return found
 
@@ -238,12 +238,21 @@ class PolyAdapter(AbstractHeadedAdapter):
         }  # fmt: skip
 
     def carry(self, weights: Mapping[str, torch.Tensor], record: Mapping[str, Any]) -> Mapping[str, torch.Tensor]:
-        """Skills as they are or averaged, the routing of tasks of the same name, and a head from the labels' texts."""
+        """Skills as they are or averaged, the routing of tasks of the same name, and a head from the labels' texts.
+
+        Raises: ConfigError for skills of other sizes or of other matrices.
+        """
         prefix = "skills.parts."
         saved = {name.removeprefix("skills."): part for name, part in weights.items() if name.startswith(prefix)}
         if self._inventory()[0] == 1:
             saved = self.skills.collapsed(saved)
         found = {f"skills.{name}": part for name, part in saved.items()}
+        own = {name: part.shape for name, part in self.named_parameters() if name.startswith("skills.")}
+        if wrong := [name for name, shape in own.items() if name not in found or found[name].shape != shape]:
+            raise ConfigError(
+                f"the skills to start from are not those of this run: {len(wrong)} of {len(own)} differ ({wrong[0]})",
+                "give the model that they were trained on, and leave the settings of their size to them",
+            )
         found |= self._carried_routing(weights, record)
         projection = weights.get("head.projection")
         if isinstance(self.head, LabelTextHead):

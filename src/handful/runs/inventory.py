@@ -23,6 +23,7 @@ from handful.runs.card import run_card
 from handful.runs.experiment import Trained, open_trained
 from handful.runs.from_peft import PeftPoly
 from handful.runs.members import describe_task
+from handful.runs.spec import Choice, RunSpec
 from handful.runs.start import Start
 from handful.runs.store import Run, write_run
 
@@ -72,6 +73,18 @@ def inherited(saved: Start | None) -> dict[str, Any]:
     found = {f"method.{name}": spec["method"][name] for name in INHERITED}
     found |= {f"run.{name}": spec["run"][name] for name in ("pooling", "max_length")}
     return found | {f"generation.{name}": value for name, value in spec.get("generation", {}).items()}
+
+
+def with_inherited(spec: RunSpec, common: Mapping[str, Any]) -> RunSpec:
+    """The spec, which says of every value that it has from an inventory where it came from."""
+    resolved = spec.resolved()
+    taken = tuple(
+        Choice(name, value, "as in the inventory")
+        for name, value in common.items()
+        for section, _, field in [name.partition(".")]
+        if resolved.get(section, {}).get(field) == value
+    )
+    return replace(spec, choices=spec.choices + taken)
 
 
 def take_task(saved: Run, name: str, backbone: Backbone | None = None) -> tuple[dict[str, Any], Trained]:
