@@ -140,10 +140,9 @@ class _Fit:
         if not self._resume():
             if self.kind != "regression":
                 adapter.calibrate(1.0)  # an adapter that is fitted again may carry a temperature
+            self._begin_with_initial()  # a probe may be fitted to what it gives
             adapter.warm_start(self.train, self.start)
-            with torch.no_grad():
-                for name, value in self.initial.items():
-                    adapter.get_parameter(name).copy_(value)
+            self._begin_with_initial()
             self.group.align(adapter)
             self._keep()
         self._count_seconds()
@@ -159,6 +158,11 @@ class _Fit:
         return FitResult(
             self.step, self.chosen_step, self.seconds, parameters, self.history, self.stopped, self.diverged
         )
+
+    @torch.no_grad()
+    def _begin_with_initial(self) -> None:
+        for name, value in self.initial.items():
+            self.adapter.get_parameter(name).copy_(value)
 
     def _train(self) -> None:
         adapter, config = self.adapter, self.config
