@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from handful.backbone.tiny import tiny_tokenizer
 from handful.data.batching import encode, encode_generation, encode_mixed
-from handful.data.mixture import Mixing, draw_rows, member_rows, mix_tasks, mixing_weights
-from handful.data.task import Example, Task, TestRows
+from handful.data.mixture import Mixing, draw_rows, member_rows, mix_tasks, mixing_weights, text_to_text
+from handful.data.task import Example, Task, TestRows, overlap_keys
 from handful.errors import ConfigError, DataError
 
 
@@ -196,3 +196,22 @@ def test_a_reference_is_a_row_of_its_task():
     assert learnt.tasks == ("a",) * 8 + ("b",) * 4
     assert learnt.batch([8, 0]).tasks == ("b", "a")
     assert encode_generation(task.pool, tokenizer, 32, encoder_decoder=True).tasks == ("a",) * 4 + ("b",) * 4
+
+
+# ------------------------------------------------------------------------------------------------- labels as texts
+
+
+def test_labels_as_texts_keep_the_rows_and_what_they_share_with_other_tasks():
+    rows = (Example("Fine.", None, 1, "a:1"), Example("Bad", "worse", 0, "a:2"))
+    test = TestRows([Example("Fine.", None, 1)])
+    task = Task("moods", "classification", ("very_low", "high"), "accuracy", rows, test)
+    written = text_to_text(task)
+    assert (written.kind, written.metric, written.labels) == ("generation", "exact-match", ())
+    assert [row.references for row in written.pool] == [("high",), ("very low",)]
+    assert [row.text for row in written.pool] == ["Fine.", "Bad / worse"]
+    assert {row.instruction for row in written.pool} == {"choices: very low, high. text: "}
+    other = text_to_text(replace(task, name="other", labels=("yes", "no")))
+    assert other.test is not None
+    assert not overlap_keys(written.pool[0]).isdisjoint(other.test.overlap_keys())  # whatever the choices
+    with pytest.raises(DataError, match="expected labels to be written, found a task of kind 'generation'"):
+        text_to_text(written)

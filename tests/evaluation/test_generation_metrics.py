@@ -39,7 +39,7 @@ RECORDS = [
 ]
 TEXTS = [
     "Aromi is an italian pub at the riverside.",
-    "Zizzi is a pub in the centre.",
+    "Zizzi is a pub in the city centre.",
     "Near The Portland Arms stands Cotto.",
 ]
 
@@ -354,3 +354,10 @@ def test_official_figures_of_public_outputs(shared_data, task, system, metric, o
     assert test is not None
     texts = file.read_text(encoding="utf-8").splitlines()
     assert score(metric, texts, test._examples) == pytest.approx(official, abs=0.01 if official > 1 else 2e-4)
+
+
+def test_exact_match_counts_whole_texts_whatever_their_case():
+    records = [made("Very low"), made("high", "top"), made("x")]
+    assert score("exact-match", ["very  LOW", "top", "x y"], records) == pytest.approx(2 / 3)
+    task = Task("t", "generation", (), "exact-match", tuple(records))
+    assert usual_metrics(task) == ("exact-match",)

@@ -180,7 +180,7 @@ def encode_generation(
             f"the tokenizer of {tokenizer.name_or_path!r} has no end token, so that no text would end",
             "set tokenizer.eos_token, or take a model that was made to write",
         )
-    texts = [prefix + row.text for row in examples]
+    texts = [prefix + row.instruction + row.text for row in examples]
     sources, truncated = _sources(texts, tokenizer, max_length, None if encoder_decoder else separator)
     _check_tokens(examples, sources)
     if target_length is None:

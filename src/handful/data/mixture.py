@@ -9,8 +9,11 @@ from typing import Literal
 
 import torch
 
-from handful.data.task import Example, Task, as_member
+from handful.data.task import Example, Task, as_member, as_text
 from handful.errors import ConfigError, DataError
+
+EXACT = "exact-match"
+"""The metric of labels that are written."""
 
 Mixing = Literal["size", "temperature", "uniform"]
 
@@ -48,6 +51,28 @@ def mix_tasks(name: str, tasks: Sequence[Task]) -> Task:
     if all(task.dev for task in tasks):
         dev = tuple(as_member(row, task.name, starts[task.name]) for task in tasks for row in task.dev or ())
     return replace(mixed, pool=pool, dev=dev)
+
+
+def text_to_text(task: Task) -> Task:
+    """A task of classes as one of generation: the label is to be written, word for word.
+
+    Raises: DataError for other tasks.
+    """
+    if task.kind not in ("classification", "pair-classification"):
+        raise DataError(
+            f"task {task.name!r} ({task.origin}): expected labels to be written, found a task of kind {task.kind!r}",
+            "leave text_to_text out",
+        )
+    labels = [label.replace("_", " ") for label in task.labels]
+    return replace(
+        task,
+        kind="generation",
+        labels=(),
+        metric=EXACT,
+        pool=tuple(as_text(row, labels) for row in task.pool),
+        dev=None if task.dev is None else tuple(as_text(row, labels) for row in task.dev),
+        test=None if task.test is None else task.test.as_texts(labels),
+    )
 
 
 def _problems(tasks: Sequence[Task]) -> list[str]:

@@ -24,7 +24,8 @@ class Example:
     `label` is the index of the class in `Task.labels`, or the target number for regression, or None
     where there is none. `source` is "file:line", so that an error can say where. A row of generation is one record:
     its input is `text`, the texts that may be written for it are `references`, and it has no label. `task` names the
-    member that a row of a task of tasks belongs to.
+    member that a row of a task of tasks belongs to. `instruction` is put before the text for a model that writes; it is
+    no part of what makes two rows the same.
     """
 
     text: str
@@ -33,6 +34,7 @@ class Example:
     source: str = "memory"
     references: tuple[str, ...] = ()
     task: str = ""
+    instruction: str = ""
 
 
 @final
@@ -62,6 +64,10 @@ class TestRows:
     def of_member(self, name: str, offset: int) -> TestRows:
         """These rows as those of a member of a task of tasks, whose labels begin at `offset`; as closed as these."""
         return TestRows([as_member(row, name, offset) for row in self._examples])
+
+    def as_texts(self, labels: Sequence[str]) -> TestRows:
+        """These rows with their labels to be written; as closed as these."""
+        return TestRows([as_text(row, labels) for row in self._examples])
 
     def text_keys(self) -> frozenset[bytes]:
         """Digests of the texts, to find training rows that also stand here without opening the rows."""
@@ -126,13 +132,21 @@ def as_member(row: Example, name: str, offset: int) -> Example:
     return replace(row, task=name, label=None if row.label is None else row.label + offset)
 
 
+def as_text(row: Example, labels: Sequence[str]) -> Example:
+    """A row of classes with its label as the text to be written, among choices that the instruction names."""
+    text = row.text if row.text_pair is None else f"{row.text} / {row.text_pair}"
+    references = () if row.label is None else (labels[int(row.label)],)
+    instruction = f"choices: {', '.join(labels)}. text: "
+    return replace(row, text=text, text_pair=None, label=None, references=references, instruction=instruction)
+
+
 def fingerprint_rows(rows: Sequence[Example]) -> str:
     """SHA-256 over texts, labels, references and the names of members in order."""
     digest = hashlib.sha256()
     for row in rows:
         content = (row.text, row.text_pair, row.label, *row.references)
-        if row.task:
-            content = (row.task, content)
+        for more in filter(None, (row.task, row.instruction)):
+            content = (more, content)
         digest.update(repr(content).encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
 

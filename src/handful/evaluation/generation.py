@@ -70,6 +70,10 @@ GENERATION_METRICS = (
         combine=combine_mean, signature=java_scores.cider_signature, ready=_java_ready,
     ),
     Metric(
+        "exact-match", "share of texts that are a reference, whatever the case and white space", _TEXTS, "texts", True,
+        (0, 1), overlap_scores.measure_exact, combine=combine_mean, signature=_ours("case:lc|space:collapsed"),
+    ),
+    Metric(
         "slot-error", "missing, wrong and added slots by slots asked for (E2E)", _TEXTS, "texts", False, (0, inf),
         content_scores.measure_slots, combine=combine_mean, signature=_ours("slots:E2E|said:patterns"),
     ),
@@ -83,6 +87,8 @@ GENERATION_METRICS = (
 
 def usual_metrics(task: Task) -> tuple[str, ...]:
     """The task's own metric, those that need no Java, and what its sources allow to be checked."""
+    if task.metric == "exact-match":  # of labels, of which no part counts
+        return (task.metric,)
     names = [task.metric, "chrf++", "rouge-l"]
     source = task.pool[0].text if task.pool else ""
     try:

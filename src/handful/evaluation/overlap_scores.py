@@ -199,6 +199,16 @@ def _penn_split(chunk: str) -> list[str]:
     return [chunk]
 
 
+def measure_exact(texts: Sequence[str], records: Sequence[Example]) -> np.ndarray:
+    """`texts` (N,), `records` (N,). Returns (N, 2): 1 where the text is one of the references, and 1 row."""
+
+    def plain(text: str) -> str:
+        return " ".join(text.lower().split())
+
+    equal = [plain(text) in map(plain, record.references) for text, record in zip(texts, records, strict=True)]
+    return np.stack([np.array(equal, dtype=float), np.ones(len(equal))], axis=1)
+
+
 def combine_mean(sums: np.ndarray) -> np.ndarray:
     """`sums` (R, 2) of scores and of rows. Returns their means (R,)."""
     return sums[:, 0] / sums[:, 1]

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from handful.data.files import read_folder
 from handful.data.holdout import with_held_out_test
-from handful.data.mixture import mix_tasks
+from handful.data.mixture import mix_tasks, text_to_text
 from handful.data.open import open_task
 from handful.data.task import Task
 from handful.errors import DataError, HandfulError, nearest
@@ -51,7 +51,8 @@ class MemberEntry(Closed):
     "hub:OWNER/NAME" where it differs from that.
 
     Below the folder given as --data, a task folder of this name is taken instead. The other fields say what the
-    columns of a file are called, which splits of the hub are meant, and how a release is read.
+    columns of a file are called, which splits of the hub are meant, and how a release is read; `text_to_text` has the
+    labels written by a language model.
     """
 
     name: str
@@ -68,11 +69,12 @@ class MemberEntry(Closed):
     encoding: str | None = None
     linearisation: str | None = None
     partition: str | None = None
+    text_to_text: bool = False
     test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
 
     def open(self, data: Path | None) -> Task:
         """The task under its name in the study. Raises: DataError or ConfigError, as `open_task`."""
-        mapping = set(MemberEntry.model_fields) - {"name", "path", "test_fraction"}
+        mapping = set(MemberEntry.model_fields) - {"name", "path", "test_fraction", "text_to_text"}
         if data and (data / self.name / "task.json").is_file():
             task = read_folder(data / self.name)
         else:
@@ -82,7 +84,7 @@ class MemberEntry(Closed):
             task = open_task(self.path or self.name, **self.model_dump(include=mapping, exclude_none=True))
         if task.test is None:
             task = with_held_out_test(task, self.test_fraction)
-        return replace(task, name=self.name)
+        return replace(text_to_text(task) if self.text_to_text else task, name=self.name)
 
 
 @final
