@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from handful.backbone.load import load_backbone
-from handful.backbone.tiny import tiny_model, tiny_tokenizer
+from handful.backbone.tiny import tiny_backbone, tiny_model, tiny_tokenizer
 from handful.data.batching import encode_mixed
 from handful.data.mixture import mix_tasks
 from handful.data.split import Split
@@ -18,7 +18,7 @@ from handful.errors import ConfigError, DataError
 from handful.evaluation.estimate import Estimate, mean_of, wilson
 from handful.methods.head import Head
 from handful.methods.poly import Poly
-from handful.runs.experiment import distinct_rows, make_split, open_trained, run
+from handful.runs.experiment import attach, distinct_rows, make_split, open_trained, run
 from handful.runs.members import describe_task, recorded_task, weighted
 from handful.runs.spec import resolve
 
@@ -194,3 +194,8 @@ def test_only_rows_of_many_tasks_are_weighted_and_only_by_a_method_that_mixes(mi
     assert weights is not None and weights[:40].sum() == pytest.approx(32) == weights[40:].sum()
     assert weighted(rows, Head()).weights is None
     assert weighted(replace(rows, tasks=None), mixer).weights is None
+
+
+def test_a_method_without_a_head_for_many_label_sets_is_refused(mixed):
+    with pytest.raises(ConfigError, match="cannot learn those of many tasks at once; 'poly' can"):
+        attach(mixed, resolve("lora", overrides={"run.shots": 8}), tiny_backbone("bert"))

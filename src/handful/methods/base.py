@@ -58,6 +58,8 @@ class AbstractMethod(ABC):
     presets: ClassVar[Mapping[str, Preset]]
     writes: ClassVar[bool] = True
     """Whether it can be put on a language model, to write texts."""
+    shares_tasks: ClassVar[bool] = False
+    """Whether its head tells the classes of many tasks apart, so that it can learn them at once."""
     export_format: ClassVar[str] = "peft"
     """The format to propose for what it trains."""
     search_space: ClassVar[SearchSpace] = {}

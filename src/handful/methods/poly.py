@@ -50,6 +50,7 @@ class Poly(AbstractMethod):
     name: ClassVar[str] = "poly"
     summary: ClassVar[str] = "Poly: an inventory of skills for many tasks, each mixing them by its own routing"
     source: ClassVar[str] = "Ponti et al. 2022; Caccia et al. 2023"
+    shares_tasks: ClassVar[bool] = True
     presets: ClassVar[Mapping[str, Preset]] = {
         "default": Preset(
             "ours, not searched yet: rates of LoRA and routing a hundred times as fast",
