@@ -7,6 +7,9 @@ from typing import Any
 
 import pytest
 
+from handful.backbone.tiny import tiny_model, tiny_tokenizer
+from handful.data.overlap import TOLERATED_SHARE
+from handful.data.task import overlap_keys
 from handful.errors import ConfigError, DataError
 from handful.studies.engines import SequentialEngine
 from handful.studies.recipe import Recipe, read_recipe
@@ -91,3 +94,47 @@ def test_a_study_adapts_an_inventory_to_another_task(toy):
     assert many.record["rows"]["train"] + many.record["rows"]["dev"] == 40
     assert adapted.record["spec"]["start"] == many.key and adapted.record["task"]["name"] == "letters"
     assert set(many.seen() or "?") <= set(adapted.seen() or ())
+
+
+RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+
+
+def shortened(name: str, model: str, tasks: slice, **settings: Any) -> Recipe:
+    """A cross-task recipe that a tiny model does in seconds: one new task, and the first three before it."""
+    values = read_recipe(RECIPES / f"{name}.toml").to_dict()
+    *new, many = values["tasks"]
+    for method in values["methods"]:
+        if method["start"]:
+            method["start"]["shots"] = 12
+    short = {"model": model, "shots": [8], "seeds": [0], "test_rows": 4}
+    values["tasks"] = [*new[tasks], many | {"members": many["members"][:3]}]
+    return Recipe.from_dict(values | short | {"set": {"training.epochs": 1, "run.max_length": 32} | settings})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["cross_task", "cross_task_small"])
+def test_the_cross_task_recipes_run(name, shared_data, tiny_folder, tmp_path):
+    recipe = shortened(name, str(tiny_folder), slice(1))
+    state = Study(recipe, tmp_path / "study", shared_data).run(SequentialEngine(), lambda event: None)
+    assert not state.failed and len(state.done) == len(recipe.jobs()) == len(recipe.methods)
+
+
+@pytest.mark.slow
+def test_the_cross_task_recipe_for_writing_runs(shared_data, tmp_path):
+    folder = tmp_path / "tiny-t5"
+    tiny_model("t5", purpose="lm").save_pretrained(folder)
+    tiny_tokenizer("t5").save_pretrained(folder)
+    recipe = shortened("cross_task_text", str(folder), slice(1), **{"generation.max_new_tokens": 3})
+    state = Study(recipe, tmp_path / "study", shared_data).run(SequentialEngine(), lambda event: None)
+    assert not state.failed and len(state.done) == len(recipe.methods)
+
+
+@pytest.mark.parametrize("name", ["cross_task", "cross_task_text"])
+def test_no_test_row_of_a_new_task_stands_among_the_rows_before_it(name, shared_data):
+    recipe = read_recipe(RECIPES / f"{name}.toml")
+    tasks = recipe.check_rows(shared_data)
+    seen = {key for row in tasks["many"].pool for key in overlap_keys(row)}
+    for new in tasks:
+        if new != "many":
+            test = tasks[new].test
+            assert test is not None and test.count_overlap(seen) <= TOLERATED_SHARE * len(test), new
