@@ -8,7 +8,8 @@ PEFT's adapters are put on the same model and trained with the same loss. "kept 
 from forward to backward for the adapter, a layer: all storages that are no parameter, less those that the frozen model
 keeps for the gradient of its own embeddings.
 Table 2, write: 8 rows of 8 tasks, one each, on SmolLM2-135M with 8 skills, greedily, always as many tokens. Ours and
-PEFT's Poly have the same parameters and must write the same tokens; a LoRA has nothing to mix.
+PEFT's Poly have the same parameters and must write the same tokens; a LoRA has nothing to mix; the model without an
+adapter is the most that there is to be had.
 
 One process, one thread, variants interleaved in random order; CPU seconds, ratios within each round, percentile
 bootstrap of the median over rounds. Ratios of time are inverse ratios of tokens per second.
@@ -45,6 +46,7 @@ SKILLS, RANK, ALPHA, MAX_LENGTH = 8, 8, 1, 128
 ENCODER_TARGETS = ["query", "key", "value", "attention.output.dense"]
 WRITER, WRITER_TARGETS = "smollm2-135m", ["q_proj", "k_proj", "v_proj", "o_proj"]
 POLY, GUMBEL, SHARED, PEFT_LORA, PEFT_POLY = "poly", "poly, gumbel", "shared (ours)", "PEFT LoRA", "PEFT Poly"
+PLAIN = "no adapter"
 SETTINGS: dict[str, dict[str, Any]] = {POLY: {}, GUMBEL: {"gate": "gumbel"}, SHARED: {"routing": "shared"}}
 
 
@@ -172,7 +174,8 @@ def writers(arguments: argparse.Namespace) -> dict[str, Callable[[], torch.Tenso
     def batch_for(backbone: Backbone) -> Batch:
         return encode_generation(task.pool, backbone.tokenizer, 64, encoder_decoder=False).batch(range(8))
 
-    models = {label: load_backbone(WRITER, purpose="lm") for label in (POLY, SHARED, PEFT_LORA, PEFT_POLY)}
+    models = {label: load_backbone(WRITER, purpose="lm") for label in (POLY, SHARED, PEFT_LORA, PEFT_POLY, PLAIN)}
+    found[PLAIN] = partial(models[PLAIN].generate, batch_for(models[PLAIN]).inputs, **options)
     ours = {label: adapter_of(label, models[label], task).eval() for label in (POLY, SHARED)}
     for label, adapter in ours.items():
         adapter.begin_batch(None)

@@ -30,6 +30,10 @@ class AbstractUpdate(ABC):
         self.weights, self.groups = weights, groups
         self._mixed: Any = None
 
+    def regroup(self, groups: torch.Tensor | None) -> None:
+        """Rows of other of the tasks come next."""
+        self.groups = groups
+
     def mixed(self) -> Any:
         """What `mix` gives; where no gradient is asked for, the same from one forward to the next."""
         if torch.is_grad_enabled():
@@ -71,6 +75,11 @@ class LowRank(AbstractUpdate):
     ):
         super().__init__(weights, groups)
         self.down, self.up, self.scale = down, up, scale
+        self._rows: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def regroup(self, groups: torch.Tensor | None) -> None:
+        super().regroup(groups)
+        self._rows = None
 
     def mix(self) -> tuple[torch.Tensor, torch.Tensor]:
         return mix_factors(self.down, self.up, self.weights)
@@ -79,8 +88,18 @@ class LowRank(AbstractUpdate):
         groups = self.groups_of(x)
         if torch.is_grad_enabled():
             return y + _LowRank.apply(x, self.down, self.up, self.weights, groups, self.scale)  # type: ignore[operator]
+        if x.dim() == 3 and x.shape[1] == 1 and groups is not None:
+            down, up = self._of_rows(x, groups)
+            return torch.baddbmm(y, torch.bmm(x, down), up)
         down, up = (factor.to(x.dtype) for factor in self.mixed())
         return y + _product(_product(x, down, groups), up, groups) * self.scale
+
+    def _of_rows(self, x: torch.Tensor, groups: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Each row's own factors, scaled: while a text is written they are the same for every token."""
+        if self._rows is None or len(self._rows[0]) != len(x):
+            down, up = (factor.to(x.dtype)[groups] for factor in self.mixed())
+            self._rows = down, up * self.scale
+        return self._rows
 
     def fold(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         del bias

@@ -106,7 +106,7 @@ class AbstractMatrixSkills(AbstractSkills):
 
     def regroup(self, groups: torch.Tensor | None) -> None:
         for update in self.updating.updates.values():
-            update.groups = groups
+            update.regroup(groups)
 
     def clear(self) -> None:
         self.updating.updates = {}
