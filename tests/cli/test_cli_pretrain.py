@@ -64,3 +64,10 @@ def test_one_task_is_no_mixture(command, table):
     outcome = command("pretrain", table())
     assert outcome.code == 1
     assert "expected at least two tasks, found 1; add one, or fit the one alone" in outcome.err
+
+
+def test_splits_that_do_not_divide_a_width_are_told_with_those_that_do(command, tasks, tiny_folder, tmp_path):
+    options = ("--model", tiny_folder, "--output", tmp_path / "runs", *QUICK, "--set", "method.num_splits=5")
+    outcome = command("pretrain", *tasks, *options)
+    assert outcome.code == 2 and "loading model" not in outcome.err
+    assert "num_splits: 5 does not divide the layers' widths [64]; these do: 1, 2, 4, 8, 16, 32, 64" in outcome.err

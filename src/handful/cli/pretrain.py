@@ -53,6 +53,7 @@ def pretrain(
     """
     from handful.data.mixture import mix_tasks
     from handful.runs.experiment import run
+    from handful.runs.preflight import preflight
     from handful.runs.store import check_writable
 
     arguments = RunArguments(
@@ -63,6 +64,7 @@ def pretrain(
     check_writable(output)
     task = mix_tasks(name, open_tasks(tasks, test_fraction))
     tell_tasks(task, spec)
+    preflight(task, spec)
     say(f"loading model {spec.model} …")
     with FitProgress(METHOD) as progress:
         saved, trained = run(task, spec, output, on_event=progress, again=again, on_message=progress.say)

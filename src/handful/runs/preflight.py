@@ -10,7 +10,7 @@ from typing import final
 
 from handful.backbone.load import Backbone
 from handful.backbone.skeleton import load_skeleton
-from handful.data.batching import encode
+from handful.data.batching import EncodedRows, encode, encode_mixed
 from handful.data.split import Split
 from handful.data.task import Example, Task
 from handful.evaluation.evaluate import longest_row
@@ -55,8 +55,8 @@ def preflight(task: Task, spec: RunSpec) -> Preflight:
     max_length = longest_row(adapter, spec.options.max_length) if adapter else spec.options.max_length
     lengths, truncated = [], {}
     for part, rows in (("train", split.train), ("dev", split.dev)):
-        truncated[part] = encode(rows, skeleton.tokenizer, max_length, kind=task.kind).truncated
-        lengths += encode(rows, skeleton.tokenizer, skeleton.max_length, kind=task.kind).lengths
+        truncated[part] = _encoded(rows, task, skeleton, max_length).truncated
+        lengths += _encoded(rows, task, skeleton, skeleton.max_length).lengths
     return Preflight(
         split=split,
         classes=_classes(task, split.train),
@@ -68,6 +68,12 @@ def preflight(task: Task, spec: RunSpec) -> Preflight:
         truncated=truncated,
         steps=spec.training.epochs * ceil(len(split.train) / spec.training.batch_size),
     )
+
+
+def _encoded(rows: Sequence[Example], task: Task, skeleton: Backbone, max_length: int) -> EncodedRows:
+    if task.members and task.kind != "generation":
+        return encode_mixed(rows, skeleton.tokenizer, max_length)
+    return encode(rows, skeleton.tokenizer, max_length, kind=task.kind)
 
 
 def _classes(task: Task, rows: Sequence[Example]) -> dict[str, int]:
