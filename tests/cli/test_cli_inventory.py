@@ -148,3 +148,11 @@ def test_another_backbone_is_refused(command, inventory, table, tmp_path):
     tiny_tokenizer("bert").save_pretrained(tmp_path / "other")
     outcome = command("fit", table(), "--init-from", inventory, "--model", tmp_path / "other", "--shots", "16")
     assert outcome.code == 1 and "trained on other weights" in outcome.err
+
+
+def test_the_card_of_an_inventory_has_its_tasks_and_what_to_do_with_them(inventory):
+    card, record = (inventory / "README.md").read_text(), read_run(inventory).record
+    assert "an answer for any of 2 tasks" in card and "handful fit new.csv --init-from" in card
+    for name in ("letters", "pairs"):
+        assert f"| {name} | accuracy | {record['members'][name]['accuracy']['mean']:.3f} |" in card
+    assert "letters: ab" not in card.split("All settings")[0]

@@ -65,6 +65,8 @@ def _about(record: Mapping[str, Any]) -> str:
     more = f" and {len(labels) - _SHOWN_LABELS} more" if len(labels) > _SHOWN_LABELS else ""
     gives = f"one of {len(labels)} classes: {', '.join(labels[:_SHOWN_LABELS])}{more}" if labels else "a number"
     gives = "a text" if task["kind"] == "generation" else gives
+    if task.get("members"):
+        gives = f"an answer for any of {len(task['members'])} tasks that it is told, one inventory of skills for all"
     return "\n".join(
         (
             f"# {escape(task['name'])}: {method} on {escape(backbone['name'])}",
@@ -88,10 +90,37 @@ def _scores(record: Mapping[str, Any]) -> str:
     origin = "fitted on the development rows" if temperature != 1 else "not fitted"
     probabilities = f" Temperature of the probabilities: {temperature:.3g} ({origin})."
     lines += ["", f"Predictor: {predictor}.{probabilities if record['task']['labels'] else ''}"]
-    return "\n".join(lines)
+    return "\n".join([*lines, *_members(record)])
+
+
+def _members(record: Mapping[str, Any]) -> list[str]:
+    """The tasks of an inventory, each with its score by its own metric."""
+    members, scores = record["task"].get("members", ()), record.get("members", {})
+    lines = ["", "| task | metric | score | 95 % interval |", "|---|---|---|---|"] if members else []
+    for member in members:
+        name, metric = escape(member["name"]), member["metric"]
+        if found := scores.get(member["name"], {}).get(metric):
+            score = Estimate.from_dict(found)
+            interval = "none" if score.low is None else f"{score.low:z.3f} to {score.high:z.3f}"
+            lines.append(f"| {name} | {metric} | {score.mean:z.3f} | {interval} |")
+        else:
+            lines.append(f"| {name} | {metric} | not scored | |")
+    return lines
 
 
 def _usage(record: Mapping[str, Any]) -> str:
+    if members := record["task"].get("members"):
+        name = escape(members[0]["name"])
+        return f"""## Use
+
+```sh
+handful fit new.csv --init-from FOLDER --adapt mu                    # the next task, from a handful of rows
+handful predict FOLDER --task NAME --input new.csv                   # NAME such as {name}
+handful export FOLDER --task NAME --format peft --output out         # one task as an ordinary adapter
+handful inventory list FOLDER
+```
+
+{_where_the_model_is(record)}"""
     pair = record["task"]["kind"] == "pair-classification"
     text = '("a text", "its second text")' if pair else '"a text"'
     probabilities = f"\nmodel.predict_proba([{text}])" if record["task"]["labels"] else ""
@@ -106,9 +135,16 @@ model.predict([{text}]){probabilities}
 model.export("out", format="{format}")  # for stock libraries; `handful check` says what else the method allows
 ```
 
-or `handful predict FOLDER --input new.csv`, `handful export FOLDER --format {format} --output out`. The pretrained
-model ({escape(record["backbone"]["name"])}, {record["backbone"]["parameters"]:,} parameters) is not in this folder: it
-is loaded by its name, and its weights are compared with the SHA-256 {record["backbone"]["fingerprint"][:12]}…"""
+or `handful predict FOLDER --input new.csv`, `handful export FOLDER --format {format} --output out`.
+{_where_the_model_is(record)}"""
+
+
+def _where_the_model_is(record: Mapping[str, Any]) -> str:
+    backbone = record["backbone"]
+    return (
+        f"The pretrained model ({escape(backbone['name'])}, {backbone['parameters']:,} parameters) is not in this "
+        f"folder:\nit is loaded by its name, and its weights have to have the SHA-256 {backbone['fingerprint'][:12]}…"
+    )
 
 
 def _training(record: Mapping[str, Any]) -> str:
@@ -158,6 +194,7 @@ def _limits(record: Mapping[str, Any]) -> str:
     if fit["stopped"]:
         limits.append(f"Training ended early: {escape(fit['stopped'])}")
     if record["task"]["labels"]:
-        limits.append("Every text gets one of the classes above, also a text that belongs to none of them.")
+        which = "its task's classes" if record["task"].get("members") else "the classes above"
+        limits.append(f"Every text gets one of {which}, also a text that belongs to none of them.")
     limits.append("What is wrong or one-sided in the pretrained model or in the labelled rows is in here too.")
     return "\n".join(["## Limits", "", *(f"- {limit}" for limit in limits)])
