@@ -156,3 +156,12 @@ def test_the_card_of_an_inventory_has_its_tasks_and_what_to_do_with_them(invento
     for name in ("letters", "pairs"):
         assert f"| {name} | accuracy | {record['members'][name]['accuracy']['mean']:.3f} |" in card
     assert "letters: ab" not in card.split("All settings")[0]
+
+
+def test_what_was_made_of_an_inventory_is_no_run_of_its_own_beside_it(command, inventory, tmp_path):
+    runs = inventory.parent
+    assert command("inventory", "rename", inventory, "pairs", "duos", "--output", runs / "renamed").code == 0
+    assert command("inventory", "take", runs / "renamed", "duos", "--output", runs / "taken").code == 0
+    lines = command("report", runs, "--format", "csv").out.splitlines()
+    assert len(lines) == 2 and str(inventory.name) in lines[1]
+    assert len(command("report", runs / "taken", "--format", "csv").out.splitlines()) == 2

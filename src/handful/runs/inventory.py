@@ -191,9 +191,14 @@ def _write(
 
 
 def _keyed(record: Mapping[str, Any], change: str) -> dict[str, Any]:
-    """The record under the key of what was changed."""
+    """The record under the key of what was changed, with the run that was."""
     key = hashlib.sha256(f"{record['key']} {change}".encode()).hexdigest()
-    return {**record, "key": key, "created": datetime.now(UTC).isoformat(timespec="seconds")}
+    return {
+        **record,
+        "key": key,
+        "changed_from": record["key"],
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
 
 
 def _routing_without(weights: Mapping[str, torch.Tensor], kept: list[int]) -> dict[str, torch.Tensor]:

@@ -59,7 +59,8 @@ def read_results(paths: Iterable[Path | str]) -> tuple[list[Result], list[tuple[
     """All runs below these folders, and the damaged folders with what is wrong with each.
 
     Runs of a study are called by their label there. Others are called by their method and, where a method was run
-    with several settings, by those that differ. Raises: RunError for a folder that does not exist.
+    with several settings, by those that differ. What was made of an inventory that is here too, without training, is
+    left out: it measures nothing anew. Raises: RunError for a folder that does not exist.
     """
     good: dict[Path, Run] = {}
     bad: dict[Path, str] = {}
@@ -69,8 +70,10 @@ def read_results(paths: Iterable[Path | str]) -> tuple[list[Result], list[tuple[
         found, damaged = find_runs(path)
         good |= {run.folder.resolve(): run for run in found}
         bad |= dict(damaged)
-    results = []
+    keys, results = {run.key for run in good.values()}, []
     for run in good.values():
+        if run.record.get("changed_from") in keys:
+            continue
         try:
             results.append(_result(run))
         except (KeyError, TypeError, AttributeError) as error:
