@@ -33,6 +33,7 @@ from handful.studies.auto import AUTO, BUDGET, candidate_specs, choose
 from handful.training.events import Listener
 
 Text = str | tuple[str, str]
+DEFAULT_METHOD, DEFAULT_MODEL = "prefix-subspace", "minilm"
 
 
 @final
@@ -89,9 +90,8 @@ class FittedModel:
         options = replace(trained.spec.generation, **generation)
         predictor = predictor or trained.spec.options.predictor
         check_predictor(predictor, trained.adapter.num_vertices)
-        rows = encode_for(
-            trained.adapter, as_examples(texts), trained.task, trained.spec.options.max_length, options, to_write=True
-        )
+        told = [replace(row, instruction=row.instruction or trained.task.instruction) for row in as_examples(texts)]
+        rows = encode_for(trained.adapter, told, trained.task, trained.spec.options.max_length, options, to_write=True)
         assert isinstance(trained.adapter, AbstractHeadedAdapter)
         vertex = int(predictor[7:]) if predictor.startswith("vertex:") else None
         return write(trained.adapter, rows, options, vertex=vertex, on_progress=on_progress)
@@ -133,8 +133,8 @@ class FittedModel:
 def fit(
     data: str | Path | Task,
     *,
-    method: str = "prefix-subspace",
-    model: str = "minilm",
+    method: str = DEFAULT_METHOD,
+    model: str = DEFAULT_MODEL,
     preset: str = "default",
     test: str | Path | None = None,
     test_fraction: float | None = 0.2,
@@ -167,6 +167,10 @@ def fit(
         given = full_names(name, {**(settings or {}), **overrides})
         return with_inherited(resolve(name, model=model, preset=preset, overrides={**common, **given}), common)
 
+    if common and method not in (Poly.name, DEFAULT_METHOD):
+        raise ConfigError(f"method: an inventory is of the method {Poly.name!r}, found {method!r}", "leave it out")
+    if common and isinstance(started, Run):
+        model = started.record["spec"]["model"] if model == DEFAULT_MODEL else model
     method = Poly.name if common else method
     specs = candidate_specs(resolved) if method == AUTO else [resolved(method)]
     spec = specs[0]

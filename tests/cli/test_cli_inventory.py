@@ -68,6 +68,9 @@ def test_a_task_is_added_renamed_and_removed_and_the_others_stay_as_they_are_to_
     assert command("inventory", "remove", renamed, "pairs", "--output", smaller).code == 0
     assert (probabilities(smaller, "letters") == before).all()
     assert (probabilities(smaller, "mails") == probabilities(larger, "new")).all()
+    twice = tmp_path / "twice"  # from what the inventory was made of
+    assert command("inventory", "add", smaller, routed, "--output", twice).code == 0
+    assert (probabilities(twice, "new") == probabilities(twice, "mails")).all()
     listed = json.loads(command("inventory", "list", smaller, "--json").out)
     assert [(task["name"], task["labels"]) for task in listed] == [("letters", ["ab", "z9"]), ("mails", ["5", "m"])]
     assert command("inventory", "list", inventory).out.splitlines()[0].startswith("letters\t")
@@ -133,6 +136,9 @@ def test_names_and_runs_that_do_not_fit_are_refused(command, table, inventory, a
     trained, _ = adapted("mu")
     outcome = command("inventory", "add", inventory, trained, "--output", out)
     assert outcome.code == 1 and "a run that learned nothing but its routing" in outcome.err
+    hard, _ = adapted("z", "--set", "method.gate=straight-through")
+    outcome = command("inventory", "add", inventory, hard, "--output", out)
+    assert outcome.code == 1 and "method.gate is 'straight-through' and not 'sigmoid'" in outcome.err
     outcome = command("inventory", "list", trained)
     assert outcome.code == 1 and "`handful pretrain` makes an inventory" in outcome.err
     assert not out.exists()
@@ -165,3 +171,17 @@ def test_what_was_made_of_an_inventory_is_no_run_of_its_own_beside_it(command, i
     lines = command("report", runs, "--format", "csv").out.splitlines()
     assert len(lines) == 2 and str(inventory.name) in lines[1]
     assert len(command("report", runs / "taken", "--format", "csv").out.splitlines()) == 2
+
+
+def test_an_inventory_of_experts_or_of_one_shared_adapter_can_be_used_too(command, table, tiny_folder, tmp_path):
+    tasks = [table(name="letters.csv"), table(name="mails.csv")]
+    options = ("--model", tiny_folder, "--rows", "16", *QUICK)
+    experts = ("--set", "method.routing=expert", "--set", 'method.experts=[["letters", "mails"]]')
+    for routing, given in (("expert", experts), ("shared", ("--set", "method.routing=shared"))):
+        assert command("pretrain", *tasks, *options, *given, "--output", tmp_path / routing).code == 0
+        (path,) = (tmp_path / routing).glob("*/run.json")
+        renamed = tmp_path / f"{routing}-renamed"
+        assert command("inventory", "rename", path.parent, "mails", "post", "--output", renamed).code == 0
+        assert (probabilities(renamed, "post") == probabilities(path.parent, "mails")).all()
+    outcome = command("fit", tasks[0], "--init-from", renamed, "--adapt", "full", "--shots", "8", "--output", tmp_path)
+    assert outcome.code == 0, outcome.err

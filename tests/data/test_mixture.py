@@ -213,5 +213,9 @@ def test_labels_as_texts_keep_the_rows_and_what_they_share_with_other_tasks():
     other = text_to_text(replace(task, name="other", labels=("yes", "no")))
     assert other.test is not None
     assert not overlap_keys(written.pool[0]).isdisjoint(other.test.overlap_keys())  # whatever the choices
+    assert written.instruction == written.pool[0].instruction
+    with pytest.raises(DataError, match="labels that read the same: 'a_b', 'A b'"):
+        text_to_text(replace(task, labels=("a_b", "A b")))
+    assert text_to_text(replace(task, labels=("-1", "1"))).pool[1].references == ("-1",)
     with pytest.raises(DataError, match="expected labels to be written, found a task of kind 'generation'"):
         text_to_text(written)

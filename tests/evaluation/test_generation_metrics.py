@@ -360,4 +360,4 @@ def test_exact_match_counts_whole_texts_whatever_their_case():
     records = [made("Very low"), made("high", "top"), made("x")]
     assert score("exact-match", ["very  LOW", "top", "x y"], records) == pytest.approx(2 / 3)
     task = Task("t", "generation", (), "exact-match", tuple(records))
-    assert usual_metrics(task) == ("exact-match",)
+    assert usual_metrics(task) == ("exact-match", "rouge-l")

@@ -22,7 +22,8 @@ NAMES = ("ants", "bees", "cats")
 @pytest.fixture
 def saved(tmp_path):
     torch.manual_seed(0)  # noqa: TID251 - PEFT draws from the global stream
-    config = PolyConfig(r=2, n_tasks=3, n_skills=4, n_splits=2, target_modules=["query", "value"], init_weights=False)
+    targets = ["query", "key", "value"]  # in files they stand in another order than in the model
+    config = PolyConfig(r=2, n_tasks=3, n_skills=4, n_splits=2, target_modules=targets, init_weights=False)
     model = get_peft_model(tiny_model("bert"), config).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -56,7 +57,7 @@ def test_the_average_skill_is_the_start_of_a_single_task(saved):
     model, folder = saved
     backbone = tiny_backbone("bert")
     adapter = started(folder, toy_task(), backbone)
-    assert sum(p.numel() for n, p in adapter.named_parameters() if n.startswith("skills.")) == 6 * 2 * 2 * 64
+    assert sum(p.numel() for n, p in adapter.named_parameters() if n.startswith("skills.")) == 9 * 2 * 2 * 64
     down = adapter.state_dict()["skills.parts.encoder__layer__0__attention__self__query__down"]
     theirs = model.base_model.model.encoder.layer[0].attention.self.query.poly_lora_A["default"]
     torch.testing.assert_close(down[0, 0], theirs.mean(1).flatten(0, 1))

@@ -11,7 +11,7 @@ import pytest
 from handful.backbone.load import load_backbone
 from handful.backbone.tiny import tiny_backbone, tiny_model, tiny_tokenizer
 from handful.data.batching import encode_mixed
-from handful.data.mixture import mix_tasks
+from handful.data.mixture import mix_tasks, text_to_text
 from handful.data.split import Split
 from handful.data.task import Example, Task, TestRows
 from handful.errors import ConfigError, DataError
@@ -149,7 +149,7 @@ def test_the_saved_run_opens_with_its_members(saved, mixed, tiny_folder):
 
 def test_a_run_without_test_rows_is_not_scored(mixed, tiny_folder, tmp_path):
     bare = mix_tasks("bare", [replace(member, test=None) for member in mixed.members])
-    found, trained = run(bare, spec(tiny_folder, "head"), tmp_path)
+    found, trained = run(bare, spec(tiny_folder, "poly"), tmp_path)
     trained.adapter.detach()
     assert found.record["scores"] == {} and "members" not in found.record
     assert found.record["rows"]["test"] == 0
@@ -197,5 +197,12 @@ def test_only_rows_of_many_tasks_are_weighted_and_only_by_a_method_that_mixes(mi
 
 
 def test_a_method_without_a_head_for_many_label_sets_is_refused(mixed):
-    with pytest.raises(ConfigError, match="cannot learn those of many tasks at once; 'poly' can"):
+    with pytest.raises(ConfigError, match="cannot learn many at once; 'poly' can"):
         attach(mixed, resolve("lora", overrides={"run.shots": 8}), tiny_backbone("bert"))
+
+
+def test_the_instruction_of_a_task_of_written_labels_is_kept():
+    task = text_to_text(classes("reviews", ("bad", "good"), 8))
+    assert recorded_task(describe_task(task)).instruction == "choices: bad, good. text: "
+    both = mix_tasks("both", [task, text_to_text(classes("nli", ("no", "yes"), 8))])
+    assert [m.instruction for m in recorded_task(describe_task(both)).members] == [m.instruction for m in both.members]

@@ -9,7 +9,7 @@ from typing import Literal
 
 import torch
 
-from handful.data.task import Example, Task, as_member, as_text
+from handful.data.task import Example, Task, as_member, as_text, instruction, reading, same_readings
 from handful.errors import ConfigError, DataError
 
 EXACT = "exact-match"
@@ -63,9 +63,12 @@ def text_to_text(task: Task) -> Task:
             f"task {task.name!r} ({task.origin}): expected labels to be written, found a task of kind {task.kind!r}",
             "leave text_to_text out",
         )
-    labels = [label.replace("_", " ") for label in task.labels]
+    if wrong := _same_labels(task):
+        raise DataError(f"task {task.name!r} ({task.origin}) {wrong[0]}")
+    labels = [reading(label) for label in task.labels]
     return replace(
         task,
+        instruction=instruction(labels),
         kind="generation",
         labels=(),
         metric=EXACT,
@@ -100,15 +103,15 @@ def _member_problems(task: Task) -> list[str]:
         found.append("asks for numbers, which have no labels to choose from; leave it out")
     if not task.pool:
         found.append("has no rows to learn from; give it labelled rows, or leave it out")
-    alike: dict[str, list[str]] = {}
-    for label in task.labels:  # the text of a label is what it is scored by
-        alike.setdefault(" ".join(label.lower().split()), []).append(label)
-    found += [
+    return [*found, *_same_labels(task)]
+
+
+def _same_labels(task: Task) -> list[str]:
+    """The text of a label is what it is scored by, or what is written."""
+    return [
         f"has labels that read the same: {', '.join(map(repr, same))}; rename all but one"
-        for same in alike.values()
-        if len(same) > 1
+        for same in same_readings(task.labels)
     ]
-    return found
 
 
 def member_rows(task: Task, name: str) -> tuple[Example, ...]:

@@ -90,7 +90,7 @@ class Task:
     `labels` are the class names in the order of the class indices (empty for regression and generation). `pool` is
     where few-shot rows are drawn from, `dev` a separate development set where the data brings one. `origin` is a
     path, a hub name with its revision, or a package with its version. `notes` say what was chosen for the user
-    while reading, one sentence each with its reason.
+    while reading, one sentence each with its reason. `instruction` is put before every text, where labels are written.
 
     A task of tasks (`mixture.mix_tasks`) has `members`. Its labels are theirs in order, each as "member: label", and
     its rows are theirs with the index of the label among those; each member keeps its own test rows.
@@ -105,6 +105,7 @@ class Task:
     dev: tuple[Example, ...] | None = None
     origin: str = "memory"
     notes: tuple[str, ...] = ()
+    instruction: str = ""
     members: tuple[Task, ...] = ()
 
     @property
@@ -132,12 +133,30 @@ def as_member(row: Example, name: str, offset: int) -> Example:
     return replace(row, task=name, label=None if row.label is None else row.label + offset)
 
 
+def reading(label: str) -> str:
+    """A label as words: "not_equivalent" is "not equivalent", and "-1" stays what it is."""
+    return re.sub(r"_|(?<=\w)-(?=\w)", " ", label).strip() or label
+
+
+def same_readings(labels: Sequence[str]) -> list[list[str]]:
+    """Labels that read the same, whatever their case and white space, group by group."""
+    alike: dict[str, list[str]] = {}
+    for label in labels:
+        alike.setdefault(" ".join(reading(label).lower().split()), []).append(label)
+    return [same for same in alike.values() if len(same) > 1]
+
+
 def as_text(row: Example, labels: Sequence[str]) -> Example:
     """A row of classes with its label as the text to be written, among choices that the instruction names."""
     text = row.text if row.text_pair is None else f"{row.text} / {row.text_pair}"
     references = () if row.label is None else (labels[int(row.label)],)
-    instruction = f"choices: {', '.join(labels)}. text: "
-    return replace(row, text=text, text_pair=None, label=None, references=references, instruction=instruction)
+    told = instruction(labels)
+    return replace(row, text=text, text_pair=None, label=None, references=references, instruction=told)
+
+
+def instruction(labels: Sequence[str]) -> str:
+    """What stands before a text whose label is to be written."""
+    return f"choices: {', '.join(labels)}. text: "
 
 
 def fingerprint_rows(rows: Sequence[Example]) -> str:

@@ -87,8 +87,8 @@ GENERATION_METRICS = (
 
 def usual_metrics(task: Task) -> tuple[str, ...]:
     """The task's own metric, those that need no Java, and what its sources allow to be checked."""
-    if task.metric == "exact-match":  # of labels, of which no part counts
-        return (task.metric,)
+    if task.metric == "exact-match":  # of labels; ROUGE-L is what tasks of all kinds have
+        return (task.metric, "rouge-l")
     names = [task.metric, "chrf++", "rouge-l"]
     source = task.pool[0].text if task.pool else ""
     try:

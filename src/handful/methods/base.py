@@ -59,7 +59,7 @@ class AbstractMethod(ABC):
     writes: ClassVar[bool] = True
     """Whether it can be put on a language model, to write texts."""
     shares_tasks: ClassVar[bool] = False
-    """Whether its head tells the classes of many tasks apart, so that it can learn them at once."""
+    """Whether it tells many tasks apart, so that it can learn them at once."""
     export_format: ClassVar[str] = "peft"
     """The format to propose for what it trains."""
     search_space: ClassVar[SearchSpace] = {}
@@ -190,6 +190,9 @@ class AbstractAdapter(nn.Module, ABC):
         object.__setattr__(self, "backbone", backbone)
 
     backbone: Backbone
+
+    probes_start: bool = False
+    """Whether `warm_start` looks through the parameters that the run starts from."""
 
     reserved_positions: int = 0
     """Positions of the backbone that rows cannot use, because the adapter takes them or moves the rows along."""

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 class PolyAdapter(AbstractHeadedAdapter):
     """scores = head(features(x; Σ w_t skills)), for the tasks of a task of tasks or for a single one."""
 
+    probes_start = True
+
     def __init__(self, backbone: Backbone, task: Task, method: Poly, *, generator: torch.Generator):
         super().__init__(backbone, task, generator=generator, head_init=method.head_init)
         self.method, self.task = method, task
@@ -253,6 +255,8 @@ class PolyAdapter(AbstractHeadedAdapter):
                 f"the skills to start from are not those of this run: {len(wrong)} of {len(own)} differ ({wrong[0]})",
                 "give the model that they were trained on, and leave the settings of their size to them",
             )
+        other = super().carry(weights, record)
+        found |= {name: tensor for name, tensor in other.items() if name.startswith(("head.", "pooler."))}
         found |= self._carried_routing(weights, record)
         projection = weights.get("head.projection")
         if isinstance(self.head, LabelTextHead):

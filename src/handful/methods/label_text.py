@@ -17,7 +17,7 @@ from torch import nn
 
 from handful.backbone.load import Backbone
 from handful.data.batching import encode
-from handful.data.task import Example, Task
+from handful.data.task import Example, Task, reading
 from handful.errors import DataError
 from handful.methods.head import frozen_features
 
@@ -31,7 +31,7 @@ SHARPNESS = 10.0
 @torch.no_grad()
 def label_embeddings(backbone: Backbone, labels: Sequence[str]) -> torch.Tensor:
     """Features (C, D) of the labels' texts in the backbone as it is, each of length 1."""
-    texts = [Example(label.replace("_", " ").replace("-", " ").strip() or label, source="label") for label in labels]
+    texts = [Example(reading(label), source="label") for label in labels]
     rows = encode(texts, backbone.tokenizer, min(64, backbone.max_length), kind="classification")
     return F.normalize(frozen_features(backbone, rows), dim=1)
 

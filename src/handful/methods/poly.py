@@ -165,6 +165,8 @@ class Poly(AbstractMethod):
     def check(self, backbone: Backbone, task: Task) -> list[str]:
         names = [member.name for member in task.members] or [task.name]
         reasons = _wrong_experts(self.experts, names) if task.members else []
+        if task.members and task.kind != "generation" and self.unknown_task == "average":
+            reasons.append("unknown_task: labels of a task that is not known cannot be scored; leave it at 'refuse'")
         if self.skills == "prefix":
             return reasons + check_prefix(backbone, None, "auto")
         targets = self.target_modules

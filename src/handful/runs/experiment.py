@@ -99,8 +99,8 @@ def open_backbone(spec: RunSpec, kind: TaskKind) -> Backbone:
 def attach(task: Task, spec: RunSpec, backbone: Backbone) -> AbstractAdapter:
     """A fresh adapter. Raises: ConfigError when the method cannot work on this backbone and task."""
     reasons = spec.method.check(backbone, task)
-    if task.members and task.kind != "generation" and not spec.method.shares_tasks:
-        reasons.append("it has one list of classes, and cannot learn those of many tasks at once; 'poly' can")
+    if task.members and not spec.method.shares_tasks:
+        reasons.append("it knows of one task, and cannot learn many at once; 'poly' can")
     if reasons:
         raise ConfigError(
             f"method {spec.method.name!r} cannot be used with model {spec.model!r}:\n  " + "\n  ".join(reasons),

@@ -106,7 +106,9 @@ class PeftPoly:
             for theirs, ours in (("A", "down"), ("B", "up")):
                 part = self.tensors[f"{_ROOT}{name}.poly_lora_{theirs}"]
                 weights[f"skills.parts.{name.replace('.', '__')}__{ours}"] = part.float()
-        logits = [self.tensors[f"{_ROOT}{name}.poly_router.module_logits"].float() for name in self.matrices()]
+        if set(adapter.skills.routers) != set(self.matrices()):
+            raise ConfigError(f"{self.folder}: it has a router for each matrix", "leave method.sharing at 'fine'")
+        logits = [self.tensors[f"{_ROOT}{name}.poly_router.module_logits"].float() for name in adapter.skills.routers]
         tasks, shape = len(logits[0]), (-1, self.config["n_splits"], self.config["n_skills"])
         weights["routing.logits"] = torch.stack([rows.view(shape) for rows in logits])
         names = list(adapter.tasks) if len(adapter.tasks) == tasks else []

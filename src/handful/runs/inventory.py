@@ -71,6 +71,8 @@ def inherited(saved: Start | None) -> dict[str, Any]:
         return {}
     spec = saved.record["spec"]
     found = {f"method.{name}": spec["method"][name] for name in INHERITED}
+    if spec["method"]["routing"] == "shared":  # the others are of its own tasks
+        found["method.routing"] = "shared"
     found |= {f"run.{name}": spec["run"][name] for name in ("pooling", "max_length")}
     return found | {f"generation.{name}": value for name, value in spec.get("generation", {}).items()}
 
@@ -116,7 +118,10 @@ def rename_task(saved: Run, name: str, new: str, output: Path) -> Run:
     _refuse_known(saved, new)
     members = [m | {"name": new} if m["name"] == name else m for m in saved.record["task"]["members"]]
     scores = {new if other == name else other: value for other, value in saved.record.get("members", {}).items()}
-    return _write(saved, members, scores, saved.weights(), f"rename {name} to {new}", output)
+    spec = saved.record["spec"]
+    experts = [[new if other == name else other for other in group] for group in spec["method"]["experts"]]
+    renamed = {**saved.record, "spec": spec | {"method": spec["method"] | {"experts": experts}}}
+    return _write(Run(saved.folder, renamed), members, scores, saved.weights(), f"rename {name} to {new}", output)
 
 
 def remove_task(saved: Run, name: str, output: Path) -> Run:
@@ -145,12 +150,17 @@ def add_task(saved: Run, added: Run, output: Path) -> Run:
     """
     task_names(saved)
     method = added.record["spec"]["method"]
-    if method["name"] != Poly.name or method.get("adapt") != "z" or added.record["spec"].get("start") != saved.key:
+    if (
+        method["name"] != Poly.name
+        or method.get("adapt") != "z"
+        or added.record["spec"].get("start") not in _keys(saved)
+    ):
         raise RunError(
             f"{added.folder}: expected a run that learned nothing but its routing, from this inventory",
             f"handful fit DATA --init-from {saved.folder} --adapt z",
         )
     _refuse_fixed(saved)
+    _refuse_other_settings(saved, added)
     task = added.record["task"]
     _refuse_known(saved, task["name"])
     weights, new = saved.weights(), added.weights()
@@ -191,12 +201,12 @@ def _write(
 
 
 def _keyed(record: Mapping[str, Any], change: str) -> dict[str, Any]:
-    """The record under the key of what was changed, with the run that was."""
+    """The record under the key of what was changed, with the keys of what it is made of."""
     key = hashlib.sha256(f"{record['key']} {change}".encode()).hexdigest()
     return {
         **record,
         "key": key,
-        "changed_from": record["key"],
+        "made_of": [*record.get("made_of", ()), record["key"]],
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
@@ -226,6 +236,27 @@ def _span(saved: Run, name: str) -> slice:
             return slice(start, stop)
         start = stop
     raise DataError(f"{saved.folder}: no task is called {name!r}")
+
+
+def _refuse_other_settings(saved: Run, added: Run) -> None:
+    """Raises: RunError where the inventory would not compute what the run does."""
+    spec, wrong = added.record["spec"], []
+    for name, value in inherited(saved).items():
+        section, _, field = name.partition(".")
+        if spec.get(section, {}).get(field) != value:
+            wrong.append(f"{name} is {spec.get(section, {}).get(field)!r} and not {value!r}")
+    if saved.record["spec"]["method"]["uniform_share"]:
+        wrong.append("method.uniform_share has led the inventory to the average of its skills, which uses no routing")
+    if wrong:
+        raise RunError(
+            f"{added.folder}: it cannot be added to {saved.folder}: " + "; ".join(wrong),
+            "adapt with the settings that the inventory gives",
+        )
+
+
+def _keys(saved: Run) -> set[str]:
+    """Of the inventory and of those it was made of: all have the same skills."""
+    return {saved.key, *saved.record.get("made_of", ())}
 
 
 def _refuse_known(saved: Run, name: str) -> None:

@@ -31,17 +31,21 @@ def describe_task(task: Task) -> dict[str, Any]:
         "name": task.name, "kind": task.kind, "labels": list(task.labels), "metric": task.metric,
         "origin": task.origin, "notes": list(task.notes),
     }  # fmt: skip
+    record |= {"instruction": task.instruction} if task.instruction else {}
     if task.members:
-        brief = ("name", "kind", "labels", "metric")
+        left = ("origin", "notes")
         members = [describe_task(member) for member in task.members]
-        record["members"] = [{key: member[key] for key in brief} for member in members]
+        record["members"] = [{key: value for key, value in m.items() if key not in left} for m in members]
     return record
 
 
 def recorded_task(record: dict[str, Any]) -> Task:
     """The task of `describe_task`, without rows."""
     members = tuple(recorded_task(member) for member in record.get("members", ()))
-    return Task(record["name"], record["kind"], tuple(record["labels"]), record["metric"], pool=(), members=members)
+    return Task(
+        record["name"], record["kind"], tuple(record["labels"]), record["metric"], pool=(), members=members,
+        instruction=record.get("instruction", ""),
+    )  # fmt: skip
 
 
 def num_test_rows(task: Task) -> int:

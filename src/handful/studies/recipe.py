@@ -26,6 +26,7 @@ from handful.errors import ConfigError, DataError, HandfulError, nearest
 from handful.methods import METHODS, method_class
 from handful.methods.search_space import SearchSpace
 from handful.runs.experiment import make_split
+from handful.runs.inventory import INHERITED
 from handful.runs.spec import RunSpec, full_names, resolve
 from handful.studies.entries import MemberEntry, MethodEntry, Start, Table, TaskEntry, in_one_line, is_list, named
 from handful.studies.jobs import Job
@@ -163,11 +164,21 @@ class Recipe(Table):
     ) -> RunSpec:
         sections = ("run.", "generation.", *(["training."] if _takes_steps(method) else []))
         common = {name: value for name, value in self.settings.items() if name.startswith(sections)}
-        given: dict[str, Any] = {}
+        given = self._inherited(method)
         for settings in (common, task.settings, method.settings, overrides or {}):  # the later ones win
             given |= full_names(method.method, settings)
         given |= {"run.shots": shots, "run.seed": seed}
         return resolve(method.method, model=method.model or self.model, preset=method.preset, overrides=given)
+
+    def _inherited(self, method: MethodEntry) -> dict[str, Any]:
+        """The sizes of the inventory that a method starts from, where it does."""
+        first = next((m for m in self.methods if method.start and m.name == method.start.method), None)
+        if first is None or first.method != method.method or first.method != "poly":
+            return {}
+        wanted = {f"method.{name}" for name in INHERITED}
+        given = full_names(first.method, first.settings)
+        found = {name: value for name, value in given.items() if name in wanted}
+        return found | ({"method.routing": "shared"} if given.get("method.routing") == "shared" else {})
 
     def search_settings(self) -> SearchSettings | None:
         """How every method is searched, or None. Raises: ConfigError with all that is wrong."""

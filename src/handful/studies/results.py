@@ -72,7 +72,7 @@ def read_results(paths: Iterable[Path | str]) -> tuple[list[Result], list[tuple[
         bad |= dict(damaged)
     keys, results = {run.key for run in good.values()}, []
     for run in good.values():
-        if run.record.get("changed_from") in keys:
+        if not keys.isdisjoint(run.record.get("made_of", ())):
             continue
         try:
             results.append(_result(run))

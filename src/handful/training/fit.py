@@ -140,7 +140,8 @@ class _Fit:
         if not self._resume():
             if self.kind != "regression":
                 adapter.calibrate(1.0)  # an adapter that is fitted again may carry a temperature
-            self._begin_with_initial()  # a probe may be fitted to what it gives
+            if adapter.probes_start:
+                self._begin_with_initial()
             adapter.warm_start(self.train, self.start)
             self._begin_with_initial()
             self.group.align(adapter)
