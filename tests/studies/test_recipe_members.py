@@ -138,3 +138,15 @@ def test_no_test_row_of_a_new_task_stands_among_the_rows_before_it(name, shared_
         if new != "many":
             test = tasks[new].test
             assert test is not None and test.count_overlap(seen) <= TOLERATED_SHARE * len(test), new
+
+
+def test_what_starts_from_an_inventory_takes_its_sizes_over_from_settings_and_presets(toy):
+    record, _ = toy
+    first = {"name": "many", "method": "poly", "stage": True, "preset": "polytropon", "set": {"num_splits": 4}}
+    own = METHODS[1] | {"name": "own", "set": {"gate": "sigmoid"}}
+    recipe = Recipe.from_dict(record | {"methods": [first, METHODS[1], own]})
+    found = {job.label: recipe.spec(job).method.settings() for job in recipe.jobs()}
+    assert {k: found["adapted"][k] for k in ("num_splits", "rank", "alpha", "gate")} == {
+        "num_splits": 4, "rank": 16, "alpha": 1.0, "gate": "gumbel",
+    }  # fmt: skip
+    assert found["own"]["gate"] == "sigmoid" and found["own"]["rank"] == 16

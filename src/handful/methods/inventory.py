@@ -188,9 +188,10 @@ class PolyAdapter(AbstractHeadedAdapter):
         unknown = sorted({name for name in names if name not in self.tasks})
         if unknown and self.method.unknown_task == "refuse":
             what = f"no task called {unknown[0]!r}" if unknown[0] else "a row without the name of its task"
+            average = "; method.unknown_task = 'average' takes the average skill instead"
             raise DataError(
                 f"expected rows of {len(self.tasks)} tasks, found {what}",
-                "known: " + ", ".join(self.tasks) + "; method.unknown_task = 'average' takes the average skill instead",
+                f"known: {', '.join(self.tasks)}{average if self.task_kind == 'generation' else ''}",
             )
         return [self.tasks.get(name, -1) for name in names]
 

@@ -22,7 +22,7 @@ from handful.randomness import stream
 from handful.runs.card import run_card
 from handful.runs.experiment import Trained, open_trained
 from handful.runs.from_peft import PeftPoly
-from handful.runs.members import describe_task
+from handful.runs.members import as_member_record, describe_task
 from handful.runs.spec import Choice, RunSpec
 from handful.runs.start import Start
 from handful.runs.store import Run, write_run
@@ -70,11 +70,17 @@ def inherited(saved: Start | None) -> dict[str, Any]:
     if not isinstance(saved, Run) or not saved.record["task"].get("members"):
         return {}
     spec = saved.record["spec"]
-    found = {f"method.{name}": spec["method"][name] for name in INHERITED}
-    if spec["method"]["routing"] == "shared":  # the others are of its own tasks
-        found["method.routing"] = "shared"
+    found = sizes(spec["method"])
     found |= {f"run.{name}": spec["run"][name] for name in ("pooling", "max_length")}
     return found | {f"generation.{name}": value for name, value in spec.get("generation", {}).items()}
+
+
+def sizes(method: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of an inventory, by dotted names, of the settings of its method."""
+    found = {f"method.{name}": method[name] for name in INHERITED}
+    return found | (
+        {"method.routing": "shared"} if method["routing"] == "shared" else {}
+    )  # others are of its own tasks
 
 
 def with_inherited(spec: RunSpec, common: Mapping[str, Any]) -> RunSpec:
@@ -174,9 +180,8 @@ def add_task(saved: Run, added: Run, output: Path) -> Run:
         weights["head.labels"] = torch.cat((weights["head.labels"], torch.zeros_like(own)))
         weights["head.own"] = torch.cat((weights["head.own"], own))
         weights["head.own_bias"] = torch.cat((weights["head.own_bias"], bias))
-    member = {key: task[key] for key in ("name", "kind", "labels", "metric")}
     scores = saved.record.get("members", {}) | {task["name"]: added.record["scores"]}
-    members, seen = [*saved.record["task"]["members"], member], added.seen() or frozenset()
+    members, seen = [*saved.record["task"]["members"], as_member_record(task)], added.seen() or frozenset()
     return _write(saved, members, scores, weights, f"add {added.key}", output, seen)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -33,10 +33,13 @@ def describe_task(task: Task) -> dict[str, Any]:
     }  # fmt: skip
     record |= {"instruction": task.instruction} if task.instruction else {}
     if task.members:
-        left = ("origin", "notes")
-        members = [describe_task(member) for member in task.members]
-        record["members"] = [{key: value for key, value in m.items() if key not in left} for m in members]
+        record["members"] = [as_member_record(describe_task(member)) for member in task.members]
     return record
+
+
+def as_member_record(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What is kept of a task's record where it is a member."""
+    return {key: value for key, value in record.items() if key not in ("origin", "notes")}
 
 
 def recorded_task(record: dict[str, Any]) -> Task:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Self, final
@@ -24,9 +25,10 @@ from handful.data.nlg import RELEASES
 from handful.data.task import Task
 from handful.errors import ConfigError, DataError, HandfulError, nearest
 from handful.methods import METHODS, method_class
+from handful.methods.poly import Poly
 from handful.methods.search_space import SearchSpace
 from handful.runs.experiment import make_split
-from handful.runs.inventory import INHERITED
+from handful.runs.inventory import sizes
 from handful.runs.spec import RunSpec, full_names, resolve
 from handful.studies.entries import MemberEntry, MethodEntry, Start, Table, TaskEntry, in_one_line, is_list, named
 from handful.studies.jobs import Job
@@ -173,12 +175,11 @@ class Recipe(Table):
     def _inherited(self, method: MethodEntry) -> dict[str, Any]:
         """The sizes of the inventory that a method starts from, where it does."""
         first = next((m for m in self.methods if method.start and m.name == method.start.method), None)
-        if first is None or first.method != method.method or first.method != "poly":
+        if first is None or {first.method, method.method} != {Poly.name}:
             return {}
-        wanted = {f"method.{name}" for name in INHERITED}
-        given = full_names(first.method, first.settings)
-        found = {name: value for name, value in given.items() if name in wanted}
-        return found | ({"method.routing": "shared"} if given.get("method.routing") == "shared" else {})
+        with suppress(ConfigError):  # which is told where it stands
+            return sizes(resolve(first.method, preset=first.preset, overrides=first.settings).method.settings())
+        return {}
 
     def search_settings(self) -> SearchSettings | None:
         """How every method is searched, or None. Raises: ConfigError with all that is wrong."""
