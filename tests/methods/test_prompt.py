@@ -14,6 +14,7 @@ from handful.methods.scaled_prompt import ScaledPrompt
 from handful.testing import toy_task
 from handful.training.config import TrainingConfig
 from handful.training.fit import fit
+from handful.training.optim import make_optimizer
 
 FAMILIES = ("t5", "bart", "llama", "gpt2")
 FORMS = [
@@ -235,13 +236,36 @@ def test_a_plain_prompt_takes_a_scaled_one_folded():
 
 
 def test_the_scale_has_a_rate_of_its_own_and_no_decay():
-    adapter = attach(ScaledPrompt(prompt_length=4, scale_rate=0.5))
-    from handful.training.optim import make_optimizer
-
+    adapter = attach(ScaledPrompt(prompt_length=4, scale_rate=0.5, rate_unit="one"))
     optimizer = make_optimizer(adapter, TrainingConfig(learning_rate=0.2, weight_decay=0.1))
     groups = {id(p): (group["lr"], group["weight_decay"]) for group in optimizer.param_groups for p in group["params"]}
     assert groups[id(adapter.prompt.vectors)] == (0.2, 0.1)
     assert groups[id(adapter.prompt.scale)] == (0.1, 0.0)
+
+
+def test_vectors_move_by_the_rate_times_the_size_of_word_embeddings():
+    """Adam's first step moves every number by the rate; decay shrinks it by the rate, whatever the unit is."""
+    adapter = attach(ScaledPrompt(prompt_length=4))
+    table, vectors = adapter.backbone.model.get_input_embeddings().weight, adapter.prompt.vectors
+    table.data *= 100 / table.square().mean().sqrt()
+    optimizer = make_optimizer(adapter, TrainingConfig(learning_rate=0.2, weight_decay=0.1))
+    before = vectors.detach().clone()
+    vectors.grad = torch.ones_like(vectors)
+    optimizer.step()
+    special = torch.tensor(adapter.backbone.tokenizer.all_special_ids)
+    words = torch.ones(len(table), dtype=torch.bool).index_fill(0, special[special < len(table)], False)
+    size = table[words].square().mean().sqrt()
+    torch.testing.assert_close(vectors.detach(), before * (1 - 0.2 * 0.1) - 0.2 * size, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["gemma3", "bart", "t5", "opt"])
+def test_a_prompt_of_words_is_those_words(family):
+    """Gemma multiplies its table on the way to the layers: a prompt must start behind that."""
+    adapter = attach(Prompt(prompt_length=2, init="text", init_text="is A"), family)
+    ids = adapter.backbone.tokenizer("is A", add_special_tokens=False)["input_ids"]
+    assert len(ids) >= 2
+    words = adapter.backbone.model.get_input_embeddings()(torch.tensor(ids[:2]))
+    assert torch.equal(adapter.prompt.vectors[0], words)
 
 
 def test_points_of_a_simplex_are_mixed_as_folded_prompts():

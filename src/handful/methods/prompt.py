@@ -5,7 +5,7 @@ the word embeddings X (S, E) and Q = V, or with a scale Q = V ∘ B(s), B spread
 A simplex of M prompts mixes the Q, of which the midpoint is a plain prompt again.
 Trained: M·P·E numbers, and with a classification head C·(D + 1). Inference: a sequence longer by P.
 Source: Lester, Al-Rfou & Constant 2021. Deviations: any pooling, which skips the prompt where it is ours; AdamW and not
-Adafactor; prompts of a simplex are ours.
+Adafactor; learning rates that count in the size of the model's word embeddings; prompts of a simplex are ours.
 """
 
 from __future__ import annotations
@@ -34,10 +34,12 @@ PromptInit = Literal["vocabulary", "text", "uniform"]
 ScaleShape = Literal["scalar", "token", "dim", "full"]
 ScaleTarget = Literal["prompt", "sequence"]
 Carry = Literal["both", "prompt", "scale", "folded"]
+RateUnit = Literal["embeddings", "one"]
 
 FREQUENT_PIECES = 5000
 """The prompt starts at embeddings of pieces from the first so many of the vocabulary, which is ordered by frequency."""
 
+RATE_UNIT = "what the vectors' learning rate counts in: the root mean square of the model's word embeddings, or one"
 PROMPT_INIT = "start: embeddings of frequent pieces, of the pieces of init_text, or uniform in ±0.5"
 PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 LEAST_ROOM = 8
@@ -55,6 +57,8 @@ class PromptSettings(Protocol):
     def init_text(self) -> str: ...
     @property
     def num_vertices(self) -> int: ...
+    @property
+    def rate_unit(self) -> RateUnit: ...
     @property
     def head_init(self) -> HeadInit: ...
 
@@ -114,6 +118,7 @@ class Prompt(AbstractMethod):
     init: Annotated[PromptInit, setting(PROMPT_INIT)] = "vocabulary"
     init_text: Annotated[str, setting("what the prompt starts from with init = 'text', repeated to its length")] = ""
     num_vertices: Annotated[int, setting("vertices M of a simplex of prompts; 1: none", ge=1, le=16)] = 1
+    rate_unit: Annotated[RateUnit, setting(RATE_UNIT)] = "embeddings"
     head_init: Annotated[HeadInit, setting(HEAD_INIT)] = "soft-probe"
 
     def __post_init__(self) -> None:
@@ -213,7 +218,8 @@ class PromptAdapter(AbstractHeadedAdapter):
 
     def parameter_groups(self) -> list[ParameterGroup]:
         form = self.prompt.form
-        groups = [ParameterGroup("adapter", [self.prompt.vectors])]
+        rate = embedding_size(self.backbone) if self.method.rate_unit == "embeddings" else 1.0
+        groups = [ParameterGroup("adapter", [self.prompt.vectors], rate)]
         if form is not None:  # decay would pull a factor to 0
             groups.append(ParameterGroup("scale", [self.prompt.scale], form.rate, decays=False))
         rest = [p for n, p in self.named_parameters() if not n.startswith("prompt.")]
@@ -262,10 +268,10 @@ class PromptAdapter(AbstractHeadedAdapter):
 @torch.no_grad()
 def start_vectors(backbone: Backbone, method: PromptSettings, generator: torch.Generator) -> torch.Tensor:
     """The start (M, P, E) of the vectors, different for each vertex but for a start from text."""
-    table: torch.Tensor = backbone.model.get_input_embeddings().weight  # type: ignore[assignment]
     shape = (method.num_vertices, method.prompt_length)
     if method.init == "uniform":
-        return torch.rand(*shape, table.shape[1], generator=generator) - 0.5
+        width = embed(backbone, torch.zeros(1, dtype=torch.long)).shape[1]
+        return torch.rand(*shape, width, generator=generator) - 0.5
     tokenizer = backbone.tokenizer
     if method.init == "text":
         ids = tokenizer(method.init_text, add_special_tokens=False)["input_ids"]
@@ -273,10 +279,31 @@ def start_vectors(backbone: Backbone, method: PromptSettings, generator: torch.G
             raise ConfigError(f"method.init_text: {method.init_text!r} gives no token", "give a longer text")
         chosen = torch.tensor(ids).repeat(-(-shape[1] // len(ids)))[: shape[1]].expand(shape)
     else:
-        special = set(tokenizer.all_special_ids)
-        pieces = [i for i in range(min(FREQUENT_PIECES, len(table))) if i not in special]
-        chosen = torch.tensor(pieces)[torch.randint(len(pieces), shape, generator=generator)]
-    return table[chosen.to(table.device)].detach().clone().float()
+        pieces = frequent_pieces(backbone)
+        chosen = pieces[torch.randint(len(pieces), shape, generator=generator)]
+    return embed(backbone, chosen)
+
+
+def frequent_pieces(backbone: Backbone) -> torch.Tensor:
+    """Ids of the most frequent pieces of the vocabulary, without special tokens."""
+    table: torch.Tensor = backbone.model.get_input_embeddings().weight  # type: ignore[assignment]
+    special = set(backbone.tokenizer.all_special_ids)
+    return torch.tensor([i for i in range(min(FREQUENT_PIECES, len(table))) if i not in special])
+
+
+@torch.no_grad()
+def embed(backbone: Backbone, ids: torch.Tensor) -> torch.Tensor:
+    """Word embeddings (…, E) as the model's layers get them, in float32: some models multiply their table."""
+    table = backbone.model.get_input_embeddings()
+    return table(ids.to(table.weight.device)).float().clone()  # type: ignore[operator, union-attr]
+
+
+def embedding_size(backbone: Backbone) -> float:
+    """Root mean square of the numbers in the embeddings of frequent pieces.
+
+    12.5 in flan-t5-small, 0.12 in SmolLM2-135M, 0.054 in MiniLM: one rate cannot be right for all of them.
+    """
+    return float(embed(backbone, frequent_pieces(backbone)).square().mean().sqrt())
 
 
 def read_peft_prompt(folder: Path) -> torch.Tensor:

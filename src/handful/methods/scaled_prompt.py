@@ -24,9 +24,11 @@ from handful.methods.base import AbstractMethod, Preset, setting
 from handful.methods.head import HEAD_INIT, HeadInit
 from handful.methods.prompt import (
     PROMPT_INIT,
+    RATE_UNIT,
     Carry,
     PromptAdapter,
     PromptInit,
+    RateUnit,
     ScaleForm,
     ScaleShape,
     ScaleTarget,
@@ -69,6 +71,7 @@ class ScaledPrompt(AbstractMethod):
     init: Annotated[PromptInit, setting(PROMPT_INIT)] = "vocabulary"
     init_text: Annotated[str, setting("what the prompt starts from with init = 'text', repeated to its length")] = ""
     num_vertices: Annotated[int, setting("vertices M of a simplex of prompts; 1: none", ge=1, le=16)] = 1
+    rate_unit: Annotated[RateUnit, setting(RATE_UNIT)] = "embeddings"
     head_init: Annotated[HeadInit, setting(HEAD_INIT)] = "soft-probe"
 
     def __post_init__(self) -> None:

@@ -23,6 +23,8 @@ class FitStarted:
 @final
 @dataclass(frozen=True)
 class StepDone:
+    """`learning_rate` is the adapter's at this step, before a group's own multiple of it."""
+
     step: int
     loss: float
     learning_rate: float

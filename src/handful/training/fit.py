@@ -211,7 +211,7 @@ class _Fit:
             self.adapter.after_step(self.step)
             self.average.update(self.adapter, self.step)
             tokens = sum(len(self.train.input_ids[row]) for row in indices)
-            self.emit(StepDone(self.step, loss, self.optimizer.param_groups[0]["lr"], tokens))
+            self.emit(StepDone(self.step, loss, self.config.learning_rate * factor, tokens))
 
     def _plan(self) -> list[list[int]]:
         """Row positions by batch: every row once, or as often as its weight has it drawn."""

@@ -19,7 +19,7 @@ def make_optimizer(adapter: AbstractAdapter, config: TrainingConfig) -> torch.op
     for group in adapter.parameter_groups():
         rate = config.head_learning_rate if group.name == "head" else None
         rate = (rate or config.learning_rate) * group.rate
-        decay = config.weight_decay if group.decays else 0.0
+        decay = config.weight_decay / group.rate if group.decays else 0.0  # AdamW multiplies it by the rate again
         groups.append({"params": list(group.parameters), "lr": rate, "initial_lr": rate, "weight_decay": decay})
     if not any(p.requires_grad for group in groups for p in group["params"]):
         raise ConfigError(
