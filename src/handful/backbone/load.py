@@ -283,6 +283,11 @@ def _read_model(cls: Any, folder: str, name: str, **options: Any) -> tuple[PreTr
         )
     except ValueError as error:  # transformers knows no such class for this family
         raise ModelError(f"model {name!r}: {str(error).splitlines()[0]}", "use another model or pooling") from None
+    except ImportError as error:  # of what unpacks quantised weights
+        raise ModelError(
+            f"model {name!r}: its weights cannot be read without another package: {str(error).strip().splitlines()[0]}",
+            "install that package, or give the model in full precision, which 'fine-gates' and 'prune' need",
+        ) from None
     except (OSError, SafetensorError, RuntimeError) as error:
         found = "they do not fit its config.json" if isinstance(error, RuntimeError) else str(error).splitlines()[0]
         raise ModelError(
