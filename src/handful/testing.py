@@ -46,7 +46,7 @@ def toy_task(kind: TaskKind = "classification", rows: int = 24) -> Task:
     """A task that random features can learn: each class has letters of its own, but every sixth label is wrong.
 
     So the probe that many heads start from leaves something to learn. Texts differ in length, and regression targets
-    lie around 1000, far from the units of the loss.
+    lie around 1000, far from the units of the loss. Of generation a text is to be written backwards.
     """
     letters = ("abcd", "wxyz")
     pool = []
@@ -55,10 +55,13 @@ def toy_task(kind: TaskKind = "classification", rows: int = 24) -> Task:
         text = "".join(alphabet[(index + place) % 4] for place in range(length))
         label = (index + (index % 6 == 5)) % 2
         pair = text[::-1] if kind == "pair-classification" else None
+        if kind == "generation":
+            pool.append(Example(text, source=f"toy:{index + 1}", references=(text[::-1],)))
+            continue
         target = 1000.0 + 50 * (2 * label - 1) + length if kind == "regression" else label
         pool.append(Example(text, pair, target, f"toy:{index + 1}"))
-    if kind == "regression":
-        return Task("toy", kind, (), "mse", tuple(pool))
+    if kind in ("regression", "generation"):
+        return Task("toy", kind, (), "mse" if kind == "regression" else "rouge-l", tuple(pool))
     return Task("toy", kind, ("first", "last"), "accuracy", tuple(pool))
 
 

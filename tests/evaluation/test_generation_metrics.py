@@ -18,8 +18,8 @@ from handful.data.task import Example, Task
 from handful.errors import ConfigError, DataError
 from handful.evaluation import java_scores, overlap_scores
 from handful.evaluation.content_scores import SlotError, missing_entities, slot_errors
-from handful.evaluation.estimate import Estimate, bootstrap_score
-from handful.evaluation.generation import GENERATION_METRICS, usual_metrics
+from handful.evaluation.estimate import Estimate, bootstrap_score, wilson
+from handful.evaluation.generation import GENERATION_METRICS, check_writing, usual_metrics
 from handful.evaluation.metrics import METRICS, check_metric, get_metric, score
 from handful.evaluation.overlap_scores import longest_common_subsequence, penn_tokens, split_dart
 
@@ -216,11 +216,13 @@ def test_estimates_are_over_records_and_repeatable(name):
     )
     metric = METRICS[name]
     assert isinstance(first, Estimate) and first == second
-    assert first != other or name in ("entity-coverage", "slot-error")  # of small whole numbers, ends may be the same
+    still = ("exact-match", "entity-coverage", "slot-error")  # from a formula, or of small whole numbers
+    assert first != other or name in still
     assert first.mean == pytest.approx(score(name, texts, records)) == pytest.approx(score(name, TEXTS, RECORDS))
     assert metric.range[0] <= first.low <= first.mean <= first.high <= metric.range[1]  # type: ignore[operator]
     assert first.n == 15
-    assert bootstrap_score(name, texts[:1], records[:1], generator=np.random.default_rng(0)).low is None
+    alone = bootstrap_score(name, texts[:1], records[:1], generator=np.random.default_rng(0))
+    assert (alone.low is None) == (name != "exact-match")
 
 
 @pytest.mark.parametrize("name", WITHOUT_JAVA)
@@ -275,14 +277,30 @@ def test_what_is_missing_is_said_before_training(monkeypatch):
     ):
         check_metric("bleu", "generation", 0)
     assert check_metric("rouge-l", "generation", 0).name == "rouge-l"
+    with pytest.raises(ConfigError, match="'sacrebleu', which is not installed"):  # for chrF++, which is always beside
+        check_writing(Task("e2e", "generation", (), "rouge-l", tuple(RECORDS)))
 
 
-def test_usual_metrics_fit_the_sources():
-    task = Task("e2e", "generation", (), "bleu-e2e", tuple(RECORDS))
-    assert usual_metrics(task) == ("bleu-e2e", "chrf++", "rouge-l", "slot-error")
-    triples = replace(task, metric="chrf++", pool=(made("x", text="Rome | country | Italy"),))
-    assert usual_metrics(triples) == ("chrf++", "rouge-l", "entity-coverage")
-    assert usual_metrics(replace(task, pool=(made("x", text="write"),))) == ("bleu-e2e", "chrf++", "rouge-l")
+def test_usual_metrics_fit_the_sources_of_all_records():
+    triples, free = made("x", text="Rome | country | Italy"), made("x", text="write")
+    assert usual_metrics("bleu-e2e", RECORDS) == ("bleu-e2e", "chrf++", "rouge-l", "slot-error")
+    assert usual_metrics("chrf++", [triples]) == ("chrf++", "rouge-l", "entity-coverage")
+    assert usual_metrics("bleu-e2e", [free]) == usual_metrics("bleu-e2e", [triples, free])
+    assert usual_metrics("bleu-e2e", [free]) == ("bleu-e2e", "chrf++", "rouge-l")
+
+
+def test_a_metric_of_sources_is_refused_before_training_where_one_cannot_be_read():
+    task = Task("t", "generation", (), "slot-error", (*RECORDS, replace(made("x", text="write"), source="f.csv:9")))
+    with pytest.raises(DataError, match=r"metric 'slot-error': f\.csv:9: expected a meaning of E2E"):
+        check_writing(task)
+    check_writing(replace(task, metric="bleu"))
+    check_writing(replace(task, pool=tuple(RECORDS)))
+
+
+def test_sources_that_look_like_others():
+    assert missing_entities("Foo", "Foo | name | Bar [2]") == ["Bar [2]"]
+    assert missing_entities("Foo in 3.", "[TABLECONTEXT] | name | Foo && Foo | rank | 3") == []
+    assert [error.slot for error in slot_errors("A cheap pub.", "eatType[pub], priceRange[cheap]")] == []
 
 
 # ----------------------------------------------------------------------------------------------- official programs
@@ -359,5 +377,10 @@ def test_official_figures_of_public_outputs(shared_data, task, system, metric, o
 def test_exact_match_counts_whole_texts_whatever_their_case():
     records = [made("Very low"), made("high", "top"), made("x")]
     assert score("exact-match", ["very  LOW", "top", "x y"], records) == pytest.approx(2 / 3)
-    task = Task("t", "generation", (), "exact-match", tuple(records))
-    assert usual_metrics(task) == ("exact-match", "rouge-l")
+    assert usual_metrics("exact-match", records) == ("exact-match", "rouge-l")
+
+
+def test_no_error_at_all_still_has_an_interval():
+    records = [made("yes")] * 10
+    found = bootstrap_score("exact-match", ["yes"] * 10, records, generator=np.random.default_rng(0))
+    assert found == wilson(10, 10)

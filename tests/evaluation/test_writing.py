@@ -9,6 +9,7 @@ from handful.backbone.tiny import tiny_backbone, tiny_model, tiny_tokenizer
 from handful.data.batching import NO_LOSS, Batch, encode_generation
 from handful.data.task import Example, Task
 from handful.errors import ConfigError, ModelError
+from handful.evaluation.evaluate import encode_for
 from handful.evaluation.writing import GenerationOptions, token_nll, write
 from handful.methods import method_class, method_names
 from handful.runs.spec import resolve
@@ -89,6 +90,53 @@ def test_options_of_decoding_are_those_of_transformers():
     assert heard == [2, 3]
 
 
+def test_a_checkpoints_own_decoding_changes_nothing_but_its_tokens():
+    adapter = attach("prompt", "t5")
+    asked, options = rows_of(adapter, target_length=None), GenerationOptions(beams=2, max_new_tokens=12)
+    texts = write(adapter, asked, options)
+    own = adapter.backbone.model.generation_config
+    own.update(
+        repetition_penalty=50.0, min_length=11, encoder_no_repeat_ngram_size=1, early_stopping=True, num_beams=4,
+        length_penalty=9.0, no_repeat_ngram_size=1, encoder_repetition_penalty=3.0,
+    )  # fmt: skip
+    assert write(adapter, asked, options) == texts
+
+
+def test_a_text_ends_where_training_ends_it():
+    """Also where a checkpoint's own list of end tokens lacks the tokenizer's."""
+    adapter = attach("prompt", "llama")
+    own, end = adapter.backbone.model.generation_config, adapter.backbone.tokenizer.eos_token_id
+    for found, expected in ((None, end), (end, end), ([end, 7], [end, 7]), (7, [end, 7])):
+        own.eos_token_id = found
+        assert adapter.backbone.decoding().eos_token_id == expected
+
+
+def test_what_no_decoder_has_room_for_is_refused_or_counted():
+    adapter = attach("lora", "bart")  # 256 positions in encoder and decoder
+    long = Example("x", source="memory:9", references=("so " * 300,))
+    rows = encode_for(adapter, [long], TASK, 40, GenerationOptions(target_length=600))
+    assert (len(rows.target_ids[0]), rows.truncated_targets) == (256, 1)
+    token_nll(adapter, rows)
+    with pytest.raises(ConfigError, match=r"max_new_tokens: 600, but the model can write 256 tokens"):
+        encode_for(adapter, [long], TASK, 40, GenerationOptions(max_new_tokens=600))
+    write(adapter, encode_for(adapter, [long], TASK, 40, GenerationOptions(), to_write=True), GenerationOptions(
+        beams=1, max_new_tokens=256))  # fmt: skip
+    with pytest.raises(ConfigError, match=r"separator: found ' = '.*encoder-decoder"):
+        encode_for(adapter, [long], TASK, 40, GenerationOptions(separator=" = "))
+    decoder = method_class("prompt")(prompt_length=130).attach(
+        tiny_backbone("llama", purpose="lm"), TASK, generator=torch.Generator().manual_seed(0)
+    )
+    with pytest.raises(ConfigError, match=r"leaves 0 of the model's 256 positions for its source behind 130"):
+        encode_for(decoder, [long], TASK, 40, GenerationOptions())
+    assert encode_for(decoder, [long], TASK, 40, GenerationOptions(target_length=32, max_new_tokens=90)).truncated == 0
+
+
+def test_what_writing_has_no_use_for_is_refused():
+    for settings, said in (({"predictor": "draw"}, "run.predictor: .*'draw'"), ({"pooling": "mean"}, "run.pooling")):
+        with pytest.raises(ConfigError, match=said):
+            resolve("scaled-prompt", overrides={"num_vertices": 2, **settings}).suited("generation")
+
+
 def test_settings_of_generation_are_checked_with_all_others():
     spec = resolve("scaled-prompt", overrides={"generation.beams": 2, "target_length": 30})
     assert (spec.generation.beams, spec.generation.target_length) == (2, 30)
@@ -116,5 +164,5 @@ def test_what_does_not_go_together_is_refused():
         resolve("lora", overrides={"beams": 2}).suited("classification")
     with pytest.raises(ConfigError, match="'head' writes nothing"):
         resolve("head").suited("generation")
-    with pytest.raises(ConfigError, match="texts cannot be averaged"):
+    with pytest.raises(ConfigError, match="texts are written at one point"):
         resolve("prefix-subspace", overrides={"predictor": "ensemble"}).suited("generation")

@@ -1,5 +1,7 @@
 """Checks 1 to 7 of the scaled-prompt sheet: identities, gradients, transfer, shapes; and prompts as simplices."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -225,6 +227,23 @@ def test_both_and_folded_start_as_the_same_function_and_part():
         losses.append((before, token_nll(target, rows_of(target))))
     assert losses[0][0] == pytest.approx(losses[1][0], rel=1e-6)
     assert losses[0][1] != pytest.approx(losses[1][1], rel=1e-4)
+
+
+def test_a_scale_on_the_words_is_no_scale_on_the_prompt():
+    """What was `prompt.scale` there would be another function here, and folds into no prompt."""
+    source = attach(ScaledPrompt(prompt_length=4, scale_target="sequence", scale_init_std=0.3))
+    record = {"spec": {"method": {"scale_target": "sequence"}}}
+    for method in (
+        Prompt(prompt_length=4),
+        ScaledPrompt(prompt_length=4),
+        ScaledPrompt(prompt_length=4, carry="folded"),
+    ):
+        with pytest.raises(ConfigError, match="scale_target: the run to start from scales the sequence"):
+            attach(method).carry(source.state_dict(), record)
+    same = ScaledPrompt(prompt_length=4, scale_target="sequence")
+    assert torch.equal(attach(same).carry(source.state_dict(), record)["prompt.scale"], source.prompt.scale)
+    with pytest.raises(ConfigError, match="folds into no prompt"):
+        attach(replace(same, carry="folded")).carry(source.state_dict(), record)
 
 
 def test_a_plain_prompt_takes_a_scaled_one_folded():

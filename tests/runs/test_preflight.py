@@ -35,6 +35,22 @@ def test_it_says_what_training_then_does(tiny_folder, method):
     assert told.longest == 16  # [CLS] + 14 letters + [SEP]
 
 
+@pytest.mark.parametrize("family", ["t5", "llama"])
+def test_it_counts_references_where_texts_are_written(tmp_path, family):
+    tiny_model(family, head="lm").save_pretrained(tmp_path)
+    tiny_tokenizer(family).save_pretrained(tmp_path)
+    texts = [("short", "a text that is cut", "b" * n) for n in range(3, 10)]
+    rows = tuple(Example("ab" * n, source=f"data.csv:{n}", references=text) for n, text in enumerate(texts, 1))
+    task = Task("task", "generation", (), "rouge-l", rows)
+    overrides = {"dev": "carved", "max_length": 9, "target_length": 9, "max_new_tokens": 4, "training.epochs": 1}
+    spec = resolve("prompt", model=str(tmp_path), overrides={**overrides, "batch_size": 2})
+    told, done = preflight(task, spec), train(task, spec)
+    assert told.steps == done.result.steps > len(told.split.train)
+    assert told.truncated == done.truncated and told.truncated["train"] > 0
+    assert told.truncated_references == done.truncated_references > 0
+    assert told.longest >= 14
+
+
 @pytest.mark.parametrize("pooling", ["auto", "family"])
 @pytest.mark.parametrize("family", TINY_FAMILIES)
 def test_a_skeleton_is_the_backbone_without_content(tmp_path, family, pooling):

@@ -28,9 +28,9 @@ def rows(kind: TaskKind, numbers: range, spelling: str = "name = {}") -> tuple[E
     return tuple(Example(f"text {'a' if i % 2 else 'b'} {i}", label=i % 2, source=f"m:{i}") for i in numbers)
 
 
-def task(kind: TaskKind, pool: range, test: range, spelling: str) -> Task:
+def task(kind: TaskKind, pool: range, test: range, spelling: str, name: str) -> Task:
     labels, metric = ((), "rouge-l") if kind == "generation" else (("b", "a"), "accuracy")
-    return Task("made", kind, labels, metric, pool=rows(kind, pool), test=TestRows(rows(kind, test, spelling)))
+    return Task(name, kind, labels, metric, pool=rows(kind, pool), test=TestRows(rows(kind, test, spelling)))
 
 
 Fit = Callable[..., Run]
@@ -49,11 +49,16 @@ def fit(kind: TaskKind, tmp_path_factory: pytest.TempPathFactory) -> Fit:
     root = tmp_path_factory.mktemp(f"runs-{kind}")
 
     def call(
-        pool: range, test: range, start: Run | None = None, spelling: str = "name = {}", **settings: object
+        pool: range,
+        test: range,
+        start: Run | None = None,
+        spelling: str = "name = {}",
+        name: str = "made",
+        **settings: object,
     ) -> Run:
         given = SETTINGS | (WRITING if writes else {}) | settings
         spec = resolve("scaled-prompt" if writes else "bias", model="tiny", overrides=given)
-        saved, trained = run(task(kind, pool, test, spelling), spec, root, backbone=backbone, start=start)
+        saved, trained = run(task(kind, pool, test, spelling, name), spec, root, backbone=backbone, start=start)
         trained.adapter.detach()
         return saved
 
@@ -64,6 +69,13 @@ def test_a_run_keeps_digests_of_what_it_was_trained_and_selected_on(fit: Fit, ki
     saved = fit(range(8), range(8, 12), **{"run.dev": "carved"})
     assert saved.seen() == {key for row in rows(kind, range(8)) for key in overlap_keys(row)}
     assert "river" not in (saved.folder / SEEN).read_text()
+
+
+def test_scores_of_texts_say_which_variant_they_are(fit: Fit, kind: TaskKind) -> None:
+    saved = fit(range(8), range(8, 12))
+    assert set(saved.record.get("signatures", ())) == (set(saved.record["scores"]) if kind == "generation" else set())
+    card = (saved.folder / "README.md").read_text()
+    assert ("`chrf++`: `" in card and "nc:6" in card and "text-generation" in card) == (kind == "generation")
 
 
 def test_a_start_that_has_seen_test_rows_is_refused(fit: Fit, kind: TaskKind) -> None:
@@ -81,6 +93,13 @@ def test_few_rows_in_common_are_tolerated(fit: Fit) -> None:
     assert fit(range(200, 210), range(7, 107), first).record["spec"]["start"] == first.key
     with pytest.raises(DataError, match="2 of its 100 test rows"):
         fit(range(200, 210), range(6, 106), first)
+
+
+def test_a_start_from_another_task_must_not_bring_this_ones_rows(fit: Fit) -> None:
+    first = fit(range(8), range(8, 12), name="other")
+    with pytest.raises(DataError, match=r"another task must not have seen .* holds 4 of the 12 training rows"):
+        fit(range(4, 16), range(20, 24), first)
+    assert fit(range(20, 32), range(40, 44), first).record["notes"] == []
 
 
 def test_more_shots_through_the_start_are_noted(fit: Fit) -> None:

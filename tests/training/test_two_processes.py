@@ -19,9 +19,11 @@ from safetensors.torch import load_file, save_file
 
 from handful.backbone.tiny import tiny_backbone
 from handful.cli.main import run
-from handful.data.batching import encode
+from handful.data.task import TaskKind
 from handful.errors import RunError
+from handful.evaluation.evaluate import encode_rows
 from handful.evaluation.predict import predict_rows
+from handful.evaluation.writing import GenerationOptions, token_nll
 from handful.methods import method_class
 from handful.runs.store import read_run
 from handful.testing import toy_task
@@ -43,6 +45,7 @@ CASES = {
     "head": ("head", {"head_init": "normal"}, {"gradient_clip": 0.0}),
     "regression": ("prefix-subspace", {"prefix_length": 3}, {"validation": "averaged", "validation_draws": 2}),
     "continued": ("prefix-subspace", {"prefix_length": 3}, {"fresh_draws": True, "validation": "pooled"}),
+    "writing": ("scaled-prompt", {"prompt_length": 2}, {}),
     "broken": ("prefix-subspace", {"prefix_length": 3}, {}),
 }
 """Method, its settings, and those of training; "batch" and "head" keep the trunk below them."""
@@ -51,6 +54,7 @@ BROKEN_ROW, BROKEN_STEP = 5, 7
 
 
 the_backbone = cache(lambda: tiny_backbone("bert"))
+the_writer = cache(lambda: tiny_backbone("t5", purpose="lm"))
 """Made before the processes know of each other: of several, transformers lets only one write a model."""
 
 
@@ -60,14 +64,16 @@ class Case:
     def __init__(self, name: str):
         method, settings, config = CASES[name]
         self.name, self.step = name, 0
-        self.task = toy_task("regression" if name == "regression" else "classification")
+        kinds: dict[str, TaskKind] = {"regression": "regression", "writing": "generation"}
+        self.task = toy_task(kinds.get(name, "classification"))
         self.config = TrainingConfig(**{"epochs": 5, "batch_size": 4, "learning_rate": 3e-2, **config})
-        backbone = the_backbone()
+        self.writes = name == "writing"
+        backbone = the_writer() if self.writes else the_backbone()
         generator = torch.Generator().manual_seed(0)
         self.adapter = method_class(method).from_settings(settings).attach(backbone, self.task, generator=generator)
         self.adapter.after_step = self.after_step
         self.rows, self.dev = (
-            encode(rows, backbone.tokenizer, 64, kind=self.task.kind)
+            encode_rows(backbone, rows, self.task, 64, GenerationOptions() if self.writes else None)
             for rows in (self.task.pool[:17], self.task.pool[17:])
         )
         self.adapter.forward = self.forward
@@ -91,8 +97,13 @@ class Case:
             generator=torch.Generator().manual_seed(1), checkpoint_folder=folder,
             on_event=lambda event: losses.append(event.loss) if isinstance(event, StepDone) else None,
         )  # fmt: skip
-        scores = torch.from_numpy(predict_rows(self.adapter, self.dev, self.task.kind).scores)
-        tensors = {"scores": self.adapter.standardise(scores), "losses": torch.tensor(losses)}
+        if self.writes:
+            scores = torch.tensor([token_nll(self.adapter, self.dev)])
+        else:
+            scores = self.adapter.standardise(
+                torch.from_numpy(predict_rows(self.adapter, self.dev, self.task.kind).scores)
+            )
+        tensors = {"scores": scores, "losses": torch.tensor(losses)}
         told = [
             result.steps,
             result.chosen_step,
@@ -108,6 +119,7 @@ class Case:
 def main(folder: Path) -> None:
     """All cases; then a process fails, which the other must notice."""
     rank = os.environ["RANK"]
+    the_backbone(), the_writer()
     for name in CASES:
         tensors, told = Case(name).run(folder / "checkpoint" if name == "continued" else None)
         save_file(tensors, folder / f"{name}-{rank}.safetensors")

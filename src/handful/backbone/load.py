@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -87,6 +88,11 @@ class Backbone:
             positions -= (self.config.pad_token_id or 0) + 1
         return min(int(positions), int(self.tokenizer.model_max_length))
 
+    @property
+    def longest_text(self) -> int:
+        """Most tokens that the decoder of an encoder-decoder has positions for; some count none (T5)."""
+        return int(getattr(self.config, "max_position_embeddings", None) or sys.maxsize)
+
     def features(self, inputs: Mapping[str, torch.Tensor], prompt: SoftPrompt | None = None) -> torch.Tensor:
         """Pooled features (B, D) of token ids (B, S), through whatever is injected at the moment.
 
@@ -121,9 +127,15 @@ class Backbone:
         return self.model(**arguments).logits[:, :-1][labels[:, 1:] != NO_LOSS]
 
     def decoding(self, **options: Any) -> GenerationConfig:
-        """The options of transformers' `GenerationConfig` as one, with the checkpoint's tokens."""
+        """The options of transformers' `GenerationConfig` as one, with the checkpoint's tokens.
+
+        A text ends at the tokenizer's end token, which training ends texts with, and at any of the checkpoint's own.
+        """
         own = self.model.generation_config
-        tokens = {name: getattr(own, name, None) for name in ("decoder_start_token_id", "bos_token_id", "eos_token_id")}
+        tokens = {name: getattr(own, name, None) for name in ("decoder_start_token_id", "bos_token_id")}
+        ends = own.eos_token_id if isinstance(own.eos_token_id, list) else [own.eos_token_id]
+        ends = list(dict.fromkeys(token for token in (self.tokenizer.eos_token_id, *ends) if token is not None))
+        tokens["eos_token_id"] = ends[0] if len(ends) == 1 else ends
         return GenerationConfig(pad_token_id=self.tokenizer.pad_token_id, **tokens, **options)
 
     @torch.no_grad()
@@ -132,7 +144,8 @@ class Backbone:
     ) -> torch.Tensor:
         """The tokens (B, T) that the language model writes for these rows, padded behind the end token.
 
-        `options` are those of transformers' `GenerationConfig`; none of the checkpoint's own is used but its tokens.
+        `options` are those of transformers' `GenerationConfig`. Where they say nothing, transformers takes the
+        checkpoint's own: `GenerationOptions.decoding` leaves it the tokens to force or to ban.
         """
         config = self.decoding(**options)
         rows = prompt.before(self.model, inputs) if prompt else inputs

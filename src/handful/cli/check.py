@@ -78,8 +78,8 @@ def describe(task: Task, spec: RunSpec, found: Preflight) -> dict[str, Any]:
         "rows": {
             "train": len(split.train), "dev": len(split.dev), "test": len(split.test or ()),
             "classes": found.classes, "truncated": found.truncated, "max_length": found.max_length,
-            "longest": found.longest, "dropped_duplicates": split.dropped_duplicates,
-            "dropped_overlap": split.dropped_overlap,
+            "longest": found.longest, "truncated_references": found.truncated_references,
+            "dropped_duplicates": split.dropped_duplicates, "dropped_overlap": split.dropped_overlap,
         },
         "model": {
             "name": spec.model, "family": skeleton.family, "kind": skeleton.kind, "pooling": skeleton.pooling,
@@ -126,6 +126,8 @@ def show(record: dict[str, Any]) -> None:
         print(f"{rows['dropped_overlap']:,} that stand in the test or development rows")
     cut, total = sum(rows["truncated"].values()), rows["train"] + rows["dev"]
     print(f"texts     the longest has {rows['longest']:,} tokens; {cut:,} of {total:,} are cut to {rows['max_length']}")
+    if rows["truncated_references"]:
+        print(f"texts     {rows['truncated_references']:,} references are longer than the target length, and cut")
     print(f"model     {model['name']}: {model['family']} ({model['kind']}), {model['layers']} layers, ", end="")
     print(f"pooling {model['pooling']}")
     for note in record["notes"]:

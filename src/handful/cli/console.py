@@ -66,6 +66,7 @@ class FitProgress:
         self.bar = Progress(*columns, console=Console(stderr=True), transient=True, disable=not self.on_terminal)
         self.task = self.bar.add_task(title, total=None, visible=False, numbers="")
         self.steps, self.loss, self.score = 0, 0.0, ""
+        self.quarter = 0
 
     def __enter__(self) -> Self:
         self.bar.start()
@@ -83,6 +84,14 @@ class FitProgress:
             self.score = f", dev {event.metric} {event.score:.3f}"
         elif isinstance(event, Stopped):
             self.say(f"{self.title}: stopped at step {event.step}: {event.reason}")
+
+    def written(self, done: int, total: int) -> None:
+        """So many of the texts to score are written."""
+        self.bar.update(self.task, total=total, completed=done, description="writing", numbers="", visible=True)
+        quarter = 4 * done // total
+        if not self.on_terminal and quarter > self.quarter:
+            self.say(f"writing: {done} of {total} texts")
+        self.quarter = quarter
 
     def say(self, message: str) -> None:
         """A line of talk above the bar."""

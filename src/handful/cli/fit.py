@@ -78,7 +78,7 @@ def fit(
     with FitProgress(spec.method.name) as progress:
         saved, trained = run(
             task, spec, output, backbone=backbone, start=started, on_event=progress, again=again,
-            on_message=progress.say,
+            on_message=progress.say, on_written=progress.written,
         )  # fmt: skip
     trained.adapter.detach()
     if as_json:

@@ -112,12 +112,11 @@ def meaning_triples(slots: Sequence[tuple[str, str]]) -> list[Triple]:
 
 def parse_source(source: str) -> list[Triple]:
     """The triples of a source in the form `pipes` or of a raw meaning representation; empty for any other text."""
-    if slots := parse_meaning(source):
-        return meaning_triples(slots)
     triples = [tuple(part.strip() for part in triple.split(" | ")) for triple in source.split(" && ")]
-    if any(len(triple) != 3 for triple in triples):
-        return []
-    return [(s, p, o) for s, p, o in triples]
+    if all(len(triple) == 3 for triple in triples):
+        return [(s, p, o) for s, p, o in triples]
+    slots = parse_meaning(source)
+    return meaning_triples(slots) if slots else []
 
 
 def _clean(text: str) -> str:

@@ -41,43 +41,41 @@ class Overlap:
         )
 
 
-def overlap(source: Task, target: Task) -> Overlap:
-    """How many rows of the target's pool and test stand in the source's pool or development rows, by `overlap_keys`.
+def overlap(source: str, seen: Collection[bytes], target: Task) -> Overlap:
+    """How many rows of the target's pool, development rows and test are among `seen`, the `overlap_keys` of a source.
 
     The test rows stay closed: they are only counted.
     """
-    keys = {key for row in (*source.pool, *(source.dev or ())) for key in overlap_keys(row)}
-    return _overlap(source.name, keys, target)
-
-
-def _overlap(source: str, keys: Collection[bytes], target: Task) -> Overlap:
     rows = (*target.pool, *(target.dev or ()))
-    shared = sum(not overlap_keys(row).isdisjoint(keys) for row in rows)
-    closed = target.test.count_overlap(keys) if target.test else 0
+    shared = sum(not overlap_keys(row).isdisjoint(seen) for row in rows)
+    closed = target.test.count_overlap(seen) if target.test else 0
     return Overlap(source, target.name, shared, len(rows), closed, len(target.test or ()))
 
 
-def refuse_overlap(source: Task, target: Task, *, tolerated: float = TOLERATED_SHARE) -> Overlap:
-    """The overlap, where so small a share of rows may be chance. Raises: DataError where it is larger."""
-    found = overlap(source, target)
-    if found.share > tolerated:
-        hint = "start from a task that shares nothing with it"
-        if source.name == "dart":
-            hint = "read DART with partition no_overlap, which leaves E2E and WebNLG out"
-        raise DataError(f"starting from another task's run must not show it the target's rows: {found}", hint)
-    return found
-
-
-def refuse_seen(source: str, seen: Collection[bytes], target: Task, *, tolerated: float = TOLERATED_SHARE) -> Overlap:
+def refuse_seen(source: str, seen: Collection[bytes], target: Task) -> Overlap:
     """The overlap of a target with the rows of a finished run, of which `seen` are the `overlap_keys`.
 
-    Raises: DataError where the run has seen more than the tolerated share of the test rows. Rows of the pool may have
-    been seen: a run on the same task may come first.
+    Raises: DataError where the run has seen more than the tolerated share of the test rows.
     """
-    found = _overlap(source, seen, target)
-    if found.test > tolerated * found.test_rows:
+    found = overlap(source, seen, target)
+    if found.test > TOLERATED_SHARE * found.test_rows:
         raise DataError(
             f"the run to start from has seen test rows: {found}",
             "start from a run on other rows, or test on rows that it has not seen",
+        )
+    return found
+
+
+def refuse_another_task(source: str, seen: Collection[bytes], target: Task) -> Overlap:
+    """The same for a run on another task, which must not have brought along the target's own rows either.
+
+    Raises: DataError where more than the tolerated share of the pool or of the test rows stands in both.
+    """
+    found = refuse_seen(source, seen, target)
+    if found.share > TOLERATED_SHARE:
+        raise DataError(
+            f"a run on another task must not have seen this one's rows: {found}",
+            'start from a task that shares nothing with it; of DART a recipe takes `partition = "no_overlap"`, which '
+            "leaves E2E and WebNLG out; if it is the same task, give it the same --name",
         )
     return found

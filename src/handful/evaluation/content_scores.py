@@ -166,7 +166,8 @@ def _meaning(source: str) -> dict[str, str]:
             f"expected a meaning of E2E such as 'name[Aromi], area[riverside]' or its triples, found {source!r}",
             "slot errors are counted on E2E alone, with sources in the form pipes or raw",
         )
-    return {**slots, "name": triples[0][0]}
+    name = triples[0][0]
+    return {**slots, "name": name} if name else slots
 
 
 def measure_slots(texts: Sequence[str], records: Sequence[Example]) -> np.ndarray:
@@ -189,6 +190,10 @@ _MONTHS = (
 )  # fmt: skip
 
 
+_TABLE = "[TABLECONTEXT]"
+"""The subject of DART's triples about a whole table; no text names it."""
+
+
 def missing_entities(text: str, source: str) -> list[str]:
     """Subjects and objects of a source's triples that a text does not name, each once, in order.
 
@@ -202,6 +207,7 @@ def missing_entities(text: str, source: str) -> list[str]:
 
 def _entities(source: str) -> list[str]:
     entities = dict.fromkeys(entity for subject, _, object_ in parse_source(source) for entity in (subject, object_))
+    entities.pop(_TABLE, None)
     if not entities:
         raise DataError(
             f"expected triples such as 'Rome | country | Italy', found {source!r}",

@@ -77,7 +77,8 @@ def bootstrap_score(
 
     `predictions` and `targets` as for `metrics.score`, which also gives the mean. The interval:
 
-    - accuracy: Wilson's, from a formula. Resampling rows gives [1, 1] when no row is wrong, Wilson's does not.
+    - accuracy, exact-match: Wilson's, from a formula. Resampling rows gives [1, 1] when no row is wrong, Wilson's does
+      not.
     - f1, macro_f1, matthews: percentiles of two bootstraps, spanning both. One resamples the rows. The other,
       Bayesian, draws the shares of the cells of the confusion matrix given the rows and one more that is spread
       evenly over the cells; it knows that an error not seen yet may still come. On 50 rows at a true accuracy
@@ -91,7 +92,7 @@ def bootstrap_score(
 
     Percentiles are widened for small N as Student's t widens the normal ("expanded percentile interval",
     Hesterberg 2015), and the interval always contains the score itself. One row alone has no interval, except
-    for accuracy, which draws nothing from `generator`.
+    for accuracy and exact-match, which draw nothing from `generator`.
     """
     metric = get_metric(metric)
     predictions, targets = check_rows(metric, predictions, targets)
@@ -99,6 +100,8 @@ def bootstrap_score(
     rows = len(targets)
     if metric.name == "accuracy":
         return wilson(int((predictions == targets).sum()), rows, level=level)
+    if metric.name == "exact-match":
+        return wilson(int(measure(metric, predictions, targets)[:, 0].sum()), rows, level=level)
     if metric.needs == "texts":
         mean, draws = _resample_records(metric, predictions, targets, generator, resamples if rows > 1 else 0)
     else:

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import final
 
 import numpy as np
 import torch
 
+from handful.backbone.load import Backbone
 from handful.data.batching import EncodedRows, encode, encode_generation, encode_mixed
 from handful.data.task import Example, Task, TestRows
-from handful.errors import DataError
+from handful.errors import ConfigError, DataError
 from handful.evaluation.estimate import Estimate, bootstrap_score
 from handful.evaluation.generation import usual_metrics
 from handful.evaluation.predict import Predictions, predict_rows
 from handful.evaluation.writing import GenerationOptions, write
 from handful.methods.base import AbstractAdapter
 from handful.methods.head import AbstractHeadedAdapter
+from handful.methods.prompt import LEAST_ROOM
 
 CLASSIFICATION_METRICS = ("accuracy", "macro_f1", "nll", "brier", "ece")
 REGRESSION_METRICS = ("spearman", "pearson", "mse", "mae")
@@ -96,15 +98,28 @@ def encode_for(
 
     Of generation: with the references to learn from, or `to_write` without them.
     """
-    backbone, longest = adapter.backbone, longest_row(adapter, max_length, generation)
+    longest = longest_row(adapter, max_length, generation)
+    return encode_rows(adapter.backbone, rows, task, longest, generation, to_write=to_write)
+
+
+def encode_rows(
+    backbone: Backbone,
+    rows: Sequence[Example],
+    task: Task,
+    longest: int,
+    generation: GenerationOptions | None = None,
+    *,
+    to_write: bool = False,
+) -> EncodedRows:
+    """Rows tokenised for a backbone; see `encode_for`. References are cut to what its decoder has positions for."""
     if generation is None and task.members:
         return encode_mixed(rows, backbone.tokenizer, longest)
     if generation is None:
         return encode(rows, backbone.tokenizer, longest, kind=task.kind)
     return encode_generation(
         rows, backbone.tokenizer, longest, encoder_decoder=backbone.kind == "encoder-decoder",
-        prefix=generation.source_prefix,
-        target_length=None if to_write else generation.target_length, separator=generation.separator,
+        prefix=generation.source_prefix, separator=generation.separator,
+        target_length=None if to_write else min(generation.target_length, backbone.longest_text),
     )  # fmt: skip
 
 
@@ -146,17 +161,42 @@ def evaluate_writing(
     vertex = int(predictor[7:]) if predictor.startswith("vertex:") else None
     texts = write(adapter, encoded, generation, vertex=vertex, on_progress=on_progress)
     seed = int(torch.randint(2**62, (), generator=generator))
-    sampled = replace(task, pool=task.pool or records[:1])  # which checks its sources allow
     estimates = {
         name: bootstrap_score(name, texts, records, generator=np.random.default_rng(seed))
-        for name in usual_metrics(sampled)
+        for name in usual_metrics(task.metric, records)
     }
     return Written(estimates, tuple(texts), tuple(records), encoded.truncated)
 
 
 def longest_row(adapter: AbstractAdapter, max_length: int, generation: GenerationOptions | None = None) -> int:
-    """Most tokens of a row, of generation of a source: `max_length`, or what backbone and adapter leave."""
-    room = adapter.backbone.max_length - adapter.reserved_positions
-    if generation and adapter.backbone.kind != "encoder-decoder":  # source and text stand in one sequence
-        room -= max(generation.target_length, generation.max_new_tokens)
+    """Most tokens of a row, of generation of a source: `max_length`, or what backbone and adapter leave.
+
+    Raises: ConfigError where that is next to nothing, a text could be longer than the decoder has positions, or an
+    encoder-decoder is given a decoder's options.
+    """
+    backbone, reserved = adapter.backbone, adapter.reserved_positions
+    room = backbone.max_length - reserved
+    if generation is None:
+        return min(max_length, room)
+    if backbone.kind != "encoder-decoder":  # source and text stand in one sequence
+        text = max(generation.target_length, generation.max_new_tokens)
+        room -= text
+        if room < LEAST_ROOM:
+            ahead = f" behind {reserved} of the method's" if reserved else ""
+            raise ConfigError(
+                f"generation: a text of up to {text} tokens leaves {max(room, 0)} of the model's {backbone.max_length} "
+                f"positions for its source{ahead}, expected at least {LEAST_ROOM}",
+                "lower generation.target_length and generation.max_new_tokens, or what the method puts in front",
+            )
+    elif generation.separator != GenerationOptions.separator:
+        raise ConfigError(
+            f"generation.separator: found {generation.separator!r}, but an encoder-decoder reads the source by itself",
+            "leave it out",
+        )
+    elif generation.max_new_tokens > backbone.longest_text:
+        raise ConfigError(
+            f"generation.max_new_tokens: {generation.max_new_tokens}, but the model can write "
+            f"{backbone.longest_text} tokens at most",
+            "lower it",
+        )
     return min(max_length, room)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from math import inf
 
-from handful.data.linearise import parse_source
-from handful.data.task import Task, TaskKind
+from handful.data.task import Example, Task, TaskKind
 from handful.errors import DataError
 from handful.evaluation import content_scores, java_scores, overlap_scores
 from handful.evaluation.metric import Metric
@@ -85,16 +84,39 @@ GENERATION_METRICS = (
 """BLEU, chrF++ are percentages, as in the literature; all others run from 0 to 1, CIDEr to 10."""
 
 
-def usual_metrics(task: Task) -> tuple[str, ...]:
-    """The task's own metric, those that need no Java, and what its sources allow to be checked."""
-    if task.metric == "exact-match":  # of labels; ROUGE-L is what tasks of all kinds have
-        return (task.metric, "rouge-l")
-    names = [task.metric, "chrf++", "rouge-l"]
-    source = task.pool[0].text if task.pool else ""
-    try:
-        content_scores.slot_errors("", source)
-        names.append("slot-error")
-    except DataError:
-        if parse_source(source):
-            names.append("entity-coverage")
+def usual_metrics(metric: str, records: Sequence[Example]) -> tuple[str, ...]:
+    """A task's own metric, those that need no Java, and what the sources of all these records allow to be checked."""
+    if metric == "exact-match":  # of labels; ROUGE-L is what tasks of all kinds have
+        return (metric, "rouge-l")
+    names = [metric, "chrf++", "rouge-l"]
+    names += [name for name in _OF_SOURCES if not _unfit(name, records)][:1]
     return tuple(dict.fromkeys(names))
+
+
+def check_writing(task: Task) -> None:
+    """Whether what will be written can be scored, before anything is trained.
+
+    Raises: ConfigError where a package is missing, DataError for a source that the task's metric cannot read.
+    """
+    for name in usual_metrics(task.metric, task.pool):
+        ready = _BY_NAME[name].ready
+        if ready:
+            ready()
+    if unfit := _unfit(task.metric, task.pool):
+        raise DataError(f"metric {task.metric!r}: {unfit}", "take another metric for this file, such as 'bleu'")
+
+
+_BY_NAME = {metric.name: metric for metric in GENERATION_METRICS}
+_OF_SOURCES = {"slot-error": content_scores.slot_errors, "entity-coverage": content_scores.missing_entities}
+"""Metrics that ask the source, by what reads it; the first that can read all sources is a usual one."""
+
+
+def _unfit(metric: str, records: Sequence[Example]) -> str:
+    """What a metric of sources cannot read, with its place; nothing where it can, or reads no sources."""
+    read = _OF_SOURCES.get(metric)
+    for record in records if read else ():
+        try:
+            read("", record.text)  # type: ignore[misc]
+        except DataError as error:
+            return f"{record.source}: {error.message}"
+    return ""

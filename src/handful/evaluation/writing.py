@@ -34,7 +34,7 @@ class GenerationOptions:
         int, setting("tokens kept of a reference in training, the end token included", unit="tokens", ge=2)
     ] = 128
     references: Annotated[
-        Literal["all", "one"], setting("train on every reference of a record, or on the first alone")
+        Literal["all", "one"], setting("train on every reference of a record, or on one that the seed draws")
     ] = "all"
     source_prefix: Annotated[str, setting("put in front of every source, such as 'summarize: '")] = ""
     separator: Annotated[str, setting("between source and text, for models without an encoder")] = "\n"
@@ -47,10 +47,12 @@ class GenerationOptions:
         return asdict(self)
 
     def decoding(self) -> dict[str, Any]:
-        """The arguments of transformers' `GenerationConfig`."""
+        """The arguments of transformers' `GenerationConfig`, with what a checkpoint might otherwise add of its own."""
         return {
             "num_beams": self.beams, "length_penalty": self.length_penalty, "max_new_tokens": self.max_new_tokens,
             "no_repeat_ngram_size": self.no_repeat_ngram_size, "do_sample": False,
+            "early_stopping": False, "min_length": 0, "repetition_penalty": 1.0, "encoder_repetition_penalty": 1.0,
+            "encoder_no_repeat_ngram_size": 0,
         }  # fmt: skip
 
 

@@ -226,7 +226,8 @@ class PromptAdapter(AbstractHeadedAdapter):
         return [*groups, *([ParameterGroup("head", rest)] if rest else [])]
 
     def carry(self, weights: Mapping[str, torch.Tensor], record: Mapping[str, Any]) -> Mapping[str, torch.Tensor]:
-        """See `AbstractAdapter`. Raises: ConfigError for vectors or a scale of another shape."""
+        """See `AbstractAdapter`. Raises: ConfigError for vectors or a scale of another shape, or of other words."""
+        self._check_target(weights, record)
         found = self._carried(weights, record)
         for name, parameter in self.prompt.named_parameters():
             value = found.get(f"prompt.{name}")
@@ -238,6 +239,21 @@ class PromptAdapter(AbstractHeadedAdapter):
                     + ("; or carry 'folded', which leaves its scale behind" if name == "scale" else ""),
                 )
         return found
+
+    def _check_target(self, weights: Mapping[str, torch.Tensor], record: Mapping[str, Any]) -> None:
+        """A scale on the whole sequence means nothing where the prompt alone is scaled, and folds into no prompt."""
+        form = self.prompt.form
+        own: ScaleTarget = form.target if form else "prompt"
+        method = record.get("spec", {}).get("method", {})
+        if "prompt.scale" in weights and method.get("scale_target", own) != own:
+            raise ConfigError(
+                f"method.scale_target: the run to start from scales the {method['scale_target']}, this one the {own}",
+                "set scale_target as that run has it",
+            )
+        if form is not None and form.carry == "folded" and own == "sequence":
+            raise ConfigError(
+                "method.carry: 'folded', but a scale on the whole sequence folds into no prompt", "carry 'both'"
+            )
 
     def _carried(self, weights: Mapping[str, torch.Tensor], record: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         form, found = self.prompt.form, dict(super().carry(weights, record))

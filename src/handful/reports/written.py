@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from statistics import mean
 from typing import Any
 
 from handful.errors import DataError
 from handful.evaluation.content_scores import slot_errors
+from handful.evaluation.estimate import Estimate, estimate_over_seeds
+from handful.evaluation.metrics import get_metric
 from handful.reports.figure import Dots, Figure, Panel
 from handful.reports.table import Table, Value, numbers_table
 from handful.runs.store import PREDICTIONS
@@ -67,21 +68,29 @@ def _read(result: Result, damaged: Callable[[Result, str], None]) -> Texts | Non
 
 
 def _scores_table(task: str, results: Sequence[Result]) -> Table:
-    """Every score of the texts by method and shots, the mean over seeds."""
+    """Every score of the texts by method and shots, the mean over seeds with its interval."""
     names = list(dict.fromkeys(name for result in results for name in result.record["scores"]))
     cells: dict[tuple[str, int], list[Result]] = defaultdict(list)
     for result in results:
         cells[result.label, result.cell.shots].append(result)
     rows = tuple(
-        (label, shots, len(runs), *(_mean([e.mean for run in runs if (e := run.estimate(name))]) for name in names))
+        (label, shots, len(runs), *(_over_seeds(runs, name) for name in names))
         for (label, shots), runs in sorted(cells.items(), key=lambda cell: (cell[0][1], cell[0][0]))
     )
     return Table(f"written-{_safe(task)}", f"{task}: every score", ("method", "shots", "runs", *names), rows,
-                 "Mean over seeds. Slot errors are better small, everything else large.")  # fmt: skip
+                 "Mean over seeds, with Student's t interval. Slot errors are better small, everything else large."
+                 + _variants(results))  # fmt: skip
 
 
-def _mean(values: Sequence[float]) -> float | None:
-    return float(mean(values)) if values else None
+def _over_seeds(runs: Sequence[Result], name: str) -> Estimate | None:
+    means = [estimate.mean for run in runs if (estimate := run.estimate(name))]
+    return estimate_over_seeds(means, limits=get_metric(name).range) if means else None
+
+
+def _variants(results: Sequence[Result]) -> str:
+    """Which variant of each metric the runs were scored with."""
+    found = {item: None for result in results for item in result.record.get("signatures", {}).items()}
+    return f" Variants: {'; '.join(f'{name}: {signature}' for name, signature in found)}." if found else ""
 
 
 def _slot_rates(results: Sequence[Result], texts: Mapping[int, Texts]) -> Rates:

@@ -45,17 +45,22 @@ def escape(text: object, longest: int = _LONGEST_TEXT) -> str:
 def _front_matter(record: Mapping[str, Any]) -> str:
     """YAML whose values are written as JSON, which YAML contains."""
     method = record["spec"]["method"]["name"]
-    regression = record["task"]["kind"] == "regression"
+    kind = record["task"]["kind"]
+    pipeline = "text-generation" if kind == "generation" else "text-classification"
     fields: dict[str, Any] = {
         "library_name": "handful",
-        "pipeline_tag": "text-classification",
-        "tags": ["handful", "few-shot", method, "text-regression" if regression else "text-classification"],
+        "pipeline_tag": pipeline,
+        "tags": ["handful", "few-shot", method, "text-regression" if kind == "regression" else pipeline],
         "metrics": [record["task"]["metric"]],
     }
     if record["backbone"].get("hub_name"):
         fields["base_model"] = record["backbone"]["hub_name"]
         fields["base_model_relation"] = "adapter"
     return "\n".join(["---", *(f"{name}: {json.dumps(value)}" for name, value in fields.items()), "---"])
+
+
+def _rows(record: Mapping[str, Any]) -> str:
+    return "records" if record["task"]["kind"] == "generation" else "labelled rows"
 
 
 def _about(record: Mapping[str, Any]) -> str:
@@ -71,7 +76,7 @@ def _about(record: Mapping[str, Any]) -> str:
         (
             f"# {escape(task['name'])}: {method} on {escape(backbone['name'])}",
             "",
-            f"A {task['kind']} model, trained on {rows['train']:,} labelled rows. It gives {gives}.",
+            f"A {task['kind']} model, trained on {rows['train']:,} {_rows(record)}. It gives {gives}.",
             "",
             f"**{headline(record)}** (95 % interval over test rows)",
         )
@@ -86,6 +91,8 @@ def _scores(record: Mapping[str, Any]) -> str:
         score = Estimate.from_dict(value)
         interval = "none" if score.low is None else f"{score.low:z.3f} to {score.high:z.3f}"
         lines.append(f"| {name} | {score.mean:z.3f} | {interval} | {score.n:,} rows | {score.method} |")
+    if signatures := record.get("signatures"):
+        lines += ["", *(f"- `{name}`: `{signature}`" for name, signature in signatures.items())]
     predictor, temperature = record["spec"]["run"]["predictor"], record["temperature"]
     origin = "fitted on the development rows" if temperature != 1 else "not fitted"
     probabilities = f" Temperature of the probabilities: {temperature:.3g} ({origin})."
@@ -172,7 +179,7 @@ def _training(record: Mapping[str, Any]) -> str:
 def _limits(record: Mapping[str, Any]) -> str:
     rows, fit = record["rows"], record["fit"]
     limits = [
-        f"It has seen {rows['train']:,} labelled rows. The interval says how the score of this very model may differ "
+        f"It has seen {rows['train']:,} {_rows(record)}. The interval says how the score of this very model may differ "
         "on other test rows; other training rows or another seed may move it further.",
     ]
     if not record["scores"]:
@@ -185,6 +192,9 @@ def _limits(record: Mapping[str, Any]) -> str:
     if cut:
         counts = ", ".join(f"{count:,} of {rows[part]:,} {part} rows" for part, count in cut.items())
         limits.append(f"Texts are cut to {rows['max_length']} tokens, which cut {counts}.")
+    if rows.get("truncated_references"):
+        most = record["spec"]["generation"]["target_length"]
+        limits.append(f"{rows['truncated_references']:,} references were longer than {most} tokens, and cut.")
     dropped = rows["dropped_duplicates"] + rows["dropped_overlap"]
     if dropped:
         limits.append(

@@ -23,6 +23,7 @@ from handful.data.task import Task, TaskKind
 from handful.errors import ConfigError, RunError
 from handful.evaluation.calibration import fit_temperature
 from handful.evaluation.evaluate import encode_for, longest_row
+from handful.evaluation.generation import check_writing
 from handful.evaluation.landscape import measure_landscape
 from handful.evaluation.metrics import check_metric
 from handful.evaluation.predict import predict_rows
@@ -32,7 +33,7 @@ from handful.methods.base import AbstractAdapter
 from handful.randomness import stream
 from handful.runs.card import run_card
 from handful.runs.members import describe_task, first_of_members, num_test_rows, recorded_task, weighted
-from handful.runs.scoring import AnyScores, describe_scores, prediction_records, score_task
+from handful.runs.scoring import AnyScores, OnWritten, describe_scores, prediction_records, score_task
 from handful.runs.seen import seen_rows, start_notes
 from handful.runs.spec import RunOptions, RunSpec
 from handful.runs.start import Start, carried_over, check_backbone
@@ -69,6 +70,14 @@ class Training:
     truncated: dict[str, int] = field(default_factory=dict)
     truncated_references: int = 0
     notes: tuple[str, ...] = ()
+
+
+def check_task(task: Task) -> None:
+    """Whether a run on the task could be scored. Raises: ConfigError or DataError, as `check_metric` and others do."""
+    for part in (task, *task.members):
+        check_metric(part.metric, part.kind, len(part.labels))
+        if part.kind == "generation":
+            check_writing(part)
 
 
 def make_split(task: Task, spec: RunSpec) -> Split:
@@ -152,9 +161,9 @@ def train(
     return Training(trained, split, result, temperature, truncated, rows.truncated_targets, notes)
 
 
-def score(trained: Trained) -> AnyScores | None:
+def score(trained: Trained, on_written: OnWritten = lambda done, total: None) -> AnyScores | None:
     """The score on the task's test rows, or None where there are none."""
-    return score_task(trained.adapter, trained.task, trained.spec)
+    return score_task(trained.adapter, trained.task, trained.spec, on_written)
 
 
 def run(
@@ -168,6 +177,7 @@ def run(
     on_event: Listener | None = None,
     again: bool = False,
     on_message: Callable[[str], None] = lambda message: None,
+    on_written: OnWritten = lambda done, total: None,
 ) -> tuple[Run, Trained]:
     """Train, score and save one run below `root`; a run with the same key is opened and not trained again.
 
@@ -177,8 +187,7 @@ def run(
     An interrupted run keeps its checkpoint in a hidden folder and continues from there when started again. Of several
     processes (`accelerate launch`), which see the same files, the main one writes and the others read.
     """
-    for part in (task, *task.members):
-        check_metric(part.metric, part.kind, len(part.labels))
+    check_task(task)
     spec = spec.suited(task.kind)
     split = make_split(task, spec)
     check_writable(root)
@@ -205,7 +214,7 @@ def run(
     training = train(task, spec, split=split, backbone=backbone, start=start, on_event=log, checkpoint_folder=progress)
     trained = training.trained
     started = time.perf_counter()
-    scores = score(trained)
+    scores = score(trained, on_written)
     record = describe(training, scores, key, time.perf_counter() - started)
     if study:
         record["study"] = dict(study)
@@ -297,7 +306,7 @@ def describe(training: Training, scores: AnyScores | None, key: str, scoring_sec
             "dropped_duplicates": split.dropped_duplicates, "dropped_overlap": split.dropped_overlap,
             "truncated": training.truncated | ({"test": scores.truncated} if scores else {}),
             "truncated_references": training.truncated_references,
-            "max_length": longest_row(trained.adapter, trained.spec.options.max_length),
+            "max_length": longest_row(trained.adapter, trained.spec.options.max_length, trained.spec.generation),
             "fingerprint": split.fingerprint, "cell_fingerprint": split.cell_fingerprint,
         },
         "backbone": {

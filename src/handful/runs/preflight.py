@@ -10,13 +10,11 @@ from typing import final
 
 from handful.backbone.load import Backbone
 from handful.backbone.skeleton import load_skeleton
-from handful.data.batching import EncodedRows, encode, encode_mixed
 from handful.data.split import Split
 from handful.data.task import Example, Task
-from handful.evaluation.evaluate import longest_row
-from handful.evaluation.metrics import check_metric
+from handful.evaluation.evaluate import encode_rows, longest_row
 from handful.methods.base import AbstractAdapter
-from handful.runs.experiment import attach, make_split
+from handful.runs.experiment import attach, check_task, make_split
 from handful.runs.spec import RunSpec
 
 
@@ -26,8 +24,8 @@ class Preflight:
     """A run that has not begun.
 
     `classes` counts training rows, empty for regression. `truncated` counts texts that `max_length` tokens cut, and
-    `longest` is the longest row in tokens, as far as the model could take it. `parameters` is None where only the
-    loaded model can tell.
+    `longest` is the longest row in tokens, of generation the longest source, as far as the model could take it.
+    `parameters` is None where only the loaded model can tell.
     """
 
     split: Split
@@ -38,6 +36,7 @@ class Preflight:
     max_length: int
     longest: int
     truncated: dict[str, int]
+    truncated_references: int
     steps: int
 
 
@@ -46,17 +45,18 @@ def preflight(task: Task, spec: RunSpec) -> Preflight:
 
     Raises: DataError, ConfigError or ModelError, as the run itself would.
     """
-    check_metric(task.metric, task.kind, len(task.labels))
+    check_task(task)
     spec = spec.suited(task.kind)
     split = make_split(task, spec)
     purpose = "lm" if spec.generation else "features"
     skeleton = load_skeleton(spec.model, pooling=spec.options.pooling, purpose=purpose)
     adapter = _attached(task, spec, skeleton)
-    max_length = longest_row(adapter, spec.options.max_length) if adapter else spec.options.max_length
-    lengths, truncated = [], {}
-    for part, rows in (("train", split.train), ("dev", split.dev)):
-        truncated[part] = _encoded(rows, task, skeleton, max_length).truncated
-        lengths += _encoded(rows, task, skeleton, skeleton.max_length).lengths
+    max_length = longest_row(adapter, spec.options.max_length, spec.generation) if adapter else spec.options.max_length
+    train, dev = (encode_rows(skeleton, rows, task, max_length, spec.generation) for rows in (split.train, split.dev))
+    whole = [
+        encode_rows(skeleton, rows, task, skeleton.max_length, spec.generation, to_write=True)
+        for rows in (split.train, split.dev)
+    ]
     return Preflight(
         split=split,
         classes=_classes(task, split.train),
@@ -64,16 +64,11 @@ def preflight(task: Task, spec: RunSpec) -> Preflight:
         parameters=_trained(adapter) if adapter else None,
         notes=tuple(getattr(adapter, "notes", ())),
         max_length=max_length,
-        longest=max(lengths),
-        truncated=truncated,
-        steps=spec.training.epochs * ceil(len(split.train) / spec.training.batch_size),
+        longest=max(length for rows in whole for length in rows.lengths),
+        truncated={"train": train.truncated, "dev": dev.truncated},
+        truncated_references=train.truncated_targets,
+        steps=spec.training.epochs * ceil(len(train) / spec.training.batch_size),
     )
-
-
-def _encoded(rows: Sequence[Example], task: Task, skeleton: Backbone, max_length: int) -> EncodedRows:
-    if task.members and task.kind != "generation":
-        return encode_mixed(rows, skeleton.tokenizer, max_length)
-    return encode(rows, skeleton.tokenizer, max_length, kind=task.kind)
 
 
 def _classes(task: Task, rows: Sequence[Example]) -> dict[str, int]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, final
 
 from handful.data.task import Task, TestRows
 from handful.evaluation.estimate import Estimate, mean_of
 from handful.evaluation.evaluate import Scores, Written, evaluate, evaluate_writing
+from handful.evaluation.metrics import get_metric
 from handful.methods.base import AbstractAdapter
 from handful.methods.head import AbstractHeadedAdapter
 from handful.randomness import stream
@@ -37,27 +39,38 @@ class MemberScores:
 AnyScores = Scores | Written | MemberScores
 
 
-def score_task(adapter: AbstractAdapter, task: Task, spec: RunSpec) -> AnyScores | None:
+OnWritten = Callable[[int, int], None]
+"""Hears how many texts are written of how many."""
+
+
+def score_task(
+    adapter: AbstractAdapter, task: Task, spec: RunSpec, on_written: OnWritten = lambda done, total: None
+) -> AnyScores | None:
     """The scores on the task's test rows, or on its members', or None where there are none."""
     if not task.members:
-        return _score_rows(adapter, task.test, task, spec) if task.test else None
+        return _score_rows(adapter, task.test, task, spec, on_written=on_written) if task.test else None
     found = {}
     for member in task.members:
         if member.test:
             rows = member.test.of_member(member.name, task.label_ranges[member.name].start)
-            found[member.name] = _score_rows(adapter, rows, task, spec, member)
+            found[member.name] = _score_rows(adapter, rows, task, spec, member, on_written)
     return MemberScores(found) if found else None
 
 
 def _score_rows(
-    adapter: AbstractAdapter, rows: TestRows, task: Task, spec: RunSpec, member: Task | None = None
+    adapter: AbstractAdapter,
+    rows: TestRows,
+    task: Task,
+    spec: RunSpec,
+    member: Task | None = None,
+    on_written: OnWritten = lambda done, total: None,
 ) -> Scores | Written:
     options, generator = spec.options, stream(spec.options.seed, "evaluate")
     if spec.generation:
         assert isinstance(adapter, AbstractHeadedAdapter)
         return evaluate_writing(
             adapter, rows, member or task, spec.generation, max_length=options.max_length,
-            predictor=options.predictor, generator=generator,
+            predictor=options.predictor, generator=generator, on_progress=lambda done: on_written(done, len(rows)),
         )  # fmt: skip
     return evaluate(
         adapter, rows, task, max_length=options.max_length, predictor=options.predictor, draws=options.draws,
@@ -66,10 +79,15 @@ def _score_rows(
 
 
 def describe_scores(scores: AnyScores | None) -> dict[str, Any]:
-    """The "scores" of `run.json`, with those of "members" where they are means over these."""
+    """The "scores" of `run.json`, with those of "members" where they are means over these.
+
+    "signatures" say which variant each metric of written texts is.
+    """
     if scores is None:
         return {"scores": {}}
     record: dict[str, Any] = {"scores": _as_record(scores.estimates)}
+    said = {name: signature() for name in scores.estimates if (signature := get_metric(name).signature)}
+    record |= {"signatures": said} if said else {}
     if isinstance(scores, MemberScores):
         record["members"] = {name: _as_record(own.estimates) for name, own in scores.members.items()}
     return record

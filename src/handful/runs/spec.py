@@ -82,9 +82,15 @@ class RunSpec:
             return self
         if not self.method.writes:
             raise ConfigError(f"method {self.method.name!r} writes nothing; it is for labels", "use 'scaled-prompt'")
-        if self.options.predictor not in ("midpoint", "draw") and not self.options.predictor.startswith("vertex:"):
+        if self.options.predictor != "midpoint" and not self.options.predictor.startswith("vertex:"):
             raise ConfigError(
-                f"run.predictor: texts cannot be averaged, found {self.options.predictor!r}", "use 'midpoint'"
+                f"run.predictor: texts are written at one point of a simplex, found {self.options.predictor!r}",
+                "use 'midpoint' or 'vertex:N'",
+            )
+        if self.options.pooling != "auto":
+            raise ConfigError(
+                f"run.pooling: a model that writes has no features to pool, found {self.options.pooling!r}",
+                "leave it out",
             )
         return replace(self, generation=self.generation or GenerationOptions())
 

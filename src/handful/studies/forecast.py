@@ -11,10 +11,8 @@ from statistics import fmean, median
 from typing import final
 
 from handful.backbone.load import Backbone
-from handful.data.batching import encode
-from handful.data.split import Split
 from handful.data.task import Task
-from handful.evaluation.evaluate import encode_for
+from handful.evaluation.evaluate import encode_for, encode_rows
 from handful.evaluation.predict import predict_rows
 from handful.evaluation.writing import write
 from handful.methods.head import AbstractHeadedAdapter
@@ -45,7 +43,7 @@ class Forecast:
 @final
 @dataclass(frozen=True)
 class _Pace:
-    """Seconds of one method on rows of `tokens` on average: to begin, for a step, and to score a row."""
+    """Seconds of one method on rows of `tokens` on average: to begin, for a step, and to score (or write for) a row."""
 
     tokens: float
     parameters: int
@@ -104,17 +102,13 @@ def _time(task: Task, spec: RunSpec, backbone: Backbone) -> _Pace:
     row = (time.perf_counter() - scoring) / count
     adapter.detach()
     step = median(after - before for before, after in pairwise(steps)) if steps[1:] else 0.0
-    return _Pace(_tokens(split, spec, backbone), training.result.parameters, started - begun, step, row)
+    return _Pace(fmean(rows.lengths), training.result.parameters, started - begun, step, row)
 
 
 def _scale(job: Job, pace: _Pace, task: Task, spec: RunSpec, backbone: Backbone) -> Forecast:
     split = make_split(task, spec)
-    longer = _tokens(split, spec, backbone) / pace.tokens
-    steps = spec.training.epochs * ceil(len(split.train) / spec.training.batch_size)
+    rows = encode_rows(backbone, split.train, task, spec.options.max_length, spec.generation)
+    longer = fmean(rows.lengths) / pace.tokens
+    steps = spec.training.epochs * ceil(len(rows) / spec.training.batch_size)
     seconds = pace.start + longer * (steps * pace.step + len(split.test or ()) * pace.row)
     return Forecast(job.label, job.task, job.shots, pace.parameters, steps, seconds)
-
-
-def _tokens(split: Split, spec: RunSpec, backbone: Backbone) -> float:
-    """Tokens of a training row on average."""
-    return fmean(encode(split.train, backbone.tokenizer, spec.options.max_length, kind=split.task.kind).lengths)

@@ -99,7 +99,7 @@ def search(
             f"{name}: all {len(book.trials)} trials failed, the first with: {book.trials[0].error}",
             f"the trials are in {journal}; remove it to try again",
         )
-    return SearchOutcome(best.overrides, tuple(book.trials), _note(name, best, book.trials, task.metric))
+    return SearchOutcome(best.overrides, tuple(book.trials), _note(name, best, book.trials, judged_by(task)))
 
 
 def carve(task: Task, spec: RunSpec, fraction: float) -> Split:
@@ -139,7 +139,7 @@ class _Judge:
 
     def attempt(self, number: int, overrides: dict[str, Any], gives_up: Callable[[int, float], bool]) -> Trial:
         """One trial; what goes wrong with it is its outcome."""
-        started, curve = time.perf_counter(), DevCurve(self.split.task.metric, self.on_event, gives_up)
+        started, curve = time.perf_counter(), DevCurve(judged_by(self.split.task), self.on_event, gives_up)
         result: dict[str, Any]
         try:
             result = self._train(overrides, curve)

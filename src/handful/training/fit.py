@@ -234,7 +234,7 @@ class _Fit:
         loss = torch.zeros((), device=self.group.device)
         if mine:
             batch = whole if len(mine) == len(indices) else self.train.batch(mine).to(self.group.device)
-            loss = self._loss(batch, trunk) * (len(mine) / len(indices))
+            loss = self._loss(batch, trunk) * (self._terms(batch) / self._terms(whole))
             loss.backward()
         value = self.group.sum_up(loss, self.adapter.parameters())
         if not math.isfinite(value):
@@ -245,6 +245,13 @@ class _Fit:
             return norm
         self.optimizer.step()
         return value
+
+    def _terms(self, batch: Batch) -> int:
+        """How many terms the mean loss of a batch is over: rows, of generation tokens."""
+        if self.kind != "generation":
+            return len(batch)
+        assert batch.labels is not None
+        return len(token_targets(batch.labels))
 
     def _loss(self, batch: Batch, trunk: TrunkCache | None) -> torch.Tensor:
         """The mean loss of a batch, with the adapter's penalty."""
