@@ -9,16 +9,17 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
 
 from handful.backbone.blocks import FAMILIES, find_blocks, matrix
+from handful.backbone.closed import find_open
 from handful.backbone.load import load_backbone
 from handful.backbone.resize import load_exactly, stock_class
 from handful.backbone.tiny import tiny_model
 from handful.errors import ModelError, RunError
 from handful.export import shrink as shrinking
 from handful.export.compact import load_compact, save_compact
-from handful.export.shrink import find_open, sample_inputs, shrink
+from handful.export.shrink import sample_inputs, shrink
 
 DECODERS = ("llama", "qwen2", "qwen3", "mistral", "gpt2")
-COMPACT = ("bert", "roberta", "xlm-roberta", "electra", "distilbert", *DECODERS)
+COMPACT = ("bert", "roberta", "xlm-roberta", "electra", "distilbert", "deberta-v2", *DECODERS)
 LAYOUTS = ("padded", "ragged")
 
 
@@ -198,6 +199,20 @@ def test_a_head_without_queries_or_keys_attends_to_all_alike_and_stays():
     with torch.no_grad():
         attention.value.bias[16:32] = 0
     assert shrink(model, layout="ragged").record.heads == (4, 3, 4)
+
+
+def test_heads_stay_where_something_else_counts_them():
+    for family, settings, words in (
+        ("t5", {}, "a t5 has position biases of its own for each head"),
+        ("deberta-v2", {"share_att_key": False}, "positions have matrices of their own in this deberta-v2"),
+    ):
+        model = tiny_model(family, **settings)
+        block = find_blocks(model).attention[0]
+        with torch.no_grad():
+            matrix(model.get_submodule(block.output))[:, : block.columns_per_group] = 0
+        record = shrink(model, layout="ragged").record
+        assert not record.changed
+        assert words in record.zeros[0]
 
 
 def test_a_shared_head_goes_only_with_all_query_heads_that_use_it():

@@ -18,6 +18,8 @@ from transformers.pytorch_utils import Conv1D
 
 from handful.errors import ModelError
 
+HeadRule = Literal["stock", "compact", "none"]
+
 
 @final
 @dataclass(frozen=True)
@@ -26,13 +28,13 @@ class Names:
 
     `attention` are query, key, value and output; of three, the first is all of them side by side. `feed_forward` are
     one or two matrices into the units, then the one out of them. `heads` says who can do with fewer heads: the stock
-    class ("stock"), only our own loader ("compact"), or nobody, since something else counts them ("none"). `width` is
-    the number of units in the family's configuration.
+    class ("stock"), only our own loader ("compact"), or nobody ("none"), see `head_rule`. `width` is the number of
+    units in the family's configuration.
     """
 
     attention: tuple[str, ...]
     feed_forward: tuple[tuple[str, ...], ...]
-    heads: Literal["stock", "compact", "none"]
+    heads: HeadRule
     width: str = "intermediate_size"
 
 
@@ -50,7 +52,7 @@ FAMILIES: Mapping[str, Names] = {
     "deberta-v2": Names(
         ("self.query_proj", "self.key_proj", "self.value_proj", "output.dense"),
         (("intermediate.dense", "output.dense"),),
-        "none",
+        "compact",
     ),
     "llama": _LLAMA,
     "qwen2": _LLAMA,
@@ -59,7 +61,6 @@ FAMILIES: Mapping[str, Names] = {
     "gpt2": Names(("c_attn", "c_proj"), (("c_fc", "c_proj"),), "compact", "n_inner"),
     "t5": Names(("q", "k", "v", "o"), (("wi", "wo"), ("wi_0", "wi_1", "wo")), "none", "d_ff"),
 }
-"""MPNet's, DeBERTa's and T5's heads stay: their position biases are per head, one table for all layers."""
 
 
 @final
@@ -174,6 +175,23 @@ def obstacles(config: PreTrainedConfig) -> list[str]:
     if float(ACT2FN[name](torch.zeros(()))) != 0:
         return [f"the activation {name!r} is not 0 at 0: a closed unit would still add a constant"]
     return []
+
+
+def head_rule(config: PreTrainedConfig) -> HeadRule:
+    """Who can do with fewer heads of a model of this configuration, whose family is one of `FAMILIES`.
+
+    DeBERTa's layers read positions through their own queries and keys, whose rows go with the head; where the
+    checkpoint does not share those (`share_att_key`), positions have matrices that are not cut.
+    """
+    apart = getattr(config, "relative_attention", False) and not getattr(config, "share_att_key", False)
+    return "none" if apart and config.model_type == "deberta-v2" else FAMILIES[config.model_type].heads
+
+
+def why_heads_stay(config: PreTrainedConfig) -> str:
+    """In words, why nobody can do with fewer heads, where the rule is "none"."""
+    if config.model_type == "deberta-v2":
+        return "positions have matrices of their own in this deberta-v2 (share_att_key is off), which are not cut"
+    return f"a {config.model_type} has position biases of its own for each head, in one table for all layers"
 
 
 def activation(config: PreTrainedConfig) -> str:

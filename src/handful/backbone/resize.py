@@ -150,15 +150,13 @@ def configure(model: PreTrainedModel, units: int | None = None, groups: int | No
             setattr(config, name, value)
 
 
-def smallest_groups(config: PreTrainedConfig, least: int) -> int:
-    """The smallest number of key/value heads, `least` or more, that the family's configuration takes for all layers.
+def possible_groups(config: PreTrainedConfig) -> tuple[int, ...]:
+    """The numbers of key/value heads, rising, that the family's configuration takes for all layers.
 
-    Llama's, for one, insists that the number of heads divides the hidden width. Raises: ModelError for none.
+    Llama's, for one, insists that the number of heads divides the hidden width.
     """
-    for groups in range(least, config.num_key_value_heads + 1):
-        if groups == config.num_key_value_heads or _accepts(config, _changes(config, None, groups)):
-            return groups
-    raise ModelError(f"expected at most {config.num_key_value_heads} key/value heads, found {least}")
+    most: int = config.num_key_value_heads
+    return (*(groups for groups in range(1, most) if _accepts(config, _changes(config, None, groups))), most)
 
 
 def _changes(config: PreTrainedConfig, units: int | None, groups: int | None) -> dict[str, int]:

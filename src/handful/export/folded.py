@@ -15,13 +15,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from handful.backbone.classifier import output_layer
+from handful.backbone.closed import Layout
 from handful.backbone.load import Pooling, pool
 from handful.backbone.resize import stock_copy
 from handful.data.task import Task
 from handful.errors import ModelError
 from handful.export.folder import ExportJob
 from handful.export.plan import ExportPlan
-from handful.export.shrink import Layout, Shrinkage, Shrunk, count, sample_inputs, shrink
+from handful.export.shrink import Shrinkage, Shrunk, count, sample_inputs, shrink
 from handful.export.size import LENGTH, Scores, Size, measure, tensor_bytes, weight_bytes
 from handful.methods.head import AbstractHeadedAdapter
 

@@ -1,31 +1,33 @@
 """Make a model smaller by what is zero in it: feed-forward units and key/value heads that add nothing.
 
-A unit adds nothing where its row (weight and bias) in one of the matrices in is zero, since act(0) = 0, or where its
-column in the matrix out is zero. A key/value head adds nothing where each of its value dimensions has a zero row (with
-bias) in the value matrix, or zero columns in the output matrix for all query heads that share it. A head of which only
-queries or keys are zero attends to all tokens alike and stays. At least one unit and one head of each layer stay.
-Source: sheet of FineGates, section 3.3. How the zeros came about (gates, pruning, a folded adapter) is no matter.
+What that is, and how much of it can go, says `backbone.closed`. How the zeros came about (gates, pruning, a folded
+adapter) is no matter.
 """
 
 from __future__ import annotations
 
 import copy
 import inspect
-import math
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal, final
+from typing import Any, final
 
 import torch
 from torch import nn
 
-from handful.backbone.blocks import FAMILIES, Attention, Blocks, FeedForward, find_blocks, matrix
-from handful.backbone.resize import Kept, clear, configure, cut, smallest_groups
+from handful.backbone.blocks import Blocks, find_blocks, head_rule, why_heads_stay
+from handful.backbone.closed import (
+    Layout,
+    all_parts,
+    choose_kept,
+    find_open,
+    lengths,
+    nonzero_columns,
+    nonzero_rows,
+    without,
+)
+from handful.backbone.resize import Kept, clear, configure, cut
 from handful.errors import RunError
 
-Layout = Literal["padded", "ragged"]
-MULTIPLES = {"padded": 16, "ragged": 8}
-"""Widths are rounded up to multiples of these: 922 units take a fifth longer than 928 (one CPU thread, float32)."""
 TOLERANCE = 1e-6
 
 
@@ -76,13 +78,12 @@ def shrink(model: Any, *, layout: Layout = "padded", multiple: int | None = None
     """
     blocks = find_blocks(model)
     open_parts = find_open(blocks)
-    choose, multiple = _padded if layout == "padded" else _ragged, multiple or MULTIPLES[layout]
-    kept = choose(blocks, open_parts, multiple)
+    kept = choose_kept(blocks, open_parts, layout, multiple)
     small, small_blocks = model, blocks
-    if open_parts != _all(blocks):
+    if open_parts != all_parts(blocks):
         small = copy.deepcopy(model)
         small_blocks = find_blocks(small)
-        clear(small_blocks, _without(_all(blocks), open_parts))
+        clear(small_blocks, without(all_parts(blocks), open_parts))
         cut(small_blocks, kept)
         if layout == "padded":
             configure(small, *_sizes(blocks, kept))
@@ -90,35 +91,13 @@ def shrink(model: Any, *, layout: Layout = "padded", multiple: int | None = None
     record = Shrinkage(
         parameters=(count(model), count(small)),
         gateable=(blocks.parameters(), small_blocks.parameters()),
-        units=_lengths(kept.units),
-        open_units=_lengths(open_parts.units),
-        heads=_lengths(kept.groups),
-        open_heads=_lengths(open_parts.groups),
+        units=lengths(kept.units),
+        open_units=lengths(open_parts.units),
+        heads=lengths(kept.groups),
+        open_heads=lengths(open_parts.groups),
         zeros=tuple(_zeros(blocks, small_blocks, open_parts, kept, layout)),
     )
     return Shrunk(small, record)
-
-
-def find_open(blocks: Blocks) -> Kept:
-    """The units and key/value heads of a folded model that add something."""
-    units = [open_units(blocks.model, block) for block in blocks.feed_forward]
-    groups = [open_groups(blocks.model, block) for block in blocks.attention]
-    return Kept(tuple(_indices(each) for each in units), tuple(_indices(each) for each in groups))
-
-
-def open_units(model: nn.Module, block: FeedForward) -> torch.Tensor:
-    """(units,) of bool: whether the unit adds something."""
-    rows = torch.stack([_nonzero_rows(model.get_submodule(name)) for name in block.inputs]).all(0)
-    return rows & _nonzero_columns(model.get_submodule(block.output))
-
-
-def open_groups(model: nn.Module, block: Attention) -> torch.Tensor:
-    """(G,) of bool: whether the key/value head adds something through any of its value dimensions."""
-    width = block.groups * block.head_width
-    values = _nonzero_rows(model.get_submodule(block.projections[-1]))[-width:].view(block.groups, -1)
-    columns = _nonzero_columns(model.get_submodule(block.output))
-    columns = columns.view(block.groups, block.heads // block.groups, block.head_width).any(1)
-    return (values & columns).any(1)
 
 
 def count(model: nn.Module) -> int:
@@ -126,86 +105,28 @@ def count(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def _nonzero_rows(module: nn.Module) -> torch.Tensor:
-    rows, bias = (matrix(module) != 0).any(1), module.bias
-    return rows if bias is None else rows | (bias != 0)  # type: ignore[operator]
-
-
-def _nonzero_columns(module: nn.Module) -> torch.Tensor:
-    return (matrix(module) != 0).any(0)
-
-
-def _indices(mask: torch.Tensor) -> tuple[int, ...]:
-    return tuple(mask.nonzero().flatten().tolist())
-
-
-def _lengths(parts: tuple[tuple[int, ...], ...]) -> tuple[int, ...]:
-    return tuple(len(part) for part in parts)
-
-
-def _all(blocks: Blocks) -> Kept:
-    return Kept.first((block.units for block in blocks.feed_forward), (block.groups for block in blocks.attention))
-
-
-def _without(every: Kept, some: Kept) -> Kept:
-    units = (tuple(sorted({*a} - {*b})) for a, b in zip(every.units, some.units, strict=True))
-    groups = (tuple(sorted({*a} - {*b})) for a, b in zip(every.groups, some.groups, strict=True))
-    return Kept(tuple(units), tuple(groups))
-
-
-def _fill(chosen: tuple[int, ...], number: int) -> tuple[int, ...]:
-    """So many indices: the chosen ones, and the first others as padding."""
-    taken = set(chosen)
-    others = [index for index in range(number) if index not in taken]
-    return tuple(sorted((*chosen, *others[: number - len(chosen)])))
-
-
-def _pad_units(blocks: Blocks, open_parts: Kept, numbers: Iterable[int], multiple: int) -> tuple[tuple[int, ...], ...]:
-    """For each block, at least so many units, rounded up to a multiple, but never more than there are."""
-    rounded = (max(1, math.ceil(number / multiple)) * multiple for number in numbers)
-    parts = zip(open_parts.units, rounded, blocks.feed_forward, strict=True)
-    return tuple(_fill(part, min(number, block.units)) for part, number, block in parts)
-
-
-def _ragged(blocks: Blocks, open_parts: Kept, multiple: int) -> Kept:
-    units = _pad_units(blocks, open_parts, _lengths(open_parts.units), multiple)
-    if FAMILIES[blocks.model.config.model_type].heads == "none":
-        return Kept(units, _all(blocks).groups)
-    return Kept(units, tuple(part or (0,) for part in open_parts.groups))
-
-
-def _padded(blocks: Blocks, open_parts: Kept, multiple: int) -> Kept:
-    most = max(_lengths(open_parts.units))
-    units = _pad_units(blocks, open_parts, [most] * len(open_parts.units), multiple)
-    config = blocks.model.config
-    if FAMILIES[config.model_type].heads != "stock":
-        return Kept(units, _all(blocks).groups)
-    number = smallest_groups(config, max(1, *_lengths(open_parts.groups)))
-    return Kept(units, tuple(_fill(part, number) for part in open_parts.groups))
-
-
 def _sizes(blocks: Blocks, kept: Kept) -> tuple[int, int | None]:
     """Units, and key/value heads where these are fewer, of every layer."""
-    (units,), (groups,) = set(_lengths(kept.units)), set(_lengths(kept.groups))
+    (units,), (groups,) = set(lengths(kept.units)), set(lengths(kept.groups))
     return units, groups if groups < blocks.attention[0].groups else None
 
 
 def _zeros(blocks: Blocks, small: Blocks, open_parts: Kept, kept: Kept, layout: Layout) -> list[str]:
     """What stays as zeros and why, in words."""
-    family, sentences = blocks.model.config.model_type, []
-    spare = _without(kept, open_parts)
+    config, sentences = blocks.model.config, []
+    spare = without(kept, open_parts)
     left = 0
     units, heads = sum(map(len, spare.units)), sum(map(len, spare.groups))
     if units:
         cost = sum(blocks.unit_cost(b) * len(part) for b, part in zip(blocks.feed_forward, spare.units, strict=True))
         why = "widths are rounded up to what matrix kernels take fast"
         if layout == "padded":
-            why = f"a stock {family} has one width for all layers, here {len(kept.units[0])}"
+            why = f"a stock {config.model_type} has one width for all layers, here {len(kept.units[0])}"
         sentences.append(f"closed feed-forward units: {units:,} ({cost:,} parameters); {why}")
         left += cost
     if heads:
         cost = sum(blocks.group_cost(b) * len(part) for b, part in zip(blocks.attention, spare.groups, strict=True))
-        sentences.append(f"closed heads: {heads:,} ({cost:,} parameters); {_why_heads(family, layout, kept)}")
+        sentences.append(f"closed heads: {heads:,} ({cost:,} parameters); {_why_heads(config, layout, kept)}")
         left += cost
     others = count_zeros(small) - left
     if others:
@@ -216,10 +137,10 @@ def _zeros(blocks: Blocks, small: Blocks, open_parts: Kept, kept: Kept, layout: 
     return sentences
 
 
-def _why_heads(family: str, layout: Layout, kept: Kept) -> str:
-    can = FAMILIES[family].heads
+def _why_heads(config: Any, layout: Layout, kept: Kept) -> str:
+    can, family = head_rule(config), config.model_type
     if can == "none":
-        return f"a {family} has position biases of its own for each head, in one table for all layers"
+        return why_heads_stay(config)
     if layout == "ragged":
         return "every layer keeps at least one"
     if can == "stock":
@@ -232,7 +153,7 @@ def count_zeros(blocks: Blocks) -> int:
     total = 0
     for name in blocks.matrices:
         module = blocks.model.get_submodule(name)
-        rows, columns = ~_nonzero_rows(module), ~_nonzero_columns(module)
+        rows, columns = ~nonzero_rows(module), ~nonzero_columns(module)
         total += int((rows[:, None] | columns).sum()) + (int(rows.sum()) if module.bias is not None else 0)
     return total
 

@@ -5,8 +5,9 @@ matters and close what does not. Formula: y = r ⊙ (W (c ⊙ x) + b) with gates
 Mode "faithful": a row and a column gate for every matrix, each side pressed to keep 1 − s of itself (`matrix_gates`).
 Mode "coupled", ours: one gate for each feed-forward unit, or head with its key and value, closed by a budget of
 parameters (`group_gates`): all that is closed can be taken out.
-Trained: one number a gate, the gated matrices' biases if wanted, LoRA's matrices inside the gates if wanted, and the
-head. Inference: gates are folded into the weights; what is closed is taken out of the exported model.
+Trained: one number a gate; the biases of all attention and feed-forward matrices if wanted, in both modes; LoRA's
+matrices inside the gates if wanted; and the head. Inference: gates are folded into the weights; what is closed is taken
+out of the exported model.
 Source: Svirsky, Refael & Lindenbaum 2024 (arXiv 2412.12951) and 2026 (2602.09169), of which abstracts and code were
 read, and not the papers' text; constants of the authors' code, of their pull request to PEFT, and of STG (Yamada et
 al. 2020) are presets. Deviations: the pressure on a gate does not depend on the model's size; biases that a matrix does
@@ -16,7 +17,7 @@ not have are not added; matched features, the budget, and all of "coupled" are o
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Annotated, ClassVar, Literal, final
 
 import torch
@@ -26,12 +27,13 @@ from handful.backbone.load import Backbone
 from handful.data.task import Task
 from handful.errors import ConfigError, ModelError
 from handful.methods.base import AbstractMethod, Preset, setting
+from handful.methods.gated import matching_obstacles
 from handful.methods.gates import Squash
 from handful.methods.group_gates import Closing, GroupGatesAdapter, Groups, plan_budget
 from handful.methods.head import HEAD_INIT, HeadInit
 from handful.methods.importance import Importance
 from handful.methods.matrix_gates import MatrixGatesAdapter
-from handful.methods.search_space import EPOCHS, OneOf, SearchSpace, around
+from handful.methods.search_space import EPOCHS, SearchSpace, around
 
 _SHEET = "Svirsky et al., their code (sheet {})"
 _FAITHFUL = {"mode": "faithful", "penalty_weight": 50.0, "target_sparsity": 0.4, "head_init": "normal"}
@@ -40,6 +42,11 @@ _REPO_TRAINING = {
     "gradient_clip": 0.0, "trunk_dropout": True,
 }  # fmt: skip
 _REPO_RUN = {"pooling": "family"}
+_BELONGS = {
+    "faithful": ("squash", "init_mean", "init_std", "penalty_std", "pressure", "penalty_weight", "penalty_start"),
+    "coupled": ("groups", "multiple", "importance", "slope", "dense_share", "close_share"),
+}
+"""Settings that only one mode has."""
 
 
 @final
@@ -71,7 +78,7 @@ class FineGates(AbstractMethod):
             _REPO_RUN,
         ),
         "stg": Preset(
-            "the gate of the parent method STG (sheet 1.5), the rest as in 'repo'",
+            "the gate of the parent method STG and its λ (sheet 1.5), the rest as in 'repo'",
             _FAITHFUL
             | {"squash": "shift", "init_mean": 0.0, "init_std": 0.01, "noise_std": 0.5, "penalty_weight": 0.1},
             _REPO_TRAINING,
@@ -88,7 +95,6 @@ class FineGates(AbstractMethod):
     search_space: ClassVar[SearchSpace] = {
         "training.learning_rate": around(1e-3, 1e-2, 3e-2),
         "training.epochs": EPOCHS,
-        "method.match_features": OneOf((0.0, 0.1, 1.0), "ours: none helped with 500 rows, with fewer it may"),
     }
 
     mode: Annotated[
@@ -105,11 +111,17 @@ class FineGates(AbstractMethod):
         ),
     ] = 0.2
     train_biases: Annotated[
-        bool, setting("train the biases of the gated matrices too", source=_SHEET.format("1.4"))
+        bool, setting("train the biases of all attention and feed-forward matrices too", source=_SHEET.format("1.4"))
     ] = True
     train_head: Annotated[bool, setting("train the head, and do not leave it at its start")] = True
     lora_rank: Annotated[
-        int, setting("rank of LoRA inside the gates; 0: none", source="the paper's figure (sheet 1.3)", ge=0, le=256)
+        int,
+        setting(
+            "rank of LoRA on the gated matrices, inside the gates; 0: none",
+            source="the paper's figure, second hand (sheet 1.3)",
+            ge=0,
+            le=256,
+        ),
     ] = 0
     match_features: Annotated[float, setting("α of α‖f − f₀‖²/‖f₀‖², f₀ the features of the whole model", ge=0)] = 0.0
     num_vertices: Annotated[int, setting("vertices M of a simplex of gates; 1: none", ge=1, le=16)] = 1
@@ -152,10 +164,28 @@ class FineGates(AbstractMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._refuse_other_modes()
         if self.dense_share >= self.close_share:
             raise ConfigError(
                 f"method.dense_share: expected less than close_share, found {self.dense_share} and {self.close_share}",
                 "gates close between the two",
+            )
+
+    def _refuse_other_modes(self) -> None:
+        """Raises: ConfigError for settings that this mode would ignore."""
+        mode = "coupled" if self.mode == "faithful" else "faithful"
+        defaults = {field.name: field.default for field in fields(self)}
+        found = [name for name in _BELONGS[mode] if getattr(self, name) != defaults[name]]
+        if found:
+            values = ", ".join(f"{name} = {getattr(self, name)!r}" for name in found)
+            raise ConfigError(
+                f"method.{found[0]}: mode {self.mode!r} has no such setting; found of mode {mode!r}: {values}",
+                f"leave {'it' if len(found) == 1 else 'them'} out, or set method.mode to {mode!r}",
+            )
+        if self.penalty_weight is not None and self.pressure != defaults["pressure"]:
+            raise ConfigError(
+                f"method.pressure: expected it or penalty_weight, found {self.pressure:g} and {self.penalty_weight:g}",
+                "both are the weight of the penalty: leave one of them out",
             )
 
     def check(self, backbone: Backbone, task: Task) -> list[str]:
@@ -169,7 +199,7 @@ class FineGates(AbstractMethod):
                 find_blocks(backbone.model)
         except (ConfigError, ModelError) as error:
             return [error.message + (f" ({error.hint})" if error.hint else "")]
-        return []
+        return matching_obstacles(backbone, self.match_features)
 
     def attach(
         self, backbone: Backbone, task: Task, *, generator: torch.Generator

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from handful.backbone.blocks import find_blocks, inputs, matrix, outputs
+from handful.backbone.closed import Layout, choose_kept, find_open
 from handful.backbone.gating import Gates, Gating, fold, remove_gating
 from handful.backbone.load import Backbone
 from handful.data.batching import Batch
@@ -43,7 +44,8 @@ class GatedSide:
 class AbstractGatedAdapter(AbstractHeadedAdapter):
     """scores = head(features(x)) with gates on matrices of the backbone.
 
-    Parameters: those of the gates, the gated matrices' biases and LoRA's matrices where they are trained, the head.
+    Parameters: those of the gates, the biases of all matrices of the blocks and LoRA's matrices where they are trained,
+    the head.
     """
 
     def __init__(
@@ -73,9 +75,10 @@ class AbstractGatedAdapter(AbstractHeadedAdapter):
                 down,
                 up,
             )
-        self.match_features = 0.0 if backbone.fresh or backbone.purpose_is_lm else match_features
+        self.match_features = match_features
         self._ungated: dict[int, torch.Tensor] = {}
         self._expected: torch.Tensor | None = None
+        self._expected_square = torch.ones(())
         self.register_buffer("progress", torch.zeros(()))
         self.steps = 0
 
@@ -120,6 +123,10 @@ class AbstractGatedAdapter(AbstractHeadedAdapter):
                 if self.match_features and batch is not None:
                     self._remember_ungated(batch)
 
+    def narrow(self, rows: slice) -> None:
+        if self._expected is not None:
+            self._expected = self._expected[rows]
+
     @abstractmethod
     def draw_noise(self, generator: torch.Generator) -> torch.Tensor | None:
         """ε (n,) of one forward in training, or None where gates are not drawn."""
@@ -157,13 +164,17 @@ class AbstractGatedAdapter(AbstractHeadedAdapter):
                 self._ungated.update(zip(rows, self.backbone.features(batch.inputs).float(), strict=True))
             model.train(dropping)
         self._expected = torch.stack([self._ungated[row] for row in rows])
+        self._expected_square = self._expected.square().mean()
 
     def matching_penalty(self) -> torch.Tensor | None:
-        """α ‖f − f₀‖² / ‖f₀‖² over the batch, f₀ the ungated model's features: a signal from texts alone. Ours."""
+        """α ‖f − f₀‖² / ‖f₀‖² over the batch, f₀ the ungated model's features: a signal from texts alone. Ours.
+
+        Of a process's share of a batch, ‖f₀‖² stays that of the whole, so that shares add up.
+        """
         if self._expected is None:
             return None
         error = F.mse_loss(self._features.float(), self._expected)
-        return self.match_features * error / self._expected.square().mean()
+        return self.match_features * error / self._expected_square
 
     @torch.no_grad()
     def merged_model(self) -> nn.Module:
@@ -189,10 +200,46 @@ class AbstractGatedAdapter(AbstractHeadedAdapter):
             records.append({"matrix": side.matrix, "side": side.side, "gates": len(z), **counts})
         return records
 
+    @torch.no_grad()
+    def removable(self, layout: Layout) -> float:
+        """The share of the gateable parameters that a model of this layout can leave out, as far as gates are closed.
+
+        "padded" is the export format 'dense', "ragged" is 'compact'; what else is closed stays there as zeros.
+        """
+        gates = self.gates(self.values(deterministic=True))
+
+        def open_lines(name: str, side: Side) -> torch.Tensor:
+            vector = getattr(gates.get(name), side, None)
+            if vector is not None:
+                return vector > 0
+            module = self.backbone.model.get_submodule(name)
+            number = outputs(module) if side == "rows" else inputs(module)
+            return torch.ones(number, dtype=torch.bool, device=self.progress.device)
+
+        open_parts = find_open(self.blocks, lambda name: open_lines(name, "rows"), lambda n: open_lines(n, "columns"))
+        kept = choose_kept(self.blocks, open_parts, layout)
+        return 1 - kept.parameters(self.blocks) / self.blocks.parameters()
+
+    def report(self) -> dict[str, Any]:
+        compact = {} if self.backbone.purpose_is_lm else {"removable_compact": self.removable("ragged")}
+        return {"gates": self.gate_map(), **self.diagnostics(), **compact}
+
     def detach(self) -> None:
         super().detach()
         self.gating.remove()
         self.biases.restore()
+
+
+def matching_obstacles(backbone: Backbone, match_features: float) -> list[str]:
+    """Why features cannot be matched, where they should be: the whole model must have some that mean something."""
+    if match_features and backbone.purpose_is_lm:
+        return ["method.match_features: a language model ends in scores of tokens, not in features; set it to 0"]
+    if match_features and backbone.fresh:
+        return [
+            "method.match_features: the features of the classification class are of layers that start at random "
+            f"({backbone.fresh[0]}); set it to 0, or train with pooling 'mean' or 'last'"
+        ]
+    return []
 
 
 def matrix_sides(modules: Mapping[str, nn.Module]) -> list[GatedSide]:

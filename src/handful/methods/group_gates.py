@@ -10,23 +10,31 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, Protocol, final
+from typing import TYPE_CHECKING, Literal, final
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from handful.backbone.blocks import FAMILIES, Attention, Blocks, FeedForward, find_blocks
+from handful.backbone.blocks import Attention, Blocks, FeedForward, find_blocks, head_rule, why_heads_stay
 from handful.backbone.load import Backbone, token_targets
+from handful.backbone.resize import possible_groups
 from handful.data.batching import Batch, EncodedRows
 from handful.data.task import Task
 from handful.errors import ConfigError
 from handful.methods.gated import AbstractGatedAdapter, GatedSide
-from handful.methods.head import HeadInit
-from handful.methods.importance import Importance, activations, gradients, magnitudes
+from handful.methods.importance import activations, gradients, magnitudes
 from handful.methods.simplex import midpoint_weights, mix
 
+if TYPE_CHECKING:
+    from handful.methods.fine_gates import FineGates
+    from handful.methods.prune import Prune
+
 Groups = Literal["auto", "units", "units-and-heads"]
+
+
+FINEST = 48
+"""Units go in multiples of at most this part of a width, so that a budget is met within a percent."""
 
 
 @final
@@ -34,8 +42,9 @@ Groups = Literal["auto", "units", "units-and-heads"]
 class Budget:
     """How many groups each block may lose so that `target` of all gateable parameters are gone, the same in each layer.
 
-    Widths that are equal in all layers are what a stock checkpoint can have (sheet 3.4); units kept are rounded to a
-    multiple of `multiple`, or of less where that is a fiftieth of the width or more.
+    Widths that are equal in all layers are what a stock checkpoint can have (sheet 3.4). Units kept are a multiple of
+    `multiple`, halved until `FINEST` of it fit into the width. Heads go as far as the target's share allows and, where
+    it is the stock class that takes fewer, in numbers that it takes; units make up for the rest.
     """
 
     blocks: Blocks
@@ -61,31 +70,69 @@ class Budget:
 
     @property
     def largest_target(self) -> float:
-        """The share that is gone when one group a block is left."""
-        most = sum(cost * (size - 1) for cost, size in zip(self.costs, self.sizes, strict=True))
-        return most / self.blocks.parameters()
+        """The share that is gone when every block has one unit, or as few heads as it can have, left."""
+        fewest = [self._possible[0] if isinstance(block, Attention) else 1 for block in self.gated]
+        return self.removed([size - least for size, least in zip(self.sizes, fewest, strict=True)])
 
     @cached_property
     def closing(self) -> tuple[int, ...]:
-        """How many groups each block loses. Raises: ConfigError where the target cannot be reached."""
+        """How many groups each block loses. Raises: ConfigError where the target is too much, or rounds to nothing."""
         if self.target > self.largest_target:
+            others = not self.heads and head_rule(self.blocks.model.config) != "none"
             raise ConfigError(
                 f"method.target_sparsity: {self.target:g} of the parameters cannot be removed: with one unit "
-                f"{'and one head ' * self.heads}left in every block {self.largest_target:.3f} of them are gone",
-                "give less" + ("" if self.heads else ", or groups 'units-and-heads'"),
+                f"{'and as few heads as can be ' * self.heads}left in every block {self.largest_target:.3f} of them "
+                "are gone",
+                "give less" + (", or groups 'units-and-heads'" if others else ""),
             )
-        attention, feed_forward = (self.blocks.attention if self.heads else ()), self.blocks.feed_forward
-        heads = [min(round(self.target * block.groups), block.groups - 1) for block in attention]
+        heads = self._heads()
+        share = min(max(self._left(heads), 0.0), 1.0)
+        found = (*heads, *(self._units(block.units, share) for block in self.blocks.feed_forward))
+        if not any(found):
+            step = self._multiple(self.blocks.feed_forward[0].units)
+            least = self.removed([*(0 for _ in heads), *(step for _ in self.blocks.feed_forward)])
+            raise ConfigError(
+                f"method.target_sparsity: {self.target:g} of the parameters is rounded to none: {step} units of every "
+                f"layer, which go together, are {least:.3f} of them",
+                "give more, or a smaller method.multiple",
+            )
+        return found
+
+    @cached_property
+    def _possible(self) -> tuple[int, ...]:
+        """The numbers of key/value heads, rising, that blocks may have."""
+        config = self.blocks.model.config
+        if head_rule(config) == "stock":
+            return possible_groups(config)
+        return tuple(range(1, self.blocks.attention[0].groups + 1))
+
+    def _heads(self) -> list[int]:
+        """Heads that each attention block loses; more than the target's share where units alone cannot do the rest."""
+        if not self.heads:
+            return []
+        groups, most = self.blocks.attention[0].groups, max(block.units for block in self.blocks.feed_forward)
+        share = groups - min(round(self.target * groups), groups - 1)
+        start = min(kept for kept in self._possible if kept >= share)
+        plans = [[groups - kept for _ in self.blocks.attention] for kept in self._possible if kept <= start]
+        return next((heads for heads in reversed(plans) if self._left(heads) <= 1 - 1 / most), plans[0])
+
+    def _left(self, heads: Sequence[int]) -> float:
+        """The share of all units that the budget leaves when each attention block, if any, has lost so many heads."""
         left = self.target * self.blocks.parameters()
-        left -= sum(self.blocks.group_cost(block) * count for block, count in zip(attention, heads, strict=True))
-        units = sum(self.blocks.unit_cost(block) * block.units for block in feed_forward)
-        share = min(max(left / units, 0.0), 1.0)
-        return (*heads, *(self._units(block.units, share) for block in feed_forward))
+        blocks = zip(self.blocks.attention, heads, strict=False)
+        left -= sum(self.blocks.group_cost(block) * count for block, count in blocks)
+        return left / sum(self.blocks.unit_cost(block) * block.units for block in self.blocks.feed_forward)
+
+    def _multiple(self, size: int) -> int:
+        multiple = self.multiple
+        while multiple > max(1, size // FINEST):
+            multiple //= 2
+        return multiple
 
     def _units(self, size: int, share: float) -> int:
-        multiple = max(1, min(self.multiple, size // 50))
+        multiple = self._multiple(size)
         kept = max(multiple * round((1 - share) * size / multiple), 1)
-        return min(size - kept, size - 1)
+        return max(0, min(size - kept, size - 1))
 
     def removed(self, closed: Sequence[int]) -> float:
         """The share of the gateable parameters that goes with so many closed groups of each block."""
@@ -93,9 +140,17 @@ class Budget:
 
 
 def plan_budget(backbone: Backbone, target: float, groups: Groups, multiple: int) -> Budget:
-    """The budget of a method on a backbone; groups "auto" are those that a stock checkpoint can do without."""
-    rule = FAMILIES[backbone.family].heads
-    heads = groups == "units-and-heads" if groups != "auto" else rule == "stock"
+    """The budget of a method on a backbone; groups "auto" are those that a stock checkpoint can do without.
+
+    Raises: ConfigError where heads are asked for that no export takes out.
+    """
+    rule = head_rule(backbone.config)
+    if groups == "units-and-heads" and rule == "none":
+        raise ConfigError(
+            f"method.groups: expected 'units' or 'auto', found 'units-and-heads', but heads have to stay: "
+            f"{why_heads_stay(backbone.config)}"
+        )
+    heads = groups == "units-and-heads" or (groups == "auto" and rule == "stock")
     return Budget(find_blocks(backbone.model), target, heads, multiple)
 
 
@@ -108,29 +163,6 @@ def group_sides(budget: Budget) -> list[GatedSide]:
         sides.append(GatedSide(block.output, "columns", start, start + size, repeat))
         start += size
     return sides
-
-
-class GroupSettings(Protocol):
-    """What `FineGates` and `Prune` have in common."""
-
-    @property
-    def target_sparsity(self) -> float: ...
-    @property
-    def groups(self) -> Groups: ...
-    @property
-    def multiple(self) -> int: ...
-    @property
-    def importance(self) -> Importance: ...
-    @property
-    def train_biases(self) -> bool: ...
-    @property
-    def train_head(self) -> bool: ...
-    @property
-    def lora_rank(self) -> int: ...
-    @property
-    def match_features(self) -> float: ...
-    @property
-    def head_init(self) -> HeadInit: ...
 
 
 @final
@@ -164,7 +196,7 @@ class GroupGatesAdapter(AbstractGatedAdapter):
         self,
         backbone: Backbone,
         task: Task,
-        method: GroupSettings,
+        method: FineGates | Prune,
         *,
         generator: torch.Generator,
         learning: Closing | None,
@@ -282,10 +314,8 @@ class GroupGatesAdapter(AbstractGatedAdapter):
             "closed": float((z <= 0).float().mean()),
             "soft": float(((z > 0) & (z < 1)).float().mean()),
             "removed": self.budget.removed(counts),
+            "removable": self.removable("padded"),
         }
-
-    def report(self) -> dict[str, Any]:
-        return {"gates": self.gate_map(), **self.diagnostics()}
 
 
 LEAST_OPEN = 0.01

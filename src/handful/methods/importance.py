@@ -1,8 +1,9 @@
 """How much the units and heads of a model matter, from a few texts: one number for each.
 
 magnitude: ‖weights of the group‖₂. wanda: Σ |W_ij| ‖x_j‖₂ over the group's columns j of the output matrix, x its input
-over all real tokens (Sun et al. 2024, summed over the group). taylor: Σ |∂L/∂z| at z = 1 over batches of training rows
-(Michel et al. 2019). random: drawn. They are compared inside one block only, so that their scale does not matter.
+over all real tokens (Sun et al. 2024, summed over the group), in a decoder behind an encoder over those with a label.
+taylor: Σ |∂L/∂z| at z = 1 over batches of training rows (Michel et al. 2019). random: drawn. They are compared inside
+one block only, so that their scale does not matter.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch
 from torch import nn
 
 from handful.backbone.blocks import Attention, Blocks, FeedForward, matrix
-from handful.data.batching import Batch, EncodedRows, plan_batches
+from handful.data.batching import NO_LOSS, Batch, EncodedRows, plan_batches
 
 Importance = Literal["taylor", "wanda", "magnitude", "random"]
 
@@ -42,10 +43,10 @@ def activations(
     """Σ |W_ij| ‖x_j‖₂ of each group of each block over these rows; `run` is the forward of a batch."""
     modules = {block.output: blocks.model.get_submodule(block.output) for block in groups}
     device = next(iter(modules.values())).weight.device
-    with _input_squares(modules) as (squares, see):
+    with _input_squares(modules, blocks.model.config.is_encoder_decoder) as (squares, see):
         for indices in plan_batches(rows.lengths, 64):
             batch = rows.batch(indices).to(device)  # type: ignore[arg-type]
-            see(batch.inputs["attention_mask"])
+            see(batch)
             run(batch)
     scores = []
     for block in groups:
@@ -56,16 +57,23 @@ def activations(
 
 @contextmanager
 def _input_squares(
-    modules: Mapping[str, nn.Module],
-) -> Iterator[tuple[dict[str, torch.Tensor], Callable[[torch.Tensor], None]]]:
-    """Sums of squares (in,) of what goes into each module, over real tokens; and how to tell it a batch's mask."""
+    modules: Mapping[str, nn.Module], has_encoder: bool
+) -> Iterator[tuple[dict[str, torch.Tensor], Callable[[Batch], None]]]:
+    """Sums of squares (in,) of what goes into each module, over real tokens; and how to tell it the batch to come.
+
+    A decoder that `has_encoder` runs over the labels, and not over the inputs that the mask is of.
+    """
     squares: dict[str, torch.Tensor] = {}
-    masks: list[torch.Tensor] = []
+    masks: dict[bool, torch.Tensor] = {}
+
+    def see(batch: Batch) -> None:
+        masks[False] = batch.inputs["attention_mask"]
+        masks[True] = masks[False] if batch.labels is None else batch.labels != NO_LOSS
 
     def hook(name: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
         def keep(module: nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
             del module
-            square, mask = arguments[0].double().square(), masks[-1]
+            square, mask = arguments[0].double().square(), masks[has_encoder and name.startswith("decoder.")]
             if square.shape[:-1] == mask.shape:  # otherwise the batch is packed: real tokens only
                 square = square * mask.unsqueeze(-1)
             squares[name] = squares.get(name, 0) + square.flatten(0, -2).sum(0)
@@ -74,7 +82,7 @@ def _input_squares(
 
     handles = [module.register_forward_pre_hook(hook(name)) for name, module in modules.items()]
     try:
-        yield squares, masks.append
+        yield squares, see
     finally:
         for handle in handles:
             handle.remove()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, final
 
 import torch
 from torch import nn
@@ -82,9 +82,10 @@ class MatrixGatesAdapter(AbstractGatedAdapter):
 
     @torch.no_grad()
     def diagnostics(self) -> dict[str, float]:
-        """Shares of gates closed and soft, mean p, and the share of the matrices' weights in closed rows or columns.
+        """Shares of gates closed and soft, mean p, and shares of the parameters that are closed and can be left out.
 
-        That is Σ (out·in − |open rows|·|open columns|), counted before any coupling (sheet 3.2).
+        "removed" is Σ (out·in − |open rows|·|open columns|) of the matrices' weights, counted before any coupling
+        (sheet 3.2); "removable" what a stock checkpoint can do without: the rest of it stays as zeros.
         """
         u = self.locations()
         z = u.clamp(0, 1)
@@ -98,6 +99,7 @@ class MatrixGatesAdapter(AbstractGatedAdapter):
             "soft": float(((z > 0) & (z < 1)).float().mean()),
             "open_probability": float(open_probability(u, self.method.penalty_std).mean()),
             "removed": 1 - kept / total,
+            "removable": self.removable("padded"),
         }
 
     @property
@@ -114,6 +116,3 @@ class MatrixGatesAdapter(AbstractGatedAdapter):
             f"but only {found['closed']:.1%} of the gates are closed and {found['soft']:.0%} are soft: nothing can be "
             "removed; try a smaller method.pressure (or penalty_weight)"
         ]
-
-    def report(self) -> dict[str, Any]:
-        return {"gates": self.gate_map(), **self.diagnostics()}

@@ -3,9 +3,9 @@
 Idea: score units (and heads) once, from weights or from the training texts, take the least important out, and train
 biases and head so that the rest makes up for it. Formula: scores as in `importance`; as many groups of each block are
 closed as in coupled FineGates at the same target, so that both have the same shapes.
-Trained: the biases of the block's matrices if wanted, LoRA's matrices if wanted, and the head. Inference: the smaller
-model. Source: Sun et al. 2024 (Wanda's score, summed over groups), Michel et al. 2019 (taylor); recovery and matched
-features are ours, the same as those of coupled gates.
+Trained: the biases of all attention and feed-forward matrices if wanted, LoRA's matrices if wanted, and the head.
+Inference: the smaller model. Source: Sun et al. 2024 (Wanda's score, summed over groups), Michel et al. 2019 (taylor);
+recovery and matched features are ours, the same as those of coupled gates.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from handful.backbone.load import Backbone
 from handful.data.task import Task
 from handful.errors import ConfigError, ModelError
 from handful.methods.base import AbstractMethod, Preset, setting
+from handful.methods.gated import matching_obstacles
 from handful.methods.group_gates import GroupGatesAdapter, Groups, plan_budget
 from handful.methods.head import HEAD_INIT, HeadInit
 from handful.methods.importance import Importance
@@ -55,9 +56,11 @@ class Prune(AbstractMethod):
     multiple: Annotated[
         int, setting("the units kept are a multiple of this, or of less in narrow models", ge=1, le=512)
     ] = 16
-    train_biases: Annotated[bool, setting("train the biases of the blocks' matrices too")] = True
+    train_biases: Annotated[bool, setting("train the biases of all attention and feed-forward matrices too")] = True
     train_head: Annotated[bool, setting("train the head, and do not leave it at its start")] = True
-    lora_rank: Annotated[int, setting("rank of LoRA on the pruned matrices; 0: none", ge=0, le=256)] = 0
+    lora_rank: Annotated[
+        int, setting("rank of LoRA on the matrices out of the pruned blocks; 0: none", ge=0, le=256)
+    ] = 0
     match_features: Annotated[float, setting("α of α‖f − f₀‖²/‖f₀‖², f₀ the features of the whole model", ge=0)] = 0.0
     head_init: Annotated[HeadInit, setting(HEAD_INIT)] = "soft-probe"
 
@@ -68,6 +71,8 @@ class Prune(AbstractMethod):
             _ = plan_budget(backbone, self.target_sparsity, self.groups, self.multiple).closing
         except (ConfigError, ModelError) as error:
             return [error.message + (f" ({error.hint})" if error.hint else "")]
+        if reasons := matching_obstacles(backbone, self.match_features):
+            return reasons
         blocks = find_blocks(backbone.model)
         has_biases = any(
             getattr(backbone.model.get_submodule(name), "bias", None) is not None for name in blocks.matrices
