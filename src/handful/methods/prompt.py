@@ -39,6 +39,7 @@ RateUnit = Literal["embeddings", "one"]
 FREQUENT_PIECES = 5000
 """The prompt starts at embeddings of pieces from the first so many of the vocabulary, which is ordered by frequency."""
 
+RATE_REASON = "ours: 0.1 to 3 were tried on pools of E2E and WebNLG with flan-t5-small (docs/experiments.md)"
 RATE_UNIT = "what the vectors' learning rate counts in: the root mean square of the model's word embeddings, or one"
 PROMPT_INIT = "start: embeddings of frequent pieces, of the pieces of init_text, or uniform in ±0.5"
 PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -104,12 +105,12 @@ class Prompt(AbstractMethod):
     source: ClassVar[str] = "Lester et al. 2021"
     presets: ClassVar[Mapping[str, Preset]] = {
         "default": Preset(
-            "ours, not searched yet",
-            training={"learning_rate": 3e-2, "head_learning_rate": 1e-3},
+            RATE_REASON,
+            training={"learning_rate": 0.3, "head_learning_rate": 1e-3},
         ),
     }
     search_space: ClassVar[SearchSpace] = {
-        "training.learning_rate": around(1e-3, 3e-2, 1.0),
+        "training.learning_rate": around(3e-2, 0.3, 3.0),
         "training.epochs": EPOCHS,
         "method.prompt_length": OneOf((20, 50, 100), "the sheet's sweep"),
     }

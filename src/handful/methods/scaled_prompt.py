@@ -24,6 +24,7 @@ from handful.methods.base import AbstractMethod, Preset, setting
 from handful.methods.head import HEAD_INIT, HeadInit
 from handful.methods.prompt import (
     PROMPT_INIT,
+    RATE_REASON,
     RATE_UNIT,
     Carry,
     PromptAdapter,
@@ -48,12 +49,12 @@ class ScaledPrompt(AbstractMethod):
     source: ClassVar[str] = "Hu, Meinel & Yang 2023 (abstract)"
     presets: ClassVar[Mapping[str, Preset]] = {
         "default": Preset(
-            "ours, not searched yet; the paper's settings are not known to us",
-            training={"learning_rate": 3e-2, "head_learning_rate": 1e-3},
+            f"{RATE_REASON}; the paper's settings are not known to us",
+            training={"learning_rate": 0.3, "head_learning_rate": 1e-3},
         ),
     }
     search_space: ClassVar[SearchSpace] = {
-        "training.learning_rate": around(1e-3, 3e-2, 1.0),
+        "training.learning_rate": around(3e-2, 0.3, 3.0),
         "training.epochs": EPOCHS,
         "method.scale_shape": OneOf(("scalar", "token", "dim", "full"), "what the sheet asks to compare"),
     }
