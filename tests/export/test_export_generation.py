@@ -1,6 +1,7 @@
 """Exports of language models: stock libraries give the same scores, and write the same tokens with beams."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,9 @@ from handful.backbone.load import load_backbone
 from handful.backbone.packaged import packaged_folder
 from handful.data.task import Example, Task
 from handful.errors import ConfigError, ModelError, RunError
+from handful.evaluation.evaluate import encode_for
 from handful.evaluation.writing import GenerationOptions
+from handful.export import folder
 from handful.export.formats import check_export, export
 from handful.methods.bias import Bias
 from handful.methods.fine_gates import FineGates
@@ -110,6 +113,82 @@ def test_other_tokens_with_equal_scores_are_refused(stored, in_process, monkeypa
     with pytest.raises(RunError, match="write other texts"):
         export(trained(PROMPT, backbone), backbone, TASK, tmp_path / "out", generation=BEAMS)
     assert not (tmp_path / "out").exists()
+
+
+def twins(family, stored):
+    """A trained adapter, and two tokens with the same scores, of which one is the first of its first text."""
+    backbone = stored(family, purpose="lm")
+    adapter = trained(Full(), backbone)
+    rows = encode_for(adapter, RECORDS, TASK, 64, BEAMS, to_write=True).batch(range(3))
+    first = int(adapter.generate(rows, num_beams=1, max_new_tokens=8)[0, 0])
+    weight = backbone.model.get_output_embeddings().weight
+    with torch.no_grad():
+        weight[first + 1] = weight[first]
+    assert int(adapter.generate(rows, num_beams=1, max_new_tokens=8)[0, 0]) == first
+    return adapter, backbone, first
+
+
+def disturb(monkeypatch, change):
+    """Scores of the stock libraries differ a little, and their texts as `change` says, which hears of the beams."""
+    run = folder.stock_scores
+
+    def changed(place, code, inputs, function="scores"):
+        made = run(place, code, inputs, function)
+        if function == "scores":
+            return made + 1e-7
+        return change(made.clone(), json.loads((place / "generation_config.json").read_text())["num_beams"])
+
+    monkeypatch.setattr(folder, "stock_scores", changed)
+
+
+@pytest.mark.parametrize("family", ["t5", "gpt2"])
+def test_a_text_may_differ_where_another_token_is_as_good(family, stored, in_process, monkeypatch, tmp_path):
+    adapter, backbone, first = twins(family, stored)
+
+    def other(made, beams):
+        del beams
+        assert made[0, 0] == first
+        made[0] = first + 1
+        return made
+
+    disturb(monkeypatch, other)
+    greedy = replace(BEAMS, beams=1)
+    report = export(adapter, backbone, TASK, tmp_path / "out", "dense", generation=greedy)
+    assert (
+        "2 of 3 texts written with 1 beam have the same tokens; where others part, scores are apart by at most 0"
+        in (report.verification)
+    )
+
+
+def test_a_text_that_ends_early_is_judged_by_the_score_of_its_end(stored, in_process, monkeypatch, tmp_path):
+    adapter, backbone, _ = twins("gpt2", stored)
+    disturb(monkeypatch, lambda made, beams: made[:, :3])
+    with pytest.raises(RunError, match="write other texts with the export"):
+        export(adapter, backbone, TASK, tmp_path / "out", "dense", generation=replace(BEAMS, beams=1))
+
+
+@pytest.mark.parametrize("family", ["t5", "gpt2"])
+@pytest.mark.parametrize("beams", [1, 3])
+def test_a_single_text_with_a_worse_token_is_refused(family, beams, stored, in_process, monkeypatch, tmp_path):
+    adapter, backbone, first = twins(family, stored)
+
+    def worse(made, beams):
+        del beams
+        made[0] = first + 2
+        return made
+
+    disturb(monkeypatch, worse)
+    with pytest.raises(RunError, match=r"write other texts with the export \(2 of 3 are the same"):
+        export(adapter, backbone, TASK, tmp_path / "out", "dense", generation=replace(BEAMS, beams=beams))
+    assert not (tmp_path / "out").exists()
+
+
+def test_texts_of_another_search_are_judged_by_those_without_beams(stored, in_process, monkeypatch, tmp_path):
+    adapter, backbone, _ = twins("t5", stored)
+    disturb(monkeypatch, lambda made, beams: made + (beams > 1))
+    report = export(adapter, backbone, TASK, tmp_path / "out", "dense", generation=BEAMS)
+    assert "0 of 3 texts written with 3 beams" in report.verification and "without beams part" in report.verification
+    assert json.loads((tmp_path / "out" / "generation_config.json").read_text())["num_beams"] == 3
 
 
 @pytest.mark.parametrize(

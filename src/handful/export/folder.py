@@ -6,9 +6,10 @@ import copy
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property
 from functools import partial as bind
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, final
 
@@ -25,7 +26,7 @@ from handful.evaluation.writing import GenerationOptions
 from handful.export.loaders import Loader
 from handful.export.plan import ExportPlan, method_of
 from handful.export.size import Size
-from handful.export.verify import can_verify, compare, is_close, stock_scores
+from handful.export.verify import allowance, can_verify, compare, is_close, stock_scores
 from handful.methods.head import AbstractHeadedAdapter
 from handful.runs.store import new_folder
 
@@ -102,7 +103,7 @@ class ExportJob:
             self._write_common(partial, loader)
             size = fill(partial)
             if self.generation:  # behind `fill`: whoever saves a language model writes its own
-                self._decoding(self.generation).to_json_file(partial / "generation_config.json")
+                self._save_decoding(partial, self.generation)
             (partial / "README.md").write_text(self._readme(plan, loader, size), encoding="utf-8")
             difference, verification = self._verify(partial, loader, rounding)
             record = self._record(plan, difference, verification, size)
@@ -126,6 +127,9 @@ class ExportJob:
         config = copy.deepcopy(self.backbone.model.generation_config)
         config.update(**self.backbone.decoding(**options.decoding()).to_diff_dict())  # type: ignore[union-attr]
         return config
+
+    def _save_decoding(self, partial: Path, options: GenerationOptions) -> None:
+        self._decoding(options).to_json_file(partial / "generation_config.json")
 
     def _batch(self, *, to_write: bool = False) -> Batch:
         """Padded rows: the task's first ones or, where it has none, sentences of ours."""
@@ -184,29 +188,63 @@ class ExportJob:
         who = f"scores of {len(expected)} {what}, computed by {loader.libraries} in a fresh process"
         close = is_close(difference, expected, self.unit)
         known = "" if close or not noise else f"; float32 rounds them by {noise():.2g}"
-        written = self._verify_writing(partial, loader, difference) if self.generation else ""
+        allowed = bind(allowance, expected, self.unit, noise)
+        written = self._verify_writing(partial, loader, difference, allowed) if self.generation else ""
         return difference, f"{who}, differ by at most {difference:.2g}{known}{written}"
 
-    def _verify_writing(self, partial: Path, loader: Loader, difference: float) -> str:
-        """In words, how many texts are the same as ours. Raises: RunError where they differ though the scores agree.
+    def _verify_writing(self, partial: Path, loader: Loader, difference: float, allowed: Callable[[], float]) -> str:
+        """In words, how many texts are the same as ours.
 
-        Scores that differ by roundings may turn the search the other way where two texts are as good.
+        Where scores differ by roundings another text may do, if the first token in which it differs is as good by our
+        scores, up to what two scores are `allowed` to move. A search with beams weighs whole texts: then those written
+        without are judged so. Raises: RunError for any other text.
         """
         assert self.generation is not None
-        batch = self._batch(to_write=True)
-        with self._evaluating() as adapter:
-            expected = adapter.generate(batch, **self.generation.decoding()).cpu().tolist()
-        inputs = {name: tensor.cpu() for name, tensor in batch.inputs.items()}
-        found = stock_scores(partial, loader.code(), inputs, "write").tolist()
-        pad = self.backbone.tokenizer.pad_token_id
-        same = sum(_unpadded(a, pad) == _unpadded(b, pad) for a, b in zip(found, expected, strict=True))
-        if same < len(expected) and (difference == 0 or 2 * same < len(expected)):
+        options, batch = self.generation, self._batch(to_write=True)
+        expected, found = self._written(partial, loader, batch, options)
+        same, beams = sum(a == b for a, b in zip(expected, found, strict=True)), options.beams
+        said = f"; {same} of {len(expected)} texts written with {beams} beam{'s'[: beams > 1]} have the same tokens"
+        if same == len(expected):
+            return said
+        if difference and beams > 1:
+            expected, found = self._written(partial, loader, batch, replace(options, beams=1))
+            self._save_decoding(partial, options)
+        pairs = enumerate(zip(expected, found, strict=True))
+        gap = max((self._gap(batch, row, a, b) for row, (a, b) in pairs if a != b), default=0.0)
+        if not difference or gap > 2 * allowed():
             raise RunError(
                 f"the stock libraries write other texts with the export ({same} of {len(expected)} are the same)",
                 "nothing was saved; please report this with the versions that `handful doctor` prints",
             )
-        beams = self.generation.beams
-        return f"; {same} of {len(expected)} texts written with {beams} beam{'s'[: beams > 1]} have the same tokens"
+        return f"{said}; where others{' without beams' * (beams > 1)} part, scores are apart by at most {gap:.2g}"
+
+    def _written(
+        self, partial: Path, loader: Loader, batch: Batch, options: GenerationOptions
+    ) -> tuple[list[list[int]], list[list[int]]]:
+        """The tokens of each row's text without padding, ours and those of the README's code."""
+        self._save_decoding(partial, options)
+        with self._evaluating() as adapter:
+            ours = adapter.generate(batch, **options.decoding()).cpu()
+        inputs = {name: tensor.cpu() for name, tensor in batch.inputs.items()}
+        theirs = stock_scores(partial, loader.code(), inputs, "write")
+        pad = self.backbone.tokenizer.pad_token_id
+        return [_unpadded(row, pad) for row in ours.tolist()], [_unpadded(row, pad) for row in theirs.tolist()]
+
+    def _gap(self, batch: Batch, row: int, ours: list[int], theirs: list[int]) -> float:
+        """How far apart our scores are of the first tokens in which two texts of a row differ."""
+        end: Any = self.backbone.tokenizer.pad_token_id  # which is the end token where that was taken off as padding
+        tokens = zip_longest(ours, theirs, fillvalue=end)
+        place, (mine, other) = next((place, pair) for place, pair in enumerate(tokens) if pair[0] != pair[1])
+        text = torch.tensor([[*ours[:place], mine]], device=self.backbone.device)
+        inputs, labels = {name: tensor[row : row + 1] for name, tensor in batch.inputs.items()}, text
+        if self.backbone.kind != "encoder-decoder":
+            source = inputs["input_ids"][inputs["attention_mask"].bool()][None]  # without the padding before it
+            ids = torch.cat((source, text), 1)
+            inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+            labels = torch.cat((torch.full_like(source, NO_LOSS), text), 1)
+        with self._evaluating() as adapter:
+            scores = adapter.target_scores(Batch(inputs | {"labels": labels}, labels, batch.rows[row : row + 1]))[-1]
+        return float((scores[mine] - scores[other]).abs())
 
     def _readme(self, plan: ExportPlan, loader: Loader, size: Size | None) -> str:
         outputs = {"regression": "one number", "generation": "texts, by the decoding in generation_config.json"}.get(

@@ -70,7 +70,9 @@ def compare(
     Raises: RunError where it is above 1e-5 of the largest score, or of `unit` where that is more, and above roundings.
     """
     difference = float((found - expected).abs().max())
-    if not is_close(difference, expected, unit) and not (rounding and difference <= ROUNDINGS * rounding()):
+    if not is_close(difference, expected, unit) and not (
+        rounding and difference <= allowance(expected, unit, rounding)
+    ):
         raise RunError(
             f"the export was written, but the stock libraries get other scores from it (by up to {difference:.2g})",
             "nothing was saved; please report this with the versions that `handful doctor` prints",
@@ -78,6 +80,12 @@ def compare(
     return difference
 
 
+def allowance(expected: torch.Tensor, unit: float, rounding: Callable[[], float] | None) -> float:
+    """How much two sets of scores may differ: see `compare`."""
+    tolerance = RELATIVE_TOLERANCE * max(float(expected.abs().max()), unit)
+    return max(tolerance, ROUNDINGS * rounding()) if rounding else tolerance
+
+
 def is_close(difference: float, expected: torch.Tensor, unit: float) -> bool:
     """Whether a difference is at most 1e-5 of the largest expected score, or of `unit` where that is more."""
-    return difference <= RELATIVE_TOLERANCE * max(float(expected.abs().max()), unit)
+    return difference <= allowance(expected, unit, None)
