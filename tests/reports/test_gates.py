@@ -79,9 +79,15 @@ def test_real_runs_are_shown_as_they_were_recorded(real, tmp_path):
     assert {r["part"] for r in rows if r["method"] == "gates"} == {"heads", "feed-forward units"}
     assert len({r["part"] for r in rows if r["method"] == "published"}) == 12
     assert {r["layer"] for r in rows} == {0, 1, 2}
-    removed = {row["method"]: row["removed %, mean"] for row in report.table("removed").records()}
-    assert removed == {label: pytest.approx(100 * records[label]["adapter"]["removed"]) for label in removed}
-    assert set(removed) == {"gates", "published", "wanda"}
+    table = {row["method"]: row for row in report.table("removed").records()}
+    assert set(table) == {"gates", "published", "wanda"}
+    columns = {"removed": "closed %, mean", "removable": "removed %, dense", "removable_compact": "removed %, compact"}
+    for name, column in columns.items():
+        for label, row in table.items():
+            assert row[column] == pytest.approx(100 * records[label]["adapter"][name]), (label, column)
+    assert table["gates"]["removed %, dense"] < table["gates"]["removed %, compact"]  # a stock BERT keeps its heads
+    points = {row["method"]: row["removed %"] for row in figure_of(report, "score-by-removed").numbers.records()}
+    assert points == {"whole": None, **{label: row["removed %, dense"] for label, row in table.items()}}
     curves = figure_of(report, "sparsity-curves").numbers.records()
     assert [r["removed"] for r in curves if r["method"] == "gates"] == [
         point["removed"] for point in records["gates"]["fit"]["history"]
@@ -91,7 +97,7 @@ def test_real_runs_are_shown_as_they_were_recorded(real, tmp_path):
         path.stem for path in write_csv_files(report, tmp_path)
     }
     assert "### Removed parameters" in to_markdown(report)
-    assert {row["method"] for row in to_json(report)["tables"]["removed"]} == set(removed)
+    assert {row["method"] for row in to_json(report)["tables"]["removed"]} == set(table)
     assert "Far from the target: published (0 % of 40 %)." in " ".join(report.sections[3].text)
     assert render_page(report).count('id="figure-gate-map') >= 1
 
@@ -132,6 +138,24 @@ def test_scores_stand_over_the_mean_that_was_removed(study):
     assert "score-by-speed" not in {figure.name for figure in report.figures}
 
 
+def test_what_stays_as_zeros_is_not_removed_and_earlier_runs_are_told_apart(study):
+    figure = figure_of(report_of(study), "score-by-removed")
+    assert "Runs of earlier versions did not record that" in figure.note
+    for result in read_results([study])[0]:
+        if "adapter" in result.record:
+            path = result.run.folder / "run.json"
+            record = json.loads(path.read_text())
+            record["adapter"] |= {"removable": 0.05, "removable_compact": 0.1}
+            path.write_text(json.dumps(record))
+    report = report_of(study)
+    figure = figure_of(report, "score-by-removed")
+    assert "earlier versions" not in figure.note
+    assert [x for x, _ in figure.panels[0].drawing.lines["published"]] == [pytest.approx(5)] * 2
+    assert {row["removed %, compact"] for row in report.table("removed").records()} == {10.0}
+    assert {row["removed %"] for row in report.table("runs").records()} == {None, 5.0}
+    assert "5 % of parameters removed" in figure_of(report, "gate-map").panels[0].note
+
+
 def test_lines_join_targets_of_one_method_whatever_a_search_chose(fakes):
     for seed in range(2):
         for target in (0.2, 0.4):
@@ -163,6 +187,7 @@ def test_speed_that_exports_measured_is_shown_and_a_damaged_export_is_named(stud
     assert panel.title == "trec"
     assert [x for x, _ in panel.drawing.lines["gates"]] == [pytest.approx(1.6)]  # the median of 1.5 and 1.7
     assert panel.drawing.start == 1
+    assert "of several of a run, the fastest" in figure.note
     assert report.skipped == ((str(runs[2].run.folder), "export.json: TypeError: 'int' object is not subscriptable"),)
 
 
@@ -209,6 +234,7 @@ def test_a_report_without_gates_says_nothing_of_them(fakes):
     [
         7, {"removed": 0.1}, {"removed": None, "closed": 0.1, "soft": 0.1, "gates": []},
         {"removed": 0.1, "closed": 0.1, "soft": 0.1, "gates": [{"matrix": "a", "side": "rows"}]},
+        {"removed": 0.1, "closed": 0.1, "soft": 0.1, "gates": [], "removable": "much"},
         {"removed": 0.1, "closed": 0.1, "soft": 0.1,
          "gates": [{"matrix": "a", "side": "rows", "open": 0, "soft": 0, "closed": 0}]},
     ],

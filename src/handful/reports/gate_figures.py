@@ -19,7 +19,7 @@ from handful.studies.results import Result
 MAPS = 6
 """Gate maps drawn; the numbers of all are in the CSV."""
 
-_SHARES = {"removed": "parameters removed, %", "closed": "gates closed, %", "soft": "gates soft, %"}
+_SHARES = {"removed": "parameters of what is closed, %", "closed": "gates closed, %", "soft": "gates soft, %"}
 
 Damaged = Callable[[Result, str], None]
 
@@ -68,7 +68,8 @@ def _gate_map(result: Result, gates: GateRecord) -> Panel:
     cell = result.cell
     note = (
         f"{cell.task}, {cell.shots:,} shots, seed {cell.seed}: {100 * gates.closed:.0f} % of gates closed, "
-        f"{100 * gates.soft:.0f} % soft; {100 * gates.removed:.0f} % of parameters removed"
+        f"{100 * gates.soft:.0f} % soft; {100 * gates.gone:.0f} % of parameters "
+        f"{'closed' if gates.dense is None else 'removed'}"
     )
     return Panel(result.label, GateMap(list(rows.items())), note)
 
@@ -121,7 +122,7 @@ class Where(NamedTuple):
 @final
 @dataclass(frozen=True)
 class _Point:
-    """A label there: its score, the % of parameters it removed, and how many times as fast its exports are."""
+    """A label there: its score, the % of parameters removed, and how many times as fast its fastest exports are."""
 
     label: str
     score: Estimate
@@ -150,16 +151,19 @@ def tradeoff_figures(summaries: Sequence[Summary], results: Sequence[Result], da
     told = "Mean and 95 % interval, over seeds; where there is one seed, over its test rows. Lines join the targets of "
     told += "a method; dashed: what removes nothing. Dots stand a little apart so as not to hide each other. "
     what = (
-        "Removed is the share of what gates could remove; for row and column gates, that of weights in closed rows or "
-        "columns. The upper axis has the multiply-adds of these matrices that are left, attention's own apart."
+        "Removed is what a dense export leaves out, of what gates could remove; what else is closed stays there as "
+        "zeros. The upper axis has the multiply-adds of these matrices that are left, attention's own apart."
     )
+    if any((gates := gates_of(result)) and gates.dense is None for result in results):
+        what += " Runs of earlier versions did not record that: of them it is what is closed, zeros that stay included."
     figures = (
         Figure(
             "Score by removed parameters", told + what, tuple(removed),
             numbers_table("score-by-removed", "Score by removed parameters", numbers), names, names,
         ),
         Figure(
-            "Score by measured speed", told + f"Speed is what exports in the run folders measured ({EXPORT}).",
+            "Score by measured speed",
+            told + f"Speed is what exports in the run folders measured ({EXPORT}): of several of a run, the fastest.",
             tuple(speed),
             numbers_table("score-by-speed", "Score by speed", [n for n in numbers if n["times as fast"] is not None]),
             names, names,
@@ -177,7 +181,7 @@ def _points(summaries: Sequence[Summary], results: Sequence[Result], damaged: Da
         runs = [r for r in results if (r.label, r.cell.task, r.cell.shots) == (one.label, one.task, one.shots)]
         if one.task is None or not {run.record["backbone"]["fingerprint"] for run in runs} <= models:
             continue
-        removed = [100 * gates.removed for run in runs if (gates := gates_of(run))]
+        removed = [100 * gates.gone for run in runs if (gates := gates_of(run))]
         speeds = [speed for run in runs if removed and (speed := _speed(run, damaged)) is not None]
         points[Where(one.task, one.metric, one.shots)].append(
             _Point(

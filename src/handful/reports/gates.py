@@ -50,12 +50,23 @@ class GatedPart:
 @final
 @dataclass(frozen=True)
 class GateRecord:
-    """The gates of a run: all of them by part, the shares closed and soft, the share of gateable parameters removed."""
+    """The gates of a run: all of them by part, the shares closed and soft, and shares of the gateable parameters.
+
+    `removed` is of those that closed gates are of; `dense` and `compact` are what exports of these formats can leave
+    out, the rest of it stays as zeros. Runs of earlier versions do not say the latter, language models have no compact.
+    """
 
     parts: tuple[GatedPart, ...]
     closed: float
     soft: float
     removed: float
+    dense: float | None = None
+    compact: float | None = None
+
+    @property
+    def gone(self) -> float:
+        """What a dense export leaves out; of a run that does not say it, what is closed."""
+        return self.removed if self.dense is None else self.dense
 
 
 def gates_of(result: Result) -> GateRecord | None:
@@ -76,7 +87,9 @@ def gates_of(result: Result) -> GateRecord | None:
     )  # fmt: skip
     if not all(part.open + part.soft + part.closed for part in parts):
         raise ValueError("a side without gates")
-    return GateRecord(parts, float(adapter["closed"]), float(adapter["soft"]), float(adapter["removed"]))
+    shares = (float(adapter[name]) for name in ("closed", "soft", "removed"))
+    known = (adapter.get(name) for name in ("removable", "removable_compact"))
+    return GateRecord(parts, *shares, *(None if share is None else float(share) for share in known))
 
 
 def layer_of(matrix: str) -> int:
@@ -120,7 +133,7 @@ def _is_cross(matrix: str) -> bool:
 
 
 def measured_speed(result: Result) -> float | None:
-    """How many times as fast as the whole model an export in the run's folder is, the fastest of several.
+    """How many times as fast as the whole model an export in the run's folder, or a folder in it, is: the fastest.
 
     Raises: OSError, ValueError, KeyError or TypeError for a damaged record of an export.
     """

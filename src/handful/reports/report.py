@@ -237,9 +237,9 @@ def _gates(findings: Findings) -> Section:
     shown += _there(gate_figures.gate_map_figure(gated)) + _there(gate_figures.sparsity_figure(gated))
     table = tables.removed_table(gated)
     missed = [
-        f"{row['method']} ({row['removed %, mean']:.3g} % of {row['target %']:.3g} %)"
+        f"{row['method']} ({row['closed %, mean']:.3g} % of {row['target %']:.3g} %)"
         for row in table.records()
-        if isinstance(row["target %"], float) and row["removed %, mean"] < row["target %"] / 2
+        if isinstance(row["target %"], float) and row["closed %, mean"] < row["target %"] / 2
     ]
     text = (f"Far from the target: {', '.join(missed)}. Soft gates scale, and remove nothing.",) if missed else ()
     return Section("gates", "Gates and what they remove", text, shown, (table,))

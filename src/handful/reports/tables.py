@@ -174,19 +174,28 @@ def removed_table(results: Sequence[Result]) -> Table:
     for label in labels_of(results):
         runs = with_label(results, label)
         gates = [found for run in runs if (found := gates_of(run))]
-        removed = [100 * one.removed for one in gates]
+        closed = [100 * one.removed for one in gates]
         targets = {100 * target for run in runs if (target := settings_of(run.record["spec"]).get(TARGET)) is not None}
         rows.append((
             label, len(gates), targets.pop() if len(targets) == 1 else _listed(targets),
-            mean(removed), min(removed), max(removed), 100 * mean(one.closed for one in gates),
-            100 * mean(one.soft for one in gates),
+            mean(closed), min(closed), max(closed),
+            _mean_known(one.dense for one in gates), _mean_known(one.compact for one in gates),
+            100 * mean(one.closed for one in gates), 100 * mean(one.soft for one in gates),
         ))  # fmt: skip
-    columns = ("method", "runs", "target", "removed", "least", "most", "closed", "soft")
+    columns = ("method", "runs", "target", "closed", "least", "most", "removed", "removed", "closed", "soft")
     return Table(
         "removed", "Removed parameters", columns, tuple(rows),
-        details=("", "", "%", "%, mean", "%", "%", "% of gates", "% of gates"),
-        note="Removed: of the parameters that gates could remove. Closed gates are 0, soft ones between 0 and 1.",
+        details=("", "", "%", "%, mean", "%", "%", "%, dense", "%, compact", "% of gates", "% of gates"),
+        note="Of the parameters that gates could remove: those of closed gates, and those that an export of that "
+        "format no longer has; the rest of the closed stays there as zeros, and a unit closed on one side goes whole. "
+        "Empty: not recorded, or no such format. Closed gates are 0, soft ones between 0 and 1.",
     )  # fmt: skip
+
+
+def _mean_known(shares: Iterable[float | None]) -> float | None:
+    """The mean in %, None where a share is not known."""
+    found = list(shares)
+    return None if None in found else 100 * mean(share for share in found if share is not None)
 
 
 def member_tables(results: Sequence[Result]) -> tuple[Table, ...]:
@@ -237,7 +246,7 @@ def runs_table(results: Sequence[Result]) -> Table:
         gates = gates_of(result)
         rows.append((
             result.cell.task, result.cell.shots, result.cell.seed, result.label, result.metric, result.estimate(),
-            *([gates and 100 * gates.removed] if gated else []),
+            *([gates and 100 * gates.gone] if gated else []),
             result.trials, fit["parameters"], fit["steps"], float(fit["seconds"]), float(fit["peak_memory_mb"]),
             record["backbone"]["name"], fit["stopped"], result.run.folder.name,
         ))  # fmt: skip
