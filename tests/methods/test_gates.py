@@ -5,7 +5,10 @@ import math
 import pytest
 import torch
 
-from handful.methods.gates import CLOSING_LOGIT, deviation, location, open_probability
+from handful.methods.gates import deviation, location, open_probability
+
+CLOSING_LOGIT = math.atanh(0.5)
+"""Under "tanh" a gate is closed at m ≤ −0.5493 and wholly open at m ≥ 0.5493."""
 
 
 @pytest.mark.parametrize("u", [-0.4, -0.2, 0.0, 0.2, 0.6, 1.0, 1.4])

@@ -6,16 +6,12 @@ A gate has one number m, a location u(m), in training z = clip(u + ε, 0, 1) wit
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 import torch
 
 Squash = Literal["tanh", "shift", "none"]
 """u = ½ + tanh(m) (the authors' code), ½ + m (the parent method STG), or m (the paper's figure, second hand)."""
-
-CLOSING_LOGIT = math.atanh(0.5)
-"""Under "tanh" a gate is closed at m ≤ −0.5493 and wholly open at m ≥ 0.5493."""
 
 
 def location(m: torch.Tensor, squash: Squash = "tanh") -> torch.Tensor:
