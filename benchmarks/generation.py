@@ -106,6 +106,8 @@ def main() -> None:
         texts = {label: action() for label, action in actions.items()}  # warms up too
         same = sum(ours == theirs for ours, theirs in zip(*texts.values(), strict=True))
         print(f"\n{same} of {arguments.records} texts are the same")
+        if same < arguments.records:
+            raise SystemExit("the two must write the same texts: what is timed would not be the same work")
         tokens = sum(map(len, backbone.tokenizer(texts["handful"])["input_ids"]))
         seconds = interleaved(
             {k: partial(cpu_seconds, v) for k, v in actions.items()}, arguments.write_rounds, arguments.seed

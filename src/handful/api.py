@@ -19,7 +19,7 @@ from handful.errors import ConfigError, DataError
 from handful.evaluation.estimate import Estimate
 from handful.evaluation.evaluate import encode_for
 from handful.evaluation.predict import Predictions, check_predictor, predict_rows
-from handful.evaluation.writing import write
+from handful.evaluation.writing import write, writing_vertex
 from handful.export.formats import ExportReport, export
 from handful.methods.head import AbstractHeadedAdapter
 from handful.methods.poly import Poly
@@ -90,10 +90,10 @@ class FittedModel:
         options = replace(trained.spec.generation, **generation)
         predictor = predictor or trained.spec.options.predictor
         check_predictor(predictor, trained.adapter.num_vertices)
+        vertex = writing_vertex(predictor)
         told = [replace(row, instruction=row.instruction or trained.task.instruction) for row in as_examples(texts)]
         rows = encode_for(trained.adapter, told, trained.task, trained.spec.options.max_length, options, to_write=True)
         assert isinstance(trained.adapter, AbstractHeadedAdapter)
-        vertex = int(predictor[7:]) if predictor.startswith("vertex:") else None
         return write(trained.adapter, rows, options, vertex=vertex, on_progress=on_progress)
 
     def predict(self, texts: Sequence[Text], predictor: str | None = None) -> list[str] | list[float]:

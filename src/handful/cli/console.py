@@ -89,7 +89,7 @@ class FitProgress:
         """So many of the texts to score are written."""
         self.bar.update(self.task, total=total, completed=done, description="writing", numbers="", visible=True)
         quarter = 4 * done // total
-        if not self.on_terminal and quarter > self.quarter:
+        if not self.on_terminal and quarter > self.quarter and done < total:
             self.say(f"writing: {done} of {total} texts")
         self.quarter = quarter
 

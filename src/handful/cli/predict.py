@@ -12,7 +12,7 @@ from typing import IO, TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from handful.cli.console import say
+from handful.cli.console import FitProgress, say
 from handful.errors import ConfigError, DataError, RunError
 
 if TYPE_CHECKING:
@@ -113,7 +113,9 @@ def prediction_records(fitted: FittedModel, rows: list[Example], predictor: str 
     Of generation: its text and what is written.
     """
     if fitted.spec.generation is not None:
-        for row, text in zip(rows, fitted.write(rows, predictor), strict=True):
+        with FitProgress() as progress:
+            texts = fitted.write(rows, predictor, on_progress=lambda done: progress.written(done, len(rows)))
+        for row, text in zip(rows, texts, strict=True):
             yield {"text": row.text, "written": text}
         return
     predictions = fitted.predictions(rows, predictor)

@@ -16,7 +16,7 @@ from handful.errors import ConfigError, DataError
 from handful.evaluation.estimate import Estimate, bootstrap_score
 from handful.evaluation.generation import usual_metrics
 from handful.evaluation.predict import Predictions, predict_rows
-from handful.evaluation.writing import GenerationOptions, write
+from handful.evaluation.writing import GenerationOptions, write, writing_vertex
 from handful.methods.base import AbstractAdapter
 from handful.methods.head import AbstractHeadedAdapter
 from handful.methods.prompt import LEAST_ROOM
@@ -158,8 +158,7 @@ def evaluate_writing(
     if bare := [record for record in records if not record.references]:
         raise DataError(f"{bare[0].source}: expected a reference to score against, found none")
     encoded = encode_for(adapter, records, task, max_length, generation, to_write=True)
-    vertex = int(predictor[7:]) if predictor.startswith("vertex:") else None
-    texts = write(adapter, encoded, generation, vertex=vertex, on_progress=on_progress)
+    texts = write(adapter, encoded, generation, vertex=writing_vertex(predictor), on_progress=on_progress)
     seed = int(torch.randint(2**62, (), generator=generator))
     estimates = {
         name: bootstrap_score(name, texts, records, generator=np.random.default_rng(seed))

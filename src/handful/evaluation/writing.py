@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from handful.backbone.load import token_targets
 from handful.data.batching import EncodedRows, plan_batches
+from handful.errors import ConfigError
 from handful.methods.base import AbstractAdapter, convert_settings, setting
 from handful.methods.head import AbstractHeadedAdapter
 
@@ -54,6 +55,18 @@ class GenerationOptions:
             "early_stopping": False, "min_length": 0, "repetition_penalty": 1.0, "encoder_repetition_penalty": 1.0,
             "encoder_no_repeat_ngram_size": 0,
         }  # fmt: skip
+
+
+def writing_vertex(predictor: str) -> int | None:
+    """The vertex at which a predictor writes; None for the midpoint. Raises: ConfigError for any other predictor."""
+    if predictor == "midpoint":
+        return None
+    if not predictor.startswith("vertex:"):
+        raise ConfigError(
+            f"run.predictor: texts are written at one point of a simplex, found {predictor!r}",
+            "use 'midpoint' or 'vertex:N'",
+        )
+    return int(predictor.removeprefix("vertex:"))
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from handful.data.task import TaskKind
 from handful.errors import ConfigError, nearest
 from handful.evaluation.landscape import CORNERS
 from handful.evaluation.predict import check_predictor
-from handful.evaluation.writing import GenerationOptions
+from handful.evaluation.writing import GenerationOptions, writing_vertex
 from handful.methods import method_class
 from handful.methods.base import AbstractMethod, Preset, check_settings, convert_settings, setting, wrong_settings
 from handful.training.config import TrainingConfig
@@ -82,11 +82,7 @@ class RunSpec:
             return self
         if not self.method.writes:
             raise ConfigError(f"method {self.method.name!r} writes nothing; it is for labels", "use 'scaled-prompt'")
-        if self.options.predictor != "midpoint" and not self.options.predictor.startswith("vertex:"):
-            raise ConfigError(
-                f"run.predictor: texts are written at one point of a simplex, found {self.options.predictor!r}",
-                "use 'midpoint' or 'vertex:N'",
-            )
+        writing_vertex(self.options.predictor)
         if self.options.pooling != "auto":
             raise ConfigError(
                 f"run.pooling: a model that writes has no features to pool, found {self.options.pooling!r}",

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import inf, sqrt
+from math import sqrt
 from typing import NamedTuple, final
 
 import numpy as np
@@ -326,7 +326,8 @@ def _means_over_tasks(summaries: Sequence[Summary], level: float) -> list[Summar
         metrics = {name for _, name in shared}
         if len(shared) < 2 or len({direction(name) for name in metrics}) > 1:
             continue
-        limits = get_metric(metrics.copy().pop()).range if len(metrics) == 1 else (-inf, inf)
+        lowest, highest = zip(*(get_metric(name).range for name in metrics), strict=True)
+        limits = (min(lowest), max(highest))
         for label, scores in of_label.items():
             estimate = estimate_over_seeds([scores[task] for task in shared], level=level, limits=limits)
             means.append(Summary(label, None, shots, " and ".join(sorted(metrics)), estimate))
