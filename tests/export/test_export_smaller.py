@@ -92,10 +92,12 @@ CASES = [
     ("distilbert", "family", "compact", SINGLE),
     ("gpt2", "last", "compact", SINGLE),
     ("llama", "last", "compact", SINGLE),
+    ("deberta-v2", "mean", "compact", SINGLE),
     ("t5", "mean", "compact", SINGLE),
     ("bert", "family", "onnx", PAIR),
     ("electra", "mean", "onnx", NUMBER),
     ("gpt2", "last", "onnx", SINGLE),
+    ("deberta-v2", "mean", "onnx", SINGLE),
     ("t5", "mean", "onnx", SINGLE),
     ("t5", "family", "onnx", SINGLE),
 ]
@@ -120,7 +122,8 @@ def test_a_smaller_export_gives_our_scores_and_says_how_small_it_is(
         path.stat().st_size for path in (tmp_path / "out").iterdir() if path.suffix in (".safetensors", ".onnx")
     )
     assert size.speed.threads == torch.get_num_threads()
-    assert (size.speed.rows, size.speed.length) == (8, 128)
+    assert size.speed.cpu and f"Time on the CPU ({size.speed.cpu}) for " in " ".join(size.sentences())
+    assert size.speed.rows in (1, 8) and size.speed.length == 128  # one row where the machine is busy
     if form == "dense":
         assert len(set(parts.units)) == 1
         assert any("closed feed-forward units" in sentence for sentence in parts.zeros)
@@ -128,6 +131,7 @@ def test_a_smaller_export_gives_our_scores_and_says_how_small_it_is(
         assert parts.units[:3] == (80, 64, 48)
     record = json.loads((tmp_path / "out" / "export.json").read_text())
     assert record["size"]["parts"]["parameters"] == list(parts.parameters)
+    assert record["size"]["speed"]["cpu"] == size.speed.cpu
     readme = (tmp_path / "out" / "README.md").read_text()
     assert all(f"- {sentence}" in readme for sentence in size.sentences())
     assert f"Parameters: {parts.parameters[0]:,}, now {parts.parameters[1]:,}" in readme

@@ -108,7 +108,8 @@ def run_onnx(session: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
     from onnxruntime.capi import onnxruntime_pybind11_state as runtime  # pyright: ignore[reportAttributeAccessIssue]
 
     try:
-        (scores,) = session.run(["scores"], {name: tensor.numpy() for name, tensor in inputs.items()})
+        names = [each.name for each in session.get_inputs()]  # without those that make no difference to the model
+        (scores,) = session.run(["scores"], {name: inputs[name].numpy() for name in names})
     except (runtime.Fail, runtime.RuntimeException, runtime.InvalidArgument, runtime.NotImplemented) as error:
         raise RunError(f"onnxruntime cannot run the file: {error}", "use the format 'dense'") from None
     return torch.from_numpy(scores)

@@ -1,10 +1,12 @@
-"""How much smaller and faster an exported model is than the full one, measured on this machine's CPU."""
+"""How much smaller and faster an exported model is than the full one, measured on the CPU at hand."""
 
 from __future__ import annotations
 
+import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,13 +28,14 @@ Scores = Callable[[Mapping[str, torch.Tensor]], torch.Tensor]
 @final
 @dataclass(frozen=True)
 class Speed:
-    """Median seconds of a forward of the full and of the exported model, and the median of their ratios."""
+    """Median seconds of a forward of the full and of the exported model on `cpu`, and the median of their ratios."""
 
     rows: int
     length: int
     threads: int
     seconds: tuple[float, float]
     ratio: float
+    cpu: str
 
 
 @final
@@ -55,7 +58,7 @@ class Size:
         lines.append(f"File of weights: {before / 1e6:,.1f} MB, now {after / 1e6:,.1f} MB")
         threads = "1 thread" if speed.threads == 1 else f"{speed.threads} threads"
         lines.append(
-            f"Time on this machine's CPU for {speed.rows} × {speed.length} tokens with {threads}: "
+            f"Time on the CPU ({speed.cpu}) for {speed.rows} × {speed.length} tokens with {threads}: "
             f"{speed.seconds[0] * 1e3:,.1f} ms, now {speed.seconds[1] * 1e3:,.1f} ms ({speed.ratio:.2f} × as fast)"
         )
         if parts.units:
@@ -106,7 +109,17 @@ def measure(
     medians = tuple(statistics.median(column) for column in zip(*seconds, strict=True))
     ratio = statistics.median(before / after for before, after in seconds)
     length = next(iter(batch.values())).shape[1]
-    return Speed(rows, length, torch.get_num_threads(), (medians[0], medians[1]), ratio)
+    return Speed(rows, length, torch.get_num_threads(), (medians[0], medians[1]), ratio, cpu_name())
+
+
+def cpu_name() -> str:
+    """The CPU's name as far as the system tells it, or its architecture."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == "model name" and value.strip():
+                return value.strip()
+    return platform.processor() or platform.machine() or "name unknown"
 
 
 def _timed(scores: Scores, batch: Mapping[str, torch.Tensor]) -> tuple[float, torch.Tensor]:
