@@ -107,7 +107,7 @@ def test_a_task_of_an_inventory_is_exported_by_its_name(command, inventory, tmp_
 
 
 def test_names_and_runs_that_do_not_fit_are_refused(command, table, inventory, adapted, tiny_folder, tmp_path):
-    rows, out = table(), tmp_path / "out"
+    rows, out = table(name="letters.csv"), tmp_path / "out"
     cases = {
         ("predict", inventory, "--input", rows): "an inventory of 2 tasks",
         ("predict", inventory, "--input", rows, "--task", "leters"): "no task is called 'leters'",
@@ -152,7 +152,7 @@ def test_another_backbone_is_refused(command, inventory, table, tmp_path):
         next(model.parameters()).add_(1)
     model.save_pretrained(tmp_path / "other")
     tiny_tokenizer("bert").save_pretrained(tmp_path / "other")
-    outcome = command("fit", table(), "--init-from", inventory, "--model", tmp_path / "other", "--shots", "16")
+    outcome = command("fit", table(name="letters.csv"), "--init-from", inventory, "--model", tmp_path / "other", "--shots", "16")
     assert outcome.code == 1 and "trained on other weights" in outcome.err
 
 

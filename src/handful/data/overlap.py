@@ -76,6 +76,6 @@ def refuse_another_task(source: str, seen: Collection[bytes], target: Task) -> O
         raise DataError(
             f"a run on another task must not have seen this one's rows: {found}",
             'start from a task that shares nothing with it; of DART a recipe takes `partition = "no_overlap"`, which '
-            "leaves E2E and WebNLG out; if it is the same task, give it the same --name",
+            "leaves E2E and WebNLG out; if it is the same task, give its file the same name",
         )
     return found
