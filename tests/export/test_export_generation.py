@@ -101,7 +101,8 @@ def test_the_readme_asks_as_the_run_did(stored, in_process, tmp_path, capsys):
     assert f"Sources should be kept to {256 - 4 - 128} tokens" in readme
     assert not (tmp_path / "out" / "labels.json").exists()
     backbone = stored("t5", purpose="lm")
-    export(trained(PROMPT, backbone), backbone, TASK, tmp_path / "other", max_length=30, generation=options)
+    alone = replace(options, separator=GenerationOptions.separator)
+    export(trained(PROMPT, backbone), backbone, TASK, tmp_path / "other", max_length=30, generation=alone)
     assert "truncation=True, max_length=30, " in in_process[-1]
     assert "+ text for" in in_process[-1]
 
