@@ -13,12 +13,14 @@ from handful.backbone.load import Backbone
 from handful.backbone.low_rank import mix_factors
 from handful.backbone.tiny import tiny_backbone
 from handful.backbone.trunk import recomputing
-from handful.data.batching import encode_generation
+from handful.data.batching import Batch, encode_generation
 from handful.data.mixture import mix_tasks
 from handful.data.task import Example, Task
 from handful.errors import ConfigError, DataError
 from handful.evaluation.evaluate import encode_for
-from handful.methods.alignment import only
+from handful.methods.alignment import first_batches, task_alignment
+from handful.methods.head import frozen_features
+from handful.methods.label_text import SHARPNESS, label_embeddings
 from handful.methods.poly import Poly
 from handful.methods.routing import FixedRouting
 from handful.testing import toy_task
@@ -82,6 +84,12 @@ def rows_of(adapter, task, indices=ROWS):
 def scores(adapter, batch):
     adapter.eval().begin_batch(None)
     return adapter(batch)
+
+
+def only(batch, rows):
+    """Some rows of a batch."""
+    inputs = {name: tensor[rows] for name, tensor in batch.inputs.items()}
+    return Batch(inputs, batch.labels[rows], batch.rows[rows], tuple(batch.tasks[row] for row in rows))
 
 
 def rewrite(adapter, weight_of):
@@ -442,6 +450,18 @@ def test_check_13_routing_is_a_hundred_times_as_fast_and_does_not_decay():
     assert sorted(grouped) == sorted(id(p) for p in adapter.parameters())
 
 
+def test_of_a_hypernetwork_only_what_a_task_has_of_its_own_is_a_hundred_times_as_fast():
+    adapter = attach(tiny_backbone("bert"), many(), routing="hypernetwork")
+    optimizer = make_optimizer(adapter, TrainingConfig(learning_rate=1e-3, weight_decay=0.01))
+    groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    assert groups.keys() == {id(p) for p in adapter.parameters()}
+    routing = adapter.routing
+    rates = {name: groups[id(p)]["lr"] for name, p in routing.named_parameters()}
+    assert rates == {"embeddings": pytest.approx(0.1), "inner": 1e-3, "outer": 1e-3}
+    decays = {name: groups[id(p)]["weight_decay"] for name, p in routing.named_parameters()}
+    assert decays == {"embeddings": 0, "inner": 0.01, "outer": 0.01}
+
+
 def test_check_15_parameters_of_the_peft_notebook_are_counted():
     config = T5Config(
         vocab_size=32, d_model=2048, d_kv=64, num_heads=32, d_ff=16, num_layers=24, decoder_start_token_id=0
@@ -638,7 +658,81 @@ def test_many_tasks_are_learned(task, skills):
         with torch.no_grad():
             losses.append(float(batch_loss(adapter(batch), batch, adapter, task.kind)))
     assert losses[1] < 0.9 * losses[0]
-    assert -1 <= adapter.diagnostics().get("alignment", 0) <= 1
+
+
+class Linear(nn.Module):
+    """Scores x @ skills of one batch, to take gradients by hand."""
+
+    task_kind = "classification"
+
+    def __init__(self):
+        super().__init__()
+        self.skills = nn.ParameterDict({"part": nn.Parameter(torch.zeros(2, 2)), "unused": nn.Parameter(torch.ones(3))})
+        self.head = nn.Parameter(torch.ones(2))
+
+    def forward(self, batch):
+        return batch.inputs["x"] @ self.skills["part"] + 0 * self.head
+
+
+def one_row(x, label, task):
+    return Batch({"x": torch.tensor([x])}, torch.tensor([label]), torch.arange(1), (task,))
+
+
+def test_alignment_is_the_cosine_of_gradients():
+    adapter, first = Linear(), one_row([1.0, 0.0], 0, "first")
+    # at zero the gradient of a row is x (softmax − target)ᵀ = x (∓½, ±½)
+    assert task_alignment(adapter, [first, one_row([2.0, 0.0], 0, "second")]) == pytest.approx(1)
+    assert task_alignment(adapter, [first, one_row([1.0, 0.0], 1, "second")]) == pytest.approx(-1)
+    assert task_alignment(adapter, [first, one_row([0.0, 3.0], 0, "second")]) == pytest.approx(0)
+    diagonal = one_row([1.0, 1.0], 0, "second")
+    assert task_alignment(adapter, [first, diagonal]) == pytest.approx(0.5**0.5)
+    opposite = one_row([1.0, 0.0], 1, "third")  # cosines √½, −1 and −√½
+    assert task_alignment(adapter, [first, diagonal, opposite]) == pytest.approx(-1 / 3)
+    assert task_alignment(adapter, [first, one_row([0.0, 0.0], 0, "second")]) == 0
+
+
+def test_alignment_is_measured_once_on_the_first_rows_of_each_task():
+    task = many(rows=12)
+    adapter = attach(tiny_backbone("bert"), task, gate="gumbel")
+    rows = encode_for(adapter, task.pool, task, 64)
+    assert [len(batch) for batch in first_batches(rows, NAMES)] == [8, 8, 8]
+    assert [batch.tasks[0] for batch in first_batches(rows, (*NAMES, "empty"))] == list(NAMES)
+    adapter.begin_batch(rows.batch(range(12)), generator())
+    assert "alignment" not in adapter.report() | adapter.diagnostics()
+    adapter.after_training(rows)
+    found = adapter.report()["alignment"]
+    assert -1 <= found <= 1 and "alignment" not in adapter.diagnostics()
+    gradients = []
+    for batch in first_batches(rows, NAMES):
+        adapter.begin_batch(None)
+        nn.functional.cross_entropy(adapter(batch), batch.labels).backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in adapter.skills.parameters()]))
+        adapter.zero_grad()
+    cosines = [torch.cosine_similarity(gradients[a], gradients[b], dim=0) for a, b in ((0, 1), (0, 2), (1, 2))]
+    assert found == pytest.approx(float(sum(cosines)) / 3, abs=1e-6)  # the loss is in float32
+
+
+def test_a_class_weighs_features_by_the_projection_of_its_labels_text():
+    task, backbone = many(), tiny_backbone("bert")
+    adapter = attach(backbone, task, random=False)
+    head, rows = adapter.head, encode_for(adapter, task.pool, task, 64)
+    adapter._clear()
+    features = frozen_features(backbone, rows).double()
+    adapter.warm_start(rows, generator())
+    texts = label_embeddings(backbone, [label for member in task.members for label in member.labels]).double()
+    torch.testing.assert_close(texts.norm(dim=1), torch.ones(6, dtype=torch.float64))
+    names = [row.task for row in task.pool]
+    found = head(features, names)
+    expected = SHARPNESS * features @ texts.T / features.norm(dim=1).mean()  # the cosine, for features of mean length
+    spans = {name: list(span) for name, span in task.label_ranges.items()}
+    for row, name in enumerate(names):
+        torch.testing.assert_close(found[row, spans[name]], expected[row, spans[name]], rtol=1e-5, atol=1e-5)
+    with torch.no_grad():
+        head.projection.add_(torch.randn(head.projection.shape, generator=generator(), dtype=torch.float64))
+    for name, span in spans.items():
+        mine = [row for row, other in enumerate(names) if other == name]
+        weights = torch.stack([head.projection.T @ head.labels[c] for c in span])  # W_c = Pᵀ e_c
+        torch.testing.assert_close(head(features, names)[mine][:, span], features[mine] @ weights.T, **EXACT)
 
 
 def test_labels_are_scored_in_bfloat16_too():

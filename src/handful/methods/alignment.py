@@ -1,39 +1,43 @@
-"""How far the tasks of a batch pull shared parameters in the same direction."""
+"""How far tasks pull the parameters that they share in the same direction."""
 
 from __future__ import annotations
 
-from itertools import combinations
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 
 from handful.backbone.load import token_targets
-from handful.data.batching import Batch
+from handful.data.batching import Batch, EncodedRows
 from handful.methods.head import AbstractHeadedAdapter
+
+ROWS = 8
+"""Rows of a task, the first ones, whose loss stands for that of the task."""
+
+
+def first_batches(rows: EncodedRows, names: Sequence[str]) -> list[Batch]:
+    """One batch a task, of its first `ROWS` rows; tasks without rows have none."""
+    assert rows.tasks is not None
+    places = ([row for row, task in enumerate(rows.tasks) if task == name] for name in names)
+    return [rows.batch(found[:ROWS]) for found in places if found]
 
 
 @torch.enable_grad()
-def task_alignment(adapter: AbstractHeadedAdapter, batch: Batch) -> float:
-    """Mean cosine between the gradients of the tasks' losses with respect to the skills, of two tasks or more.
+def task_alignment(adapter: AbstractHeadedAdapter, batches: Sequence[Batch]) -> float:
+    """Mean cosine between the gradients of the losses of two batches or more with respect to the skills.
 
-    Caccia et al. 2023 explain the gain of their routing by it (sheet 3b); how they measure it we do not know.
+    Each batch is of one task. The sum of unit vectors has all cosines: |Σ u|² = Σ |u|² + Σ_{a≠b} cos(a, b), so that
+    no gradient needs to be kept; one of length 0 has cosines of 0. Caccia et al. 2023 explain the gain of their
+    routing by alignment (sheet 3b); how they measure it we do not know.
     """
-    names = list(dict.fromkeys(batch.tasks))
-    shared = [parameter for name, parameter in adapter.named_parameters() if name.startswith("skills.")]
-    gradients = []
-    for name in names:
-        part = only(batch, [row for row, task in enumerate(batch.tasks) if task == name])
-        assert part.labels is not None
-        scores = adapter(part).float()
-        targets = token_targets(part.labels) if adapter.task_kind == "generation" else part.labels
-        found = torch.autograd.grad(F.cross_entropy(scores, targets), shared, allow_unused=True)
-        gradients.append(torch.cat([g.flatten() for g in found if g is not None]))
-    cosines = [float(F.cosine_similarity(a, b, dim=0)) for a, b in combinations(gradients, 2)]
-    return sum(cosines) / len(cosines)
-
-
-def only(batch: Batch, rows: list[int]) -> Batch:
-    """Some rows of a batch."""
-    inputs = {name: tensor[rows] for name, tensor in batch.inputs.items()}
-    labels = None if batch.labels is None else batch.labels[rows]
-    return Batch(inputs, labels, batch.rows[rows], tuple(batch.tasks[row] for row in rows))
+    shared = [p for name, p in adapter.named_parameters() if name.startswith("skills.") and p.requires_grad]
+    total, squares = torch.zeros((), dtype=torch.float64), 0.0
+    for batch in batches:
+        assert batch.labels is not None
+        scores = adapter(batch).float()
+        targets = token_targets(batch.labels) if adapter.task_kind == "generation" else batch.labels
+        found = torch.autograd.grad(F.cross_entropy(scores, targets), shared, materialize_grads=True)
+        unit = F.normalize(torch.cat([gradient.flatten() for gradient in found]).double(), dim=0)
+        total, squares = total.to(unit.device) + unit, squares + float(unit @ unit)
+    count = len(batches)
+    return (float(total @ total) - squares) / (count * (count - 1))

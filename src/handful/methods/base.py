@@ -255,6 +255,9 @@ class AbstractAdapter(nn.Module, ABC):
     def after_step(self, step: int) -> None:
         """Called after every optimiser step, counted from 1."""
 
+    def after_training(self, rows: EncodedRows) -> None:
+        """Called once with the training rows when all steps are done, for what is measured then alone."""
+
     def parameter_groups(self) -> list[ParameterGroup]:
         """Every parameter once, in groups that may have learning rates of their own."""
         head = [p for n, p in self.named_parameters() if n.startswith("head.")]

@@ -16,7 +16,7 @@ from handful.backbone.low_rank import fold_updates
 from handful.data.batching import Batch, EncodedRows
 from handful.data.task import Task
 from handful.errors import ConfigError, DataError
-from handful.methods.alignment import task_alignment
+from handful.methods.alignment import first_batches, task_alignment
 from handful.methods.base import ParameterGroup
 from handful.methods.head import AbstractHeadedAdapter, frozen_features
 from handful.methods.label_text import LabelTextHead, label_embeddings
@@ -63,7 +63,7 @@ class PolyAdapter(AbstractHeadedAdapter):
         self.steps = 0
         self._rows: tuple[str, ...] = ()
         self._known: tuple[Any, ...] | None = None
-        self._last: Batch | None = None
+        self._alignment: float | None = None
         self.begin_batch(None)
 
     progress: torch.Tensor
@@ -98,15 +98,19 @@ class PolyAdapter(AbstractHeadedAdapter):
         self.progress.fill_(step / self.steps)
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        groups = super().parameter_groups()
-        routing = {id(parameter) for parameter in self.routing.parameters()}
+        """What is learned for each task by itself has the rate of the routing and no decay, all else that of skills.
+
+        The layers of a hypernetwork are shared by all tasks: at a hundred times the rate they would only diverge.
+        """
+        groups, of_tasks = super().parameter_groups(), self.routing.of_tasks()
+        routing = {id(parameter) for parameter in of_tasks}
         found = []
         for group in groups:
             rest = [p for p in group.parameters if id(p) not in routing and p.requires_grad]
             found += [ParameterGroup(group.name, rest)] if rest else []
         if routing:
             rate = self.method.routing_rate
-            found.append(ParameterGroup("routing", list(self.routing.parameters()), rate, decays=False))
+            found.append(ParameterGroup("routing", of_tasks, rate, decays=False))
         return found
 
     def begin_batch(
@@ -121,7 +125,6 @@ class PolyAdapter(AbstractHeadedAdapter):
         self._noise: torch.Tensor | None = None
         if batch is None or generator is None or not self.training:
             return
-        self._last = batch
         if isinstance(self.routing, LearnedRouting) and self.routing.gate == "gumbel":
             logits = self.routing.logits
             rows = len(batch) if self.method.noise == "per-example" else logits.shape[1]
@@ -221,10 +224,14 @@ class PolyAdapter(AbstractHeadedAdapter):
         return torch.stack(found).sum() if found else None
 
     def diagnostics(self) -> dict[str, float]:
-        found = self._measures()
-        if self._last is not None and len(set(self._last.tasks)) > 1:
-            found["alignment"] = task_alignment(self, self._last)
-        return found
+        return self._measures()
+
+    def after_training(self, rows: EncodedRows) -> None:
+        """Measure once how far the tasks agree: at every evaluation it would cost some steps of training."""
+        self.begin_batch(None)
+        batches = first_batches(rows, list(self.tasks)) if self.task.members else []
+        if len(batches) > 1:
+            self._alignment = task_alignment(self, [batch.to(self.progress.device) for batch in batches])
 
     @torch.no_grad()
     def _measures(self) -> dict[str, float]:
@@ -238,7 +245,7 @@ class PolyAdapter(AbstractHeadedAdapter):
         return {
             "skills": method.skills, "num_skills": self._inventory()[0], "num_splits": self._inventory()[1],
             "tasks": list(self.tasks), "routers": list(self.skills.routers), "gate": method.gate, **self._measures(),
-        }  # fmt: skip
+        } | ({} if self._alignment is None else {"alignment": self._alignment})  # fmt: skip
 
     def carry(self, weights: Mapping[str, torch.Tensor], record: Mapping[str, Any]) -> Mapping[str, torch.Tensor]:
         """Skills as they are or averaged, the routing of tasks of the same name, and a head from the labels' texts.

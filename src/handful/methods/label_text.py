@@ -1,7 +1,7 @@
 """A head for many label sets at once: the weights of a class are made from the text of its label.
 
-W_c = P e_c with e_c the frozen model's features of the label's text, of length 1, and one matrix P (D, D) for all
-tasks: scores = (P e_c)ᵀ f(x). No number belongs to a single task, so tasks with the same labels share them, and a new
+W_c = Pᵀ e_c with e_c the frozen model's features of the label's text, of length 1, and one matrix P (D, D) for all
+tasks: scores = e_cᵀ P f(x). No number belongs to a single task, so tasks with the same labels share them, and a new
 task starts from its labels' texts. Scores of labels that are not the row's task's are `OUTSIDE`.
 Trained: D². Source: ours.
 """

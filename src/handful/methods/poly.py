@@ -53,7 +53,7 @@ class Poly(AbstractMethod):
     shares_tasks: ClassVar[bool] = True
     presets: ClassVar[Mapping[str, Preset]] = {
         "default": Preset(
-            "ours, not searched yet: rates of LoRA and routing a hundred times as fast",
+            "ours, not searched yet: routing a hundred times as fast as skills",
             training={"learning_rate": 5e-4, "head_learning_rate": 1e-3},
         ),
         "pretrain": Preset(

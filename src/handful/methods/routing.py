@@ -41,6 +41,10 @@ class AbstractRouting(nn.Module, ABC):
     def weights(self, tasks: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
         """(R, U, q, S) of the tasks with these numbers (U,)."""
 
+    def of_tasks(self) -> list[nn.Parameter]:
+        """What is learned for each task by itself, and so at the rate of the routing; the rest is shared by all."""
+        return list(self.parameters())
+
     def penalty(self) -> torch.Tensor | None:
         """What regularisers add to the loss."""
         return None
@@ -109,6 +113,9 @@ class HyperRouting(AbstractRouting):
         self.embeddings = nn.Parameter(torch.randn(routers, tasks, skills, generator=generator))
         self.inner = nn.Parameter(torch.randn(routers, skills, skills, generator=generator) * spread)
         self.outer = nn.Parameter(torch.randn(routers, skills, skills, generator=generator) * spread)
+
+    def of_tasks(self) -> list[nn.Parameter]:
+        return [self.embeddings]
 
     def weights(self, tasks: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
         del noise
