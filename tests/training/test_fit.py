@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import handful.training.fit as saving
 from handful.backbone.tiny import TINY_FAMILIES, tiny_backbone
 from handful.data.batching import encode
 from handful.data.task import TestRows
@@ -21,7 +22,7 @@ from handful.methods import method_class
 from handful.testing import differences, toy_task
 from handful.training.checkpoint import FILE
 from handful.training.config import TrainingConfig
-from handful.training.events import Evaluated, FitFinished, FitStarted, StepDone, Stopped, to_record
+from handful.training.events import CheckpointSaved, Evaluated, FitFinished, FitStarted, StepDone, Stopped, to_record
 from handful.training.fit import batch_loss, fit
 from handful.training.selection import DevScore, Selector
 
@@ -404,6 +405,7 @@ def fit_until_killed(folder, rule, step, while_saving):
             else:
                 kill()
 
+    saving.SAVING_PAUSE = 0
     Training().run(folder=Path(folder), listener=listen, **RESUMED, **RULES[rule])
 
 
@@ -430,11 +432,23 @@ def test_a_killed_fit_goes_on_bit_for_bit(tmp_path, rule, steps):
         assert getattr(resumed.result, name) == getattr(whole.result, name)
 
 
-def test_a_finished_fit_is_not_trained_again(tmp_path):
+def test_a_finished_fit_is_not_trained_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(saving, "SAVING_PAUSE", 0)
     whole = Training().run(folder=tmp_path)
     again = Training().run(folder=tmp_path)
     assert not again.losses and not differences(again.weights, whole.weights)
     assert again.result.history == whole.result.history
+
+
+def test_saving_takes_a_small_share_of_the_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(saving, "SAVING_PAUSE", 1e6)
+    whole = Training().run(folder=tmp_path, epochs=4)
+    assert [event.step for event in whole.seen(CheckpointSaved)] == [2]
+    again = Training().run(folder=tmp_path, epochs=4)
+    assert again.seen(FitStarted)[0].resumed_at == 2 and again.losses == whole.losses[2:]
+    assert not differences(again.weights, whole.weights)
+    monkeypatch.setattr(saving, "SAVING_PAUSE", 0)
+    assert len(Training().run(folder=tmp_path / "each", epochs=4).seen(CheckpointSaved)) == 4
 
 
 def test_a_damaged_checkpoint_starts_again(tmp_path):

@@ -35,6 +35,9 @@ from handful.training.optim import LateAverage, make_optimizer, rate_factor
 from handful.training.process_group import ProcessGroup
 from handful.training.selection import Selector
 
+SAVING_PAUSE = 20
+"""Between two checkpoints lies at least so many times as long as the last one took to save: they cost 5 % at most."""
+
 
 @final
 @dataclass
@@ -71,9 +74,10 @@ def fit(
 
     `initial` are parameters to begin with, in place of those that the method itself begins with.
     All randomness comes from `generator`, split into streams of their own for order, draws, validation and dropout,
-    so that none depends on how much another drew. With `checkpoint_folder`, progress is saved after every epoch
-    and an interrupted fit continues from there bit for bit. Started by `accelerate launch`, the processes share out
-    each batch and end with the numbers of a single one up to rounding (and dropout); only the main one emits events.
+    so that none depends on how much another drew. With `checkpoint_folder`, progress is saved at the end of the first
+    epoch and of those before which `SAVING_PAUSE` has passed; an interrupted fit continues from there bit for bit.
+    Started by `accelerate launch`, the processes share out each batch and end with the numbers of a single one up to
+    rounding (and dropout); only the main one emits events.
     Raises: DataError for test rows or unlabelled rows; ConfigError when nothing is trainable, or "best" without dev.
     """
     _check(train, dev, config)
@@ -122,6 +126,7 @@ class _Fit:
         self.steps = config.epochs * math.ceil(len(train) / config.batch_size)
         self.step = self.epoch = self.chosen_step = 0
         self.seconds = 0.0
+        self.next_save = 0.0
         self.history: list[dict[str, float]] = []
         self.stopped: str | None = None
         self.diverged = False
@@ -178,7 +183,7 @@ class _Fit:
                 self.epoch += 1
                 self._evaluate(dev_trunk)
             self._count_seconds()
-            if self.checkpoint and self.stopped is None:
+            if self.checkpoint and self.stopped is None and time.perf_counter() >= self.next_save:
                 self._save()
         adapter.eval()
 
@@ -301,14 +306,18 @@ class _Fit:
 
     def _save(self) -> None:
         assert self.checkpoint is not None
+        begun = time.perf_counter()
         tensors = {f"adapter/{name}": tensor for name, tensor in self.adapter.state_dict().items()}
         tensors |= {f"chosen/{name}": tensor for name, tensor in self.chosen.items()}
-        tensors |= {f"average/{name}": tensor for name, tensor in self.average.sums.items()}
+        if self.average.count:
+            tensors |= {f"average/{name}": tensor for name, tensor in self.average.sums.items()}
         tensors |= pack_optimizer(self.optimizer)
         tensors |= {"random/order": self.order.get_state(), "random/draws": self.draws.get_state()}
         record = {"selector": self.selector.state(), "averaged": self.average.count}
         record |= {name: getattr(self, name) for name in _RECORDED}
         self.checkpoint.save(tensors, record)
+        saved = time.perf_counter()
+        self.next_save = saved + SAVING_PAUSE * (saved - begun)
         self.emit(CheckpointSaved(self.step))
 
     def _resume(self) -> bool:
@@ -320,8 +329,9 @@ class _Fit:
         part = lambda prefix: {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}  # noqa: E731
         self.adapter.load_state_dict(part("adapter/"))
         self.chosen = part("chosen/")
-        self.average.sums = {name: tensor.to(self.group.device) for name, tensor in part("average/").items()}
         self.average.count = record["averaged"]
+        if self.average.count:
+            self.average.sums = {name: tensor.to(self.group.device) for name, tensor in part("average/").items()}
         unpack_optimizer(self.optimizer, tensors)
         self.order.set_state(tensors["random/order"])
         self.draws.set_state(tensors["random/draws"])
