@@ -194,6 +194,41 @@ def test_an_interval_over_tasks_is_wider_than_one_over_their_seeds():
     assert (alone.mean, alone.low, alone.high) == (0.5, None, None)
 
 
+def test_seeds_that_all_tasks_share_are_drawn_for_all_at_once():
+    generator = np.random.default_rng(3)
+    own = generator.normal(0, 0.1, (8, 1)) + generator.normal(0, 0.03, (8, 6))
+    width = {}
+    for shared in (0.0, 1.0):
+        groups = list(own + shared * np.linspace(-0.5, 0.5, 6))
+        for jointly in (False, True):
+            found = bootstrap_tasks(groups, generator=np.random.default_rng(0), jointly=jointly)
+            assert found.low is not None and found.high is not None
+            width[shared, jointly] = found.high - found.low
+    assert width[1.0, True] > 2 * width[1.0, False]  # the luck of a stage does not average out over tasks
+    assert 0.9 < width[0.0, True] / width[0.0, False] < 1.1
+
+
+def test_runs_that_start_from_the_same_run_are_compared_over_seeds_they_share():
+    def started(start, tasks):
+        found = results("a", **tasks)
+        for one in found:
+            one.record["spec"] = {"start": start.format(seed=one.cell.seed, task=one.cell.task)}
+        return found
+
+    luck = np.array([0.1, 0.4, 0.5, 0.6, 0.9])
+    tasks = {f"task{number}": list(luck + number / 100) for number in range(8)}
+    b = results("b", **{name: [0.0] * 5 for name in tasks})
+    shared, own = versus(started("stage-{seed}", tasks), b), versus(started("first-{task}-{seed}", tasks), b)
+    assert shared.advantage.method == "bootstrap over tasks and, jointly, seeds"
+    alone = versus(results("a", **tasks), b)
+    assert own.advantage.method == alone.advantage.method == "bootstrap over tasks, then seeds"
+    assert shared.advantage.low < own.advantage.low and shared.advantage.high > own.advantage.high
+    turned = versus(b, started("stage-{seed}", tasks)).advantage
+    assert (turned.low, turned.high) == pytest.approx((-shared.advantage.high, -shared.advantage.low), abs=0.05)
+    fewer = versus([one for one in started("stage-{seed}", tasks) if one.cell != ("task3", 16, 2)], b).advantage
+    assert fewer.method.startswith("bootstrap over tasks, then seeds, as if tasks of different seeds did not share")
+
+
 # -------------------------------------------------------------------------------------------------------------- by rank
 
 

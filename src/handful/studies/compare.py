@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import sqrt
 from typing import NamedTuple, final
 
@@ -124,7 +124,8 @@ def compare(
 
     Without `metric` each task counts by its own, in its own units. The advantage of a pair is its difference, with the
     sign that makes more better. Its mean is over the shots of a seed, then over the seeds of a task, then over tasks,
-    so that each task counts the same however many runs it has; its interval is that of `bootstrap_tasks`.
+    so that each task counts the same however many runs it has; its interval is that of `bootstrap_tasks`, with seeds
+    drawn for all tasks at once where runs on several tasks started from the same run: its luck is in all of them.
 
     The sign test asks whether wins and losses are equally likely: P(at least as uneven | Binomial(wins + losses, ½)),
     ties dropped. It takes pairs as independent. Those of one task share its test rows and those of one seed some of
@@ -156,13 +157,25 @@ def compare(
     groups = [
         _over_shots((a.cell.seed, _advantage(a, b, name)) for a, b in runs) for (_, name), runs in of_task.items()
     ]
-    advantage = bootstrap_tasks(groups, generator=generator, resamples=resamples, level=level)
+    same_seeds = len({frozenset(a.cell.seed for a, _ in runs) for runs in of_task.values()}) == 1
+    shared = _share_a_start([run for runs in of_task.values() for pair in runs for run in pair])
+    advantage = bootstrap_tasks(
+        groups, generator=generator, resamples=resamples, level=level, jointly=shared and same_seeds
+    )
+    if shared and not same_seeds:
+        method = f"{advantage.method}, as if tasks of different seeds did not share the runs they started from"
+        advantage = replace(advantage, method=method)
     wins, ties, losses = (sum(getattr(task, kind) for task in tasks) for kind in ("wins", "ties", "losses"))
     return Comparison(*names, advantage, wins, ties, losses, sign_test(wins, losses), tasks, left_out)
 
 
 def bootstrap_tasks(
-    groups: Sequence[np.ndarray], *, generator: np.random.Generator, resamples: int = 2000, level: float = 0.95
+    groups: Sequence[np.ndarray],
+    *,
+    generator: np.random.Generator,
+    resamples: int = 2000,
+    level: float = 0.95,
+    jointly: bool = False,
 ) -> Estimate:
     """The mean over tasks of each one's mean over seeds, with a bootstrap interval over both.
 
@@ -172,6 +185,11 @@ def bootstrap_tasks(
     interval is for other tasks of which these are a fair sample. One task alone: its seeds are resampled, `n` counts
     them, and the interval is for other seeds of this task and says nothing about tasks.
 
+    With `jointly`, every resample draws its seeds once and takes them for all of its tasks, of which each then has
+    the same seeds in the same order: for scores of which one part is the seed's own on every task. Where that part
+    spreads by 0.5, beside tasks by 0.3 and the rest by 0.2, intervals of 8 tasks and 5 seeds cover in 97 % of samples
+    instead of 79 %, with 3 seeds in 90 % instead of 71 % (300 samples each); without it both agree.
+
     How often 95 % intervals cover the truth (normal scores, 800 samples each): with 8 tasks and 10 seeds in 94 % of
     samples where a task's seeds spread a fifth as much as the tasks, in 97 % where they spread alike, and always where
     tasks do not differ, since resampling twice counts the seeds' noise twice. Few tasks cover too rarely: 5 tasks
@@ -180,12 +198,18 @@ def bootstrap_tasks(
     """
     means = np.array([group.mean() for group in groups])
     mean = float(means.mean())
-    n, over = (len(groups), "tasks, then seeds") if len(groups) > 1 else (len(groups[0]), "seeds")
+    n, over = len(groups), "tasks and, jointly, seeds" if jointly else "tasks, then seeds"
+    if n == 1:
+        n, over = len(groups[0]), "seeds"
     if n == 1:
         return Estimate(mean, None, None, 1, level, "one seed")
     picks = generator.integers(len(groups), size=(resamples, len(groups)))
-    drawn = [group[generator.integers(len(group), size=(*picks.shape, len(group)))].mean(-1) for group in groups]
-    draws = np.take_along_axis(np.stack(drawn), picks[None], axis=0)[0].mean(-1)
+    if jointly:
+        seeds = generator.integers(len(groups[0]), size=(resamples, 1, len(groups[0])))
+        draws = np.stack(groups)[picks[:, :, None], seeds].mean((1, 2))
+    else:
+        drawn = [group[generator.integers(len(group), size=(*picks.shape, len(group)))].mean(-1) for group in groups]
+        draws = np.take_along_axis(np.stack(drawn), picks[None], axis=0)[0].mean(-1)
     tail = ndtr(sqrt(n / (n - 1)) * stdtrit(n - 1, (1 - level) / 2))
     low, high = np.quantile(draws, [tail, 1 - tail])
     return Estimate(mean, min(float(low), mean), max(float(high), mean), n, level, f"bootstrap over {over}")
@@ -196,6 +220,15 @@ def sign_test(wins: int, losses: int) -> float:
     from scipy.stats import binomtest  # half a second to import
 
     return float(binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
+
+
+def _share_a_start(runs: Iterable[Result]) -> bool:
+    """Whether runs on two tasks or more have started from the same run."""
+    tasks: dict[str, set[str]] = defaultdict(set)
+    for run in runs:
+        if start := run.start:
+            tasks[start].add(run.cell.task)
+    return any(len(names) > 1 for names in tasks.values())
 
 
 def by_rows(results: Iterable[Result]) -> dict[Rows, Result]:

@@ -45,6 +45,11 @@ class Result:
         return self.record.get("study", {}).get("trials", 1)
 
     @property
+    def start(self) -> str | None:
+        """The key of the run that this one started from."""
+        return self.record.get("spec", {}).get("start")
+
+    @property
     def rows(self) -> str:
         """Fingerprint of the labelled and the test rows, however the labelled ones were divided."""
         return self.record["rows"].get("cell_fingerprint", self.record["rows"]["fingerprint"])
