@@ -144,6 +144,18 @@ def test_names_and_runs_that_do_not_fit_are_refused(command, table, inventory, a
     assert not out.exists()
 
 
+def test_a_task_of_numbers_is_not_added_to_tasks_with_labels(command, table, inventory, tmp_path):
+    new = table([(f"{'mm' if i % 2 else '5'} {i}", i / 7) for i in range(40)], name="numbers.csv")
+    options = ("--adapt", "z", "--shots", "16", "--output", tmp_path / "z", "--set", "training.epochs=1")
+    assert command("fit", new, "--init-from", inventory, *options).code == 0
+    (path,) = (tmp_path / "z").glob("*/run.json")
+    outcome = command("inventory", "add", inventory, path.parent, "--output", tmp_path / "out")
+    assert (
+        outcome.code == 1 and "expected a task with labels" in outcome.err and "of the kind regression" in outcome.err
+    )
+    assert not (tmp_path / "out").exists()
+
+
 def test_another_backbone_is_refused(command, inventory, table, tmp_path):
     from handful.backbone.tiny import tiny_model, tiny_tokenizer
 
@@ -152,7 +164,9 @@ def test_another_backbone_is_refused(command, inventory, table, tmp_path):
         next(model.parameters()).add_(1)
     model.save_pretrained(tmp_path / "other")
     tiny_tokenizer("bert").save_pretrained(tmp_path / "other")
-    outcome = command("fit", table(name="letters.csv"), "--init-from", inventory, "--model", tmp_path / "other", "--shots", "16")
+    outcome = command(
+        "fit", table(name="letters.csv"), "--init-from", inventory, "--model", tmp_path / "other", "--shots", "16"
+    )
     assert outcome.code == 1 and "trained on other weights" in outcome.err
 
 
@@ -183,5 +197,6 @@ def test_an_inventory_of_experts_or_of_one_shared_adapter_can_be_used_too(comman
         renamed = tmp_path / f"{routing}-renamed"
         assert command("inventory", "rename", path.parent, "mails", "post", "--output", renamed).code == 0
         assert (probabilities(renamed, "post") == probabilities(path.parent, "mails")).all()
-    outcome = command("fit", tasks[0], "--init-from", renamed, "--adapt", "full", "--shots", "8", "--output", tmp_path)
-    assert outcome.code == 0, outcome.err
+        started = ("--init-from", renamed, "--adapt", "full", "--shots", "8", "--output", tmp_path / f"{routing}-full")
+        outcome = command("fit", tasks[0], *started)
+        assert outcome.code == 0, outcome.err

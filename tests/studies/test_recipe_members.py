@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,13 @@ from handful.backbone.tiny import tiny_model, tiny_tokenizer
 from handful.data.overlap import TOLERATED_SHARE
 from handful.data.task import overlap_keys
 from handful.errors import ConfigError, DataError
+from handful.evaluation.predict import predict_rows
+from handful.runs.experiment import train
+from handful.studies import forecast as forecasts
 from handful.studies.engines import SequentialEngine
 from handful.studies.recipe import Recipe, read_recipe
 from handful.studies.study import Study
+from handful.studies.worker import Worker
 from handful.testing import toy_study
 
 METHODS: list[Any] = [
@@ -129,7 +135,7 @@ def test_the_cross_task_recipe_for_writing_runs(shared_data, tmp_path):
     assert not state.failed and len(state.done) == len(recipe.methods)
 
 
-@pytest.mark.parametrize("name", ["cross_task", "cross_task_text"])
+@pytest.mark.parametrize("name", ["cross_task", "cross_task_small", "cross_task_text"])
 def test_no_test_row_of_a_new_task_stands_among_the_rows_before_it(name, shared_data):
     recipe = read_recipe(RECIPES / f"{name}.toml")
     tasks = recipe.check_rows(shared_data)
@@ -138,6 +144,56 @@ def test_no_test_row_of_a_new_task_stands_among_the_rows_before_it(name, shared_
         if new != "many":
             test = tasks[new].test
             assert test is not None and test.count_overlap(seen) <= TOLERATED_SHARE * len(test), new
+
+
+def test_rows_that_a_stage_would_have_seen_are_told_before_the_first_job(toy):
+    record, folder = toy
+    rows = [line for part in ("pool", "test") for line in (folder / f"data/letters/{part}.jsonl").open()]
+    shown = "".join(f"{json.loads(line)['text']},{json.loads(line)['label']}\n" for line in rows)
+    (folder / "tickets.csv").write_text("text,label\n" + shown)
+    with pytest.raises(DataError, match=r"mixture holds \d+ of the 30 training rows of letters and \d+ of its 30 test"):
+        Recipe.from_dict(record).check_rows(folder / "data")
+    record["tasks"][1]["members"][1]["name"] = "letters"  # the task itself, with its own test rows
+    del record["tasks"][1]["members"][1]["path"]
+    assert set(Recipe.from_dict(record).check_rows(folder / "data")) == {"letters", "mixture"}
+
+
+def test_a_skill_for_each_task_or_expert_is_taken_over_as_many_as_there_are(toy):
+    record, _ = toy
+    for routing, skills in (
+        ({"routing": "private"}, 2),
+        ({"routing": "expert", "experts": [["others", "tickets"]]}, 1),
+    ):
+        methods = [METHODS[0] | {"set": routing}, METHODS[1] | {"set": {"adapt": "z"}}]
+        recipe = Recipe.from_dict(record | {"methods": methods})
+        found = {job.label: recipe.spec(job).method.settings() for job in recipe.jobs()}
+        assert (found["many"]["num_skills"], found["adapted"]["num_skills"]) == (8, skills)
+
+
+def test_only_a_few_rows_of_a_stage_are_timed(toy, monkeypatch):
+    record, folder = toy
+    rows = "".join(f"{'a' if i % 2 else 'zz 9'} {i},{'late' if i % 2 else 'broken'}\n" for i in range(400))
+    (folder / "tickets.csv").write_text("text,label\n" + rows)
+    stage = METHODS[0] | {"set": {"num_skills": 2, "epochs": 3, "dev": "carved"}}
+    record["methods"] = [stage, METHODS[1] | {"start": METHODS[1]["start"] | {"shots": 300}}]
+    recipe, done = Recipe.from_dict(record), {"train": [], "score": []}
+
+    def trained(task, spec, **options):
+        done["train"].append(len(options["split"].train))
+        return train(task, spec, **options)
+
+    def scored(adapter, rows, kind):
+        done["score"].append(len(rows))
+        return predict_rows(adapter, rows, kind)
+
+    monkeypatch.setattr(forecasts, "train", trained)
+    monkeypatch.setattr(forecasts, "predict_rows", scored)
+    study = Study(recipe, folder / "study", folder / "data")
+    found = forecasts.forecast(recipe, Worker(study.order(), recipe.check_rows(folder / "data")), study.jobs)
+    many = next(cost for name, cost in found.items() if name.endswith("many"))
+    assert done["train"][0] <= 4 * 4 and max(done["score"]) <= 48
+    assert many.steps == 3 * ceil(0.8 * (30 + 200) / 16)  # a fifth of the rows is for development
+    assert many.seconds > 0 and many.parameters > 0
 
 
 def test_what_starts_from_an_inventory_takes_its_sizes_over_from_settings_and_presets(toy):

@@ -88,14 +88,14 @@ PLURALS = {"task": "tasks", "number of shots": "numbers of shots", "seed": "seed
 
 
 def show_forecast(study: Study, parallel: int, as_json: bool) -> None:
-    """The runs that are left, with parameters, steps and time, from one timed epoch per method."""
+    """The runs that are left, with parameters, steps and time, from a few timed steps of every method."""
     from handful.studies.forecast import forecast
     from handful.studies.worker import Worker, thread_limit
 
     tasks = study.recipe.check_rows(study.data)
     worker = Worker(study.order(), tasks)
     jobs = study.state().open
-    say("timing one epoch of every method …")
+    say("timing some steps of every method …")
     with thread_limit(study.recipe.threads):
         found = forecast(study.recipe, worker, jobs)
     if as_json:

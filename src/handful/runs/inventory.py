@@ -70,14 +70,19 @@ def inherited(saved: Start | None) -> dict[str, Any]:
     if not isinstance(saved, Run) or not saved.record["task"].get("members"):
         return {}
     spec = saved.record["spec"]
-    found = sizes(spec["method"])
+    found = sizes(spec["method"], len(saved.record["task"]["members"]))
     found |= {f"run.{name}": spec["run"][name] for name in ("pooling", "max_length")}
     return found | {f"generation.{name}": value for name, value in spec.get("generation", {}).items()}
 
 
-def sizes(method: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of an inventory, by dotted names, of the settings of its method."""
+def sizes(method: Mapping[str, Any], tasks: int) -> dict[str, Any]:
+    """Those of an inventory of so many tasks, by dotted names, of the settings of its method.
+
+    A private inventory has a skill for each task, one of experts for each of them, whatever `num_skills` says.
+    """
+    counts = {"private": tasks, "expert": len(method["experts"])}
     found = {f"method.{name}": method[name] for name in INHERITED}
+    found["method.num_skills"] = counts.get(method["routing"], method["num_skills"])
     return found | (
         {"method.routing": "shared"} if method["routing"] == "shared" else {}
     )  # others are of its own tasks
@@ -152,7 +157,7 @@ def add_task(saved: Run, added: Run, output: Path) -> Run:
     """The inventory with the routing and the head of a run that started from it with adapt = "z".
 
     All tensors of other tasks stay as they are, to the bit. Raises: RunError for a run that has changed skills or
-    started elsewhere, DataError for a name that is taken.
+    started elsewhere, DataError for a name that is taken and for a task of another kind than those that are there.
     """
     task_names(saved)
     method = added.record["spec"]["method"]
@@ -169,6 +174,7 @@ def add_task(saved: Run, added: Run, output: Path) -> Run:
     _refuse_other_settings(saved, added)
     task = added.record["task"]
     _refuse_known(saved, task["name"])
+    _refuse_other_kind(saved, task)
     weights, new = saved.weights(), added.weights()
     if "routing.logits" in weights:
         weights["routing.logits"] = torch.cat((weights["routing.logits"], new["routing.logits"]), 1)
@@ -267,6 +273,17 @@ def _keys(saved: Run) -> set[str]:
 def _refuse_known(saved: Run, name: str) -> None:
     if name in task_names(saved):
         raise DataError(f"{saved.folder}: a task is called {name!r} already", "rename one of the two first")
+
+
+def _refuse_other_kind(saved: Run, task: Mapping[str, Any]) -> None:
+    """Raises: DataError unless both are of generation or both have labels."""
+    writes, kind = saved.record["task"]["kind"] == "generation", task["kind"]
+    if kind == "regression" or writes != (kind == "generation"):
+        wanted = "a task whose texts are written" if writes else "a task with labels"
+        raise DataError(
+            f"{saved.folder}: expected {wanted}, as its own are, found {task['name']!r} of the kind {kind}",
+            "keep the run by itself: it works without the inventory",
+        )
 
 
 def _refuse_fixed(saved: Run) -> None:

@@ -22,6 +22,7 @@ from typing import Annotated, Any, Self, final
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from handful.data.nlg import RELEASES
+from handful.data.overlap import refuse_another_task
 from handful.data.task import Task
 from handful.errors import ConfigError, DataError, HandfulError, nearest
 from handful.methods import METHODS, method_class
@@ -29,7 +30,8 @@ from handful.methods.poly import Poly
 from handful.methods.search_space import SearchSpace
 from handful.runs.experiment import make_split
 from handful.runs.inventory import sizes
-from handful.runs.spec import RunSpec, full_names, resolve
+from handful.runs.seen import seen_rows
+from handful.runs.spec import RunOptions, RunSpec, full_names, resolve
 from handful.studies.entries import MemberEntry, MethodEntry, Start, Table, TaskEntry, in_one_line, is_list, named
 from handful.studies.jobs import Job
 from handful.studies.space import read_space
@@ -166,19 +168,21 @@ class Recipe(Table):
     ) -> RunSpec:
         sections = ("run.", "generation.", *(["training."] if _takes_steps(method) else []))
         common = {name: value for name, value in self.settings.items() if name.startswith(sections)}
-        given = self._inherited(method)
+        given = self._inherited(method, task)
         for settings in (common, task.settings, method.settings, overrides or {}):  # the later ones win
             given |= full_names(method.method, settings)
         given |= {"run.shots": shots, "run.seed": seed}
         return resolve(method.method, model=method.model or self.model, preset=method.preset, overrides=given)
 
-    def _inherited(self, method: MethodEntry) -> dict[str, Any]:
-        """The sizes of the inventory that a method starts from, where it does."""
+    def _inherited(self, method: MethodEntry, task: TaskEntry) -> dict[str, Any]:
+        """The sizes of the inventory that a method starts from on a task, where it does."""
         first = next((m for m in self.methods if method.start and m.name == method.start.method), None)
-        if first is None or {first.method, method.method} != {Poly.name}:
+        if method.start is None or first is None or {first.method, method.method} != {Poly.name}:
             return {}
+        members = next((len(t.members or ()) for t in self.tasks if t.name == (method.start.task or task.name)), 0)
         with suppress(ConfigError):  # which is told where it stands
-            return sizes(resolve(first.method, preset=first.preset, overrides=first.settings).method.settings())
+            inventory = resolve(first.method, preset=first.preset, overrides=first.settings).method
+            return sizes(inventory.settings(), members)
         return {}
 
     def search_settings(self) -> SearchSettings | None:
@@ -199,7 +203,7 @@ class Recipe(Table):
         return _with_fewer_test_rows(task, self.test_rows) if self.test_rows else task
 
     def check_rows(self, data: Path | None) -> dict[str, Task]:
-        """All tasks, each with enough rows for every number of shots.
+        """All tasks, each with enough rows for every number of shots, and with none that a start on another has seen.
 
         Raises: DataError with everything that is wrong with any of them.
         """
@@ -212,9 +216,31 @@ class Recipe(Table):
                     make_split(task, self.spec(job))
             except HandfulError as error:
                 problems[in_one_line(error)] = None
+        problems |= {} if problems else dict.fromkeys(self._seen_before(tasks))
         if problems:
             raise DataError(f"{self.name}: {len(problems)} wrong with the tasks:\n  " + "\n  ".join(problems))
         return tasks
+
+    def _seen_before(self, tasks: Mapping[str, Task]) -> list[str]:
+        """What runs on one task would give away of another that starts from them, a line each."""
+        jobs = {job.name: job for job in self.jobs()}
+        pairs = [(job, jobs[job.start]) for job in jobs.values() if job.start]
+        rows: dict[tuple[str, RunOptions], frozenset[bytes]] = {}
+        found: dict[tuple[str, str, RunOptions], str] = {}
+        for job, start in pairs:
+            stage, spec = tasks[start.task], self.spec(start)
+            key = (start.task, spec.options)
+            names = {start.task, *(member.name for member in stage.members)}
+            if job.task in names or (job.task, *key) in found:
+                continue
+            if key not in rows:
+                rows[key] = seen_rows(make_split(stage, spec), None)
+            found[job.task, *key] = ""
+            try:
+                refuse_another_task(start.task, rows[key], tasks[job.task])
+            except DataError as error:
+                found[job.task, *key] = in_one_line(error)
+        return [line for line in found.values() if line]
 
 
 def _tables(value: Any) -> list[dict[str, Any]]:
