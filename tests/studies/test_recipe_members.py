@@ -168,6 +168,10 @@ def test_a_skill_for_each_task_or_expert_is_taken_over_as_many_as_there_are(toy)
         recipe = Recipe.from_dict(record | {"methods": methods})
         found = {job.label: recipe.spec(job).method.settings() for job in recipe.jobs()}
         assert (found["many"]["num_skills"], found["adapted"]["num_skills"]) == (8, skills)
+    again = METHODS[1] | {"name": "again", "start": {"method": "own"}, "set": {"adapt": "z"}}
+    methods = [METHODS[0], {"name": "own", "method": "poly", "set": {"adapt": "z", "routing": "private"}}, again]
+    recipe = Recipe.from_dict(record | {"methods": methods})  # on a single task it has what it says
+    assert {recipe.spec(job).method.settings()["num_skills"] for job in recipe.jobs()} == {8}
 
 
 def test_only_a_few_rows_of_a_stage_are_timed(toy, monkeypatch):

@@ -76,11 +76,11 @@ def inherited(saved: Start | None) -> dict[str, Any]:
 
 
 def sizes(method: Mapping[str, Any], tasks: int) -> dict[str, Any]:
-    """Those of an inventory of so many tasks, by dotted names, of the settings of its method.
+    """Those of an inventory of so many tasks (0: of a run on one), by dotted names, of the settings of its method.
 
     A private inventory has a skill for each task, one of experts for each of them, whatever `num_skills` says.
     """
-    counts = {"private": tasks, "expert": len(method["experts"])}
+    counts = {"private": tasks, "expert": len(method["experts"])} if tasks else {}
     found = {f"method.{name}": method[name] for name in INHERITED}
     found["method.num_skills"] = counts.get(method["routing"], method["num_skills"])
     return found | (
