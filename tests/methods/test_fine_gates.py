@@ -458,7 +458,7 @@ def test_pruning_by_chance_follows_the_seed():
     closed = []
     for seed in (0, 0, 1):
         adapter, rows, _ = attach("bert", Prune, importance="random")
-        adapter.begin_training(0)
+        adapter.begin_training(0, rows)
         adapter.warm_start(rows, torch.Generator().manual_seed(seed))
         closed.append(adapter.closed)
     assert torch.equal(closed[0], closed[1]) and not torch.equal(closed[0], closed[2])
@@ -481,7 +481,7 @@ def test_the_gradients_importance_is_the_loss_that_a_gate_moves():
 
 def test_a_head_that_stays_is_no_parameter_of_training():
     adapter, rows, task = attach(train_head=False, train_biases=False)
-    adapter.begin_training(4)
+    adapter.begin_training(4, rows)
     adapter.warm_start(rows, torch.Generator().manual_seed(0))
     before = copy.deepcopy(adapter.head.state_dict())
     result = train(adapter, rows, task, epochs=2)

@@ -174,6 +174,8 @@ def test_tasks_of_the_glue_recipes_are_in_the_shared_folder(shared_data: Path) -
 @pytest.mark.parametrize("name", ["few_shot_glue", "few_shot_glue_small", "breadth"])
 def test_recipe_for_task_folders_runs(name: str, shared_data: Path, tiny_folder: Path, tmp_path: Path) -> None:
     values = read_recipe(RECIPES / f"{name}.toml").to_dict()
+    for method in values["methods"]:
+        (method["space"] or {}).pop("epochs", None)  # they are fixed below
     short = {"model": str(tiny_folder), "shots": [20], "seeds": [0], "test_rows": 10, "tasks": values["tasks"][2:4]}
     recipe = Recipe.from_dict(values | short | {"set": {"training.epochs": 1, "run.max_length": 16}})
     state = Study(recipe, tmp_path / "study", shared_data).run(SequentialEngine(), lambda event: None)
@@ -200,6 +202,8 @@ WRITING = {"training.epochs": 1, "run.max_length": 24, "generation.max_new_token
 def shortened(name: str, model: str, **changes: Any) -> Recipe:
     """A recipe for writing that a tiny model does in seconds."""
     values = read_recipe(RECIPES / f"{name}.toml").to_dict()
+    for method in values["methods"]:
+        (method["space"] or {}).pop("epochs", None)  # they are fixed below
     short = {"model": model, "shots": [6], "seeds": [0], "test_rows": 3, "set": WRITING}
     return Recipe.from_dict(values | short | changes)
 

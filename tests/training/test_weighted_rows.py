@@ -69,7 +69,8 @@ def test_mixing_by_size_takes_every_row_once(mixing):
     assert epochs(steps) == [list(range(12))] * 4
 
 
-def test_an_interrupted_fit_draws_the_same_rows(tmp_path):
+def test_an_interrupted_fit_draws_the_same_rows(tmp_path, monkeypatch):
+    monkeypatch.setattr("handful.training.fit.SAVING_PAUSE", 0)
     whole, weights = train()
     with pytest.raises(Stopped):
         train(tmp_path, stop_at=8)

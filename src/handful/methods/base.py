@@ -249,14 +249,11 @@ class AbstractAdapter(nn.Module, ABC):
     settled: bool = True
     """False as long as the adapter is on its way to what is asked of it: no such state is kept as the best."""
 
-    def begin_training(self, steps: int) -> None:
-        """Called once before the first step, or before training continues, with the number of steps in all."""
+    def begin_training(self, steps: int, rows: EncodedRows) -> None:
+        """Called once before the first step, or before training continues, with all its steps and rows."""
 
     def after_step(self, step: int) -> None:
         """Called after every optimiser step, counted from 1."""
-
-    def after_training(self, rows: EncodedRows) -> None:
-        """Called once with the training rows when all steps are done, for what is measured then alone."""
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """Every parameter once, in groups that may have learning rates of their own."""

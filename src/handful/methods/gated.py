@@ -16,7 +16,7 @@ from handful.backbone.blocks import find_blocks, inputs, matrix, outputs
 from handful.backbone.closed import Layout, choose_kept, find_open
 from handful.backbone.gating import Gates, Gating, fold, remove_gating
 from handful.backbone.load import Backbone
-from handful.data.batching import Batch
+from handful.data.batching import Batch, EncodedRows
 from handful.data.task import Task
 from handful.methods.base import BorrowedParameters, ParameterGroup
 from handful.methods.head import AbstractHeadedAdapter, HeadInit
@@ -84,7 +84,8 @@ class AbstractGatedAdapter(AbstractHeadedAdapter):
 
     progress: torch.Tensor
 
-    def begin_training(self, steps: int) -> None:
+    def begin_training(self, steps: int, rows: EncodedRows) -> None:
+        del rows
         self.steps = steps
         if not steps:
             self.progress.fill_(1)

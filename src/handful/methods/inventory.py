@@ -63,7 +63,7 @@ class PolyAdapter(AbstractHeadedAdapter):
         self.steps = 0
         self._rows: tuple[str, ...] = ()
         self._known: tuple[Any, ...] | None = None
-        self._alignment: float | None = None
+        self._first: list[Batch] = []
         self.begin_batch(None)
 
     progress: torch.Tensor
@@ -91,8 +91,9 @@ class PolyAdapter(AbstractHeadedAdapter):
         weights = (method.ibp_weight, method.sparsity_weight, method.information_weight)
         return LearnedRouting((routers, tasks, splits, count), method.gate, generator, regularisers=weights)
 
-    def begin_training(self, steps: int) -> None:
+    def begin_training(self, steps: int, rows: EncodedRows) -> None:
         self.steps = steps
+        self._first = first_batches(rows, list(self.tasks)) if self.task.members else []
 
     def after_step(self, step: int) -> None:
         self.progress.fill_(step / self.steps)
@@ -224,17 +225,18 @@ class PolyAdapter(AbstractHeadedAdapter):
         return torch.stack(found).sum() if found else None
 
     def diagnostics(self) -> dict[str, float]:
-        return self._measures()
+        return self._routing_measures() | self._agreement()
 
-    def after_training(self, rows: EncodedRows) -> None:
-        """Measure once how far the tasks agree: at every evaluation it would cost some steps of training."""
+    @torch.enable_grad()
+    def _agreement(self) -> dict[str, float]:
+        """How far tasks agree, on the first rows of each, without noise; nothing where fewer than two were trained."""
+        if len(self._first) < 2:
+            return {}
         self.begin_batch(None)
-        batches = first_batches(rows, list(self.tasks)) if self.task.members else []
-        if len(batches) > 1:
-            self._alignment = task_alignment(self, [batch.to(self.progress.device) for batch in batches])
+        return {"alignment": task_alignment(self, [batch.to(self.progress.device) for batch in self._first])}
 
     @torch.no_grad()
-    def _measures(self) -> dict[str, float]:
+    def _routing_measures(self) -> dict[str, float]:
         if not isinstance(self.routing, LearnedRouting):
             return {}
         logits = self.routing.logits
@@ -244,8 +246,9 @@ class PolyAdapter(AbstractHeadedAdapter):
         method = self.method
         return {
             "skills": method.skills, "num_skills": self._inventory()[0], "num_splits": self._inventory()[1],
-            "tasks": list(self.tasks), "routers": list(self.skills.routers), "gate": method.gate, **self._measures(),
-        } | ({} if self._alignment is None else {"alignment": self._alignment})  # fmt: skip
+            "tasks": list(self.tasks), "routers": list(self.skills.routers), "gate": method.gate,
+            **self.diagnostics(),
+        }  # fmt: skip
 
     def carry(self, weights: Mapping[str, torch.Tensor], record: Mapping[str, Any]) -> Mapping[str, torch.Tensor]:
         """Skills as they are or averaged, the routing of tasks of the same name, and a head from the labels' texts.

@@ -147,7 +147,6 @@ def train(
             generator=stream(spec.options.seed, "fit"), on_event=on_event, checkpoint_folder=checkpoint_folder,
             initial=initial,
         )  # fmt: skip
-        adapter.after_training(rows)
     except BaseException:
         adapter.detach()
         raise

@@ -141,7 +141,7 @@ class _Fit:
         parameters = sum(p.numel() for p in adapter.parameters() if p.requires_grad)
         late = round(self.steps * (1 - config.average_last))
         self.average = LateAverage(adapter, late if config.average_last else self.steps)
-        adapter.begin_training(self.steps)
+        adapter.begin_training(self.steps, self.train)
         if not self._resume():
             if self.kind != "regression":
                 adapter.calibrate(1.0)  # an adapter that is fitted again may carry a temperature
