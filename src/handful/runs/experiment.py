@@ -39,7 +39,7 @@ from handful.runs.spec import RunOptions, RunSpec
 from handful.runs.start import Start, carried_over, check_backbone
 from handful.runs.store import LANDSCAPE, METRICS, Run, check_writable, read_run, write_run
 from handful.training.config import TrainingConfig
-from handful.training.events import Event, FitStarted, Listener, to_record
+from handful.training.events import CheckpointSaved, Event, FitStarted, Listener, to_record
 from handful.training.fit import FitResult, fit
 from handful.training.process_group import ProcessGroup
 
@@ -248,6 +248,8 @@ def dev_landscape(training: Training) -> dict[str, Any] | None:
 class EventLog:
     """A listener that keeps every event, those before an interruption too, and passes each on.
 
+    When a checkpoint was saved depends on the clock, and says nothing about the run: that is passed on alone.
+
     Each goes to a file before the next checkpoint does, so that none is missing when a fit continues.
     """
 
@@ -259,7 +261,8 @@ class EventLog:
         with suppress(OSError):  # a full disk is for the checkpoint to complain about
             if isinstance(event, FitStarted):
                 self._begin(event.resumed_at)
-            self._append(to_record(event))
+            if not isinstance(event, CheckpointSaved):
+                self._append(to_record(event))
         if self.on_event:
             self.on_event(event)
 
