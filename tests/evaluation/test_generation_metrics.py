@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from handful.data.files import read_folder
-from handful.data.task import Example, Task
+from handful.data.task import Example, Task, TestRows
 from handful.errors import ConfigError, DataError
 from handful.evaluation import java_scores, overlap_scores
 from handful.evaluation.content_scores import SlotError, missing_entities, slot_errors
@@ -294,6 +294,10 @@ def test_a_metric_of_sources_is_refused_before_training_where_one_cannot_be_read
     with pytest.raises(DataError, match=r"metric 'slot-error': f\.csv:9: expected a meaning of E2E"):
         check_writing(task)
     check_writing(replace(task, metric="bleu"))
+    closed = replace(task, pool=tuple(RECORDS), test=TestRows(task.pool))
+    with pytest.raises(DataError, match=rf"cannot read the sources of 1 of the {len(task.pool)} test rows"):
+        check_writing(closed)
+    check_writing(replace(closed, metric="bleu"))
     check_writing(replace(task, pool=tuple(RECORDS)))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Literal, final
@@ -80,6 +80,10 @@ class TestRows:
     def count_overlap(self, keys: Collection[bytes]) -> int:
         """How many of the rows share one of these keys."""
         return sum(not overlap_keys(row).isdisjoint(keys) for row in self._examples)
+
+    def count_unfit(self, unfit: Callable[[str], object]) -> int:
+        """How many of the rows have a text that a check, which keeps nothing of it, finds unfit."""
+        return sum(bool(unfit(row.text)) for row in self._examples)
 
 
 @final

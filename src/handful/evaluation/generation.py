@@ -102,7 +102,10 @@ def check_writing(task: Task) -> None:
         ready = _BY_NAME[name].ready
         if ready:
             ready()
-    if unfit := _unfit(task.metric, task.pool):
+    unfit, closed = _unfit(task.metric, task.pool), task.test
+    if closed and (count := closed.count_unfit(lambda text: _refused(task.metric, text))):
+        unfit = unfit or f"it cannot read the sources of {count:,} of the {len(closed):,} test rows"
+    if unfit:
         raise DataError(f"metric {task.metric!r}: {unfit}", "take another metric for this file, such as 'bleu'")
 
 
@@ -113,10 +116,15 @@ _OF_SOURCES = {"slot-error": content_scores.slot_errors, "entity-coverage": cont
 
 def _unfit(metric: str, records: Sequence[Example]) -> str:
     """What a metric of sources cannot read, with its place; nothing where it can, or reads no sources."""
-    read = _OF_SOURCES.get(metric)
-    for record in records if read else ():
-        try:
-            read("", record.text)  # type: ignore[misc]
-        except DataError as error:
-            return f"{record.source}: {error.message}"
+    found = ((record, _refused(metric, record.text)) for record in records if metric in _OF_SOURCES)
+    return next((f"{record.source}: {message}" for record, message in found if message), "")
+
+
+def _refused(metric: str, source: str) -> str:
+    """Why a metric cannot read a source; nothing where it can, or reads none."""
+    try:
+        if read := _OF_SOURCES.get(metric):
+            read("", source)
+    except DataError as error:
+        return error.message
     return ""
