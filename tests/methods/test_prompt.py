@@ -199,10 +199,11 @@ def test_greedy_writing_follows_the_scores():
             break
 
 
+@pytest.mark.parametrize("own_noise", [0.0, 0.2])
 @pytest.mark.parametrize("carry", ["both", "prompt", "scale", "folded"])
-def test_what_is_carried_over(carry):
+def test_what_is_carried_over(carry, own_noise):
     source = attach(ScaledPrompt(prompt_length=4, scale_init_std=0.3))
-    target = attach(ScaledPrompt(prompt_length=4, carry=carry), seed=5)
+    target = attach(ScaledPrompt(prompt_length=4, carry=carry, scale_init_std=own_noise), seed=5)
     fresh = target.prompt.vectors.detach().clone()
     carried = target.carry(source.state_dict(), {})
     with torch.no_grad():
@@ -215,6 +216,19 @@ def test_what_is_carried_over(carry):
     rows = rows_of(source)
     same = torch.allclose(scores(source, rows), scores(target, rows), rtol=1e-6, atol=1e-6)
     assert same == (carry in ("both", "folded"))
+
+
+@pytest.mark.parametrize("carry", ["both", "prompt", "folded"])
+def test_of_a_plain_prompt_the_scale_is_one(carry):
+    source = attach(Prompt(prompt_length=4))
+    target = attach(ScaledPrompt(prompt_length=4, carry=carry, scale_init_std=0.2), seed=5)
+    target.load_state_dict(target.state_dict() | dict(target.carry(source.state_dict(), {})))
+    assert torch.equal(scores(target, rows_of(source)), scores(source, rows_of(source)))
+
+
+def test_a_plain_prompt_has_no_scale_to_carry():
+    with pytest.raises(ConfigError, match="carry: 'scale', but the run to start from has none"):
+        attach(ScaledPrompt(prompt_length=4, carry="scale")).carry(attach(Prompt(prompt_length=4)).state_dict(), {})
 
 
 def test_both_and_folded_start_as_the_same_function_and_part():

@@ -14,7 +14,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Protocol, final
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, final
 
 import torch
 from safetensors import SafetensorError
@@ -29,6 +29,9 @@ from handful.methods.base import AbstractMethod, ParameterGroup, Preset, setting
 from handful.methods.head import HEAD_INIT, AbstractHeadedAdapter, HeadInit
 from handful.methods.search_space import EPOCHS, OneOf, SearchSpace, around
 from handful.methods.simplex import draw_weights, midpoint_weights, mix, spread
+
+if TYPE_CHECKING:
+    from handful.methods.scaled_prompt import ScaledPrompt
 
 PromptInit = Literal["vocabulary", "text", "uniform"]
 ScaleShape = Literal["scalar", "token", "dim", "full"]
@@ -45,23 +48,6 @@ PROMPT_INIT = "start: embeddings of frequent pieces, of the pieces of init_text,
 PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 LEAST_ROOM = 8
 """Tokens that must be left for a text behind the prompt."""
-
-
-class PromptSettings(Protocol):
-    """What `Prompt` and `ScaledPrompt` have in common."""
-
-    @property
-    def prompt_length(self) -> int: ...
-    @property
-    def init(self) -> PromptInit: ...
-    @property
-    def init_text(self) -> str: ...
-    @property
-    def num_vertices(self) -> int: ...
-    @property
-    def rate_unit(self) -> RateUnit: ...
-    @property
-    def head_init(self) -> HeadInit: ...
 
 
 @final
@@ -134,7 +120,7 @@ class Prompt(AbstractMethod):
         return PromptAdapter(backbone, task, self, None, generator=generator)
 
 
-def check_start(method: PromptSettings) -> None:
+def check_start(method: Prompt | ScaledPrompt) -> None:
     """Raises: ConfigError for a start from a text that is not given."""
     if (method.init == "text") != bool(method.init_text.strip()):
         raise ConfigError(
@@ -169,7 +155,7 @@ class PromptAdapter(AbstractHeadedAdapter):
         self,
         backbone: Backbone,
         task: Task,
-        method: PromptSettings,
+        method: Prompt | ScaledPrompt,
         form: ScaleForm | None,
         *,
         generator: torch.Generator,
@@ -227,7 +213,7 @@ class PromptAdapter(AbstractHeadedAdapter):
         return [*groups, *([ParameterGroup("head", rest)] if rest else [])]
 
     def carry(self, weights: Mapping[str, torch.Tensor], record: Mapping[str, Any]) -> Mapping[str, torch.Tensor]:
-        """See `AbstractAdapter`. Raises: ConfigError for vectors or a scale of another shape, or of other words."""
+        """See `AbstractAdapter`. Raises: ConfigError for a scale that is missing, of another shape, or of words."""
         self._check_target(weights, record)
         found = self._carried(weights, record)
         for name, parameter in self.prompt.named_parameters():
@@ -258,15 +244,22 @@ class PromptAdapter(AbstractHeadedAdapter):
 
     def _carried(self, weights: Mapping[str, torch.Tensor], record: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         form, found = self.prompt.form, dict(super().carry(weights, record))
-        vectors, scale = (found.get(f"prompt.{name}") for name in ("vectors", "scale"))
-        if form is None or vectors is None or form.carry == "both":
-            if form is None and vectors is not None and scale is not None:
-                found["prompt.vectors"] = vectors * scale  # a plain prompt can only take what is folded
+        vectors = found.pop("prompt.vectors", None)
+        if vectors is None:
             return found
-        if form.carry == "folded" and scale is not None:
-            found["prompt.vectors"] = vectors * scale
-        found.pop("prompt.scale" if form.carry in ("prompt", "folded") else "prompt.vectors", None)
-        return found
+        scale = found.pop("prompt.scale", None)
+        folded = vectors if scale is None else vectors * scale
+        if form is None:  # a plain prompt can only take what is folded
+            return found | {"prompt.vectors": folded}
+        if scale is None and form.carry == "scale":
+            raise ConfigError("method.carry: 'scale', but the run to start from has none", "use carry = 'prompt'")
+        one = torch.ones_like(self.prompt.scale)
+        scale = one if scale is None else scale
+        carried = {"both": (vectors, scale), "folded": (folded, one), "prompt": (vectors, one), "scale": (None, scale)}
+        names = ("prompt.vectors", "prompt.scale")
+        return found | {
+            name: value for name, value in zip(names, carried[form.carry], strict=True) if value is not None
+        }
 
     @torch.no_grad()
     def folded_prompt(self) -> torch.Tensor:
@@ -283,7 +276,7 @@ class PromptAdapter(AbstractHeadedAdapter):
 
 
 @torch.no_grad()
-def start_vectors(backbone: Backbone, method: PromptSettings, generator: torch.Generator) -> torch.Tensor:
+def start_vectors(backbone: Backbone, method: Prompt | ScaledPrompt, generator: torch.Generator) -> torch.Tensor:
     """The start (M, P, E) of the vectors, different for each vertex but for a start from text."""
     shape = (method.num_vertices, method.prompt_length)
     if method.init == "uniform":

@@ -56,10 +56,7 @@ class PeftPrompt:
                 f"{self.folder}: expected {expected[0]} vectors, found {found[0]}",
                 f"set method.prompt_length = {found[0]}",
             )
-        weights = adapter.carry({"prompt.vectors": self.vectors[None]}, {})
-        if "prompt.vectors" not in weights:
-            raise ConfigError(f"{self.folder}: a PEFT prompt has no scale to carry over", "use method.carry = 'prompt'")
-        return {"prompt.vectors": weights["prompt.vectors"]}
+        return dict(adapter.carry({"prompt.vectors": self.vectors[None]}, {}))
 
 
 @final
