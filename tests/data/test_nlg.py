@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from handful.data import nlg
+from handful.data.files import read_folder
 from handful.data.linearise import LINEARISATIONS, meaning_text, parse_meaning, parse_source, pipes
 from handful.data.nlg import DART_PARTITIONS, RELEASES, read_nlg
 from handful.data.open import open_task
@@ -135,6 +136,7 @@ def test_e2e_rows_of_one_meaning_are_one_record(releases):
     assert [row.references for row in task.pool] == [("One.", "Three."), ("Two.",)]
     assert task.pool[0].text == "Blue Spice | area | city centre && Blue Spice | eatType | coffee shop"
     assert open_task(f"e2e:{releases}", linearisation="raw").pool[0].text == MEANING
+    assert open_task(f"e2e:{releases}", metric="chrf++").metric == "chrf++"
 
 
 def test_webnlg_reads_modified_triples(releases):
@@ -142,6 +144,22 @@ def test_webnlg_reads_modified_triples(releases):
     assert (task.metric, len(task.pool), len(task.dev or ()), len(task.test or ())) == ("bleu-webnlg20", 2, 2, 1)
     references = ("Dish 1 comes from sunny Spain, they say.", "Spain has dish 1.")
     assert task.pool[0] == Example("Dish 1 | country | Spain", source="Food.xml:entry 1", references=references)
+
+
+def test_counts_are_those_of_the_official_releases():
+    """As counted when the releases were looked into: records and references of each part."""
+    assert {name: release.counts for name, release in RELEASES.items()} == {
+        "e2e": {"pool": (4_862, 42_061), "dev": (547, 4_672), "test": (630, 4_693)},
+        "webnlg": {"pool": (13_211, 35_426), "dev": (1_667, 4_464), "test": (1_779, 5_150)},
+        "dart": {"dev": (2_768, 6_980), "test": (5_097, 12_552)},  # its training file could not be counted
+    }
+
+
+@pytest.mark.parametrize("name", ["e2e", "webnlg"])
+def test_real_test_rows_are_as_many_as_the_release_has(shared_data, name):
+    test = read_folder(shared_data / "nlg" / name).test
+    assert test is not None
+    assert (len(test), sum(len(row.references) for row in test._examples)) == RELEASES[name].counts["test"]
 
 
 def test_dart_without_its_training_file(releases):

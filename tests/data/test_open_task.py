@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import wraps
+
 import pytest
 
 from handful.data import open as door
@@ -13,8 +15,13 @@ from handful.errors import ConfigError, DataError
 def opened(monkeypatch):
     """Which reader was asked for what."""
     calls = []
-    for reader in ("read_task", "read_folder", "packaged_task", "hub_task"):
-        monkeypatch.setattr(door, reader, lambda *a, reader=reader, **k: calls.append((reader, str(a[0]), k)))
+    for reader in ("read_task", "read_folder", "packaged_task", "hub_task", "read_nlg"):
+
+        @wraps(getattr(door, reader))
+        def note(*arguments, reader=reader, **mapping):
+            calls.append((reader, str(arguments[0]), mapping))
+
+        monkeypatch.setattr(door, reader, note)
     return calls
 
 
@@ -25,18 +32,31 @@ def test_each_form_goes_to_its_reader(opened, tmp_path):
     open_task(tmp_path)
     open_task("bbc-news", text=None)
     open_task("hub:owner/name", revision="v1")
+    open_task("dart:folder", partition="no_overlap", metric="chrf++")
     assert opened == [
         ("read_task", str(path), {"text": "body"}),
         ("read_folder", str(tmp_path), {}),
         ("packaged_task", "bbc-news", {}),
         ("hub_task", "owner/name", {"revision": "v1"}),
+        ("read_nlg", "dart", {"partition": "no_overlap", "metric": "chrf++"}),
     ]
 
 
-@pytest.mark.parametrize("name", ["bbc-news", "."])
-def test_mapping_where_none_is_needed(opened, name):
-    with pytest.raises(ConfigError, match="says itself what its columns mean, found text"):
-        open_task(name, text="body")
+@pytest.mark.parametrize(
+    ("name", "option", "hint"),
+    [
+        ("bbc-news", "text", "says itself what its columns mean"),
+        (".", "text", "says itself what its columns mean"),
+        ("e2e:folder", "encoding", "known: complete, linearisation, metric, partition"),
+        ("e2e:folder", "partitions", "did you mean 'partition'"),
+        ("data.csv", "linearisation", "known: dev, encoding, kind, label, metric, name, test, text, text_pair"),
+        ("hub:owner/name", "encoding", "known: config, kind"),
+    ],
+)
+def test_options_that_a_task_does_not_take(opened, name, option, hint):
+    with pytest.raises(ConfigError, match=rf"{name!r} takes no option {option}\n\nhint: .*{hint}"):
+        open_task(name, **{option: "value"})
+    assert not opened
 
 
 def test_misspelt_names_offer_the_nearest(tmp_path, monkeypatch):

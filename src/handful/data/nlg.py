@@ -72,9 +72,15 @@ RELEASES: dict[str, Release] = {
 
 
 def read_nlg(
-    dataset: str, folder: str | Path, *, linearisation: str = "pipes", partition: str = "full", complete: bool = True
+    dataset: str,
+    folder: str | Path,
+    *,
+    linearisation: str = "pipes",
+    partition: str = "full",
+    metric: str | None = None,
+    complete: bool = True,
 ) -> Task:
-    """The task in the files of a release; its metric is the data set's own variant of BLEU.
+    """The task in the files of a release; its metric is the data set's own variant of BLEU, if no other is named.
 
     `linearisation` is a form of `linearise` ("raw" and "slots" for E2E only), `partition` one of `DART_PARTITIONS`.
     Each part is counted and refused where it is cut, unless `complete` is False. DART's training file is not always to
@@ -89,7 +95,10 @@ def read_nlg(
     if partition != "full" and dataset != "dart":
         raise ConfigError(f"partition: {dataset} has none, found {partition!r}", "partitions are DART's")
     release, folder = RELEASES[dataset], Path(folder)
-    notes = [f"linearisation {linearisation}", f"metric {release.metric}: the variant of {release.title}"]
+    notes = [f"linearisation {linearisation}"]
+    if metric is None:
+        metric = release.metric
+        notes.append(f"metric {metric}: the variant of {release.title}")
     sources = DART_PARTITIONS[partition]
     if sources is not None:
         notes.append(f"partition {partition}: {', '.join(sources)}")
@@ -108,7 +117,7 @@ def read_nlg(
                 f"the folder holds the files of {release.title} as they were released",
             )
     return Task(
-        name=dataset, kind="generation", labels=(), metric=release.metric, pool=rows["pool"],
+        name=dataset, kind="generation", labels=(), metric=metric, pool=rows["pool"],
         test=TestRows(rows["test"]), dev=rows["dev"] or None, origin=str(folder), notes=tuple(notes),
     )  # fmt: skip
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any
 
@@ -18,28 +21,37 @@ def open_task(name_or_path: str | Path, **mapping: Any) -> Task:
     hub ("hub:owner/name").
 
     `mapping` goes to `read_task` for a file, to `read_nlg` for a release and to `hub_task` for the hub; a task folder
-    and a packaged task need none. What is None is left out.
+    and a packaged task take none. What is None is left out.
 
-    Raises: DataError, with the nearest name, if there is no such task; ConfigError for a mapping that is not needed.
+    Raises: DataError, with the nearest name, if there is no such task; ConfigError for what this one does not take.
     """
     name, mapping = str(name_or_path), {key: value for key, value in mapping.items() if value is not None}
-    path = Path(name_or_path)
+    read = _reader(name)
+    taken = [key for key, parameter in signature(read).parameters.items() if parameter.kind is Parameter.KEYWORD_ONLY]
+    if unknown := sorted(mapping.keys() - set(taken)):
+        own = "leave the options out: the task says itself what its columns mean"
+        raise ConfigError(
+            f"the task {name!r} takes no option {', '.join(unknown)}", nearest(unknown[0], taken) if taken else own
+        )
+    return read(**mapping)
+
+
+def _reader(name: str) -> Callable[..., Task]:
+    """What reads the task of this name, which is bound already; its keywords are what the task takes."""
     if name.startswith("hub:"):
-        return hub_task(name.removeprefix("hub:"), **mapping)
+        return partial(hub_task, name.removeprefix("hub:"))
     release, _, folder = name.partition(":")
     if folder and release in RELEASES:
-        return read_nlg(release, folder, **mapping)
-    if name not in PACKAGED_TASKS and not path.is_dir():
-        if not path.exists() and not path.suffix:
-            beside = [str(file.parent) for file in path.parent.glob("*/task.json")]
-            raise DataError(
-                f"{name!r} is neither a file, nor a task folder, nor a packaged task",
-                nearest(name, [*PACKAGED_TASKS, *beside]),
-            )
-        return read_task(path, **mapping)
-    if mapping:
-        raise ConfigError(
-            f"the task {name!r} says itself what its columns mean, found {', '.join(sorted(mapping))}",
-            "leave the options out, or name a file",
+        return partial(read_nlg, release, folder)
+    path = Path(name)
+    if path.is_dir():
+        return partial(read_folder, path)
+    if name in PACKAGED_TASKS:
+        return partial(packaged_task, name)
+    if not path.exists() and not path.suffix:
+        beside = [str(file.parent) for file in path.parent.glob("*/task.json")]
+        raise DataError(
+            f"{name!r} is neither a file, nor a task folder, nor a packaged task",
+            nearest(name, [*PACKAGED_TASKS, *beside]),
         )
-    return read_folder(path) if path.is_dir() else packaged_task(name)
+    return partial(read_task, path)
