@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
@@ -49,8 +50,34 @@ def test_json_lists_are_the_same_records(tmp_path):
     rows = [{"source": "name Ann", "references": ["This is Ann.", "Meet Ann."]}]
     rows.append({"source": "name Bob", "references": ["Here is Bob."]})
     task = read_task(write(tmp_path / "people.jsonl", lines(*rows)))
-    csv = read_task(write(tmp_path / "people.csv", PAIRS))
-    assert task.fingerprint() == csv.fingerprint()
+    rows_of_a_source = read_task(write(tmp_path / "people.csv", PAIRS))
+    assert task.fingerprint() == rows_of_a_source.fingerprint()
+    cells = 'source,references\nname Ann,"[""This is Ann."", ""Meet Ann.""]"\nname Bob,Here is Bob.\n'
+    listed = read_task(write(tmp_path / "listed.csv", cells))
+    assert listed.fingerprint() == task.fingerprint()
+    assert "1 cell(s) of 'references' are lists in JSON: every text in them is a reference" in listed.notes
+    assert not any("JSON" in note for note in task.notes + rows_of_a_source.notes)
+    mixed = read_task(write(tmp_path / "kind.csv", 'text,target\na,"[""b""]"\nc,"[""d"", ""e""]"\n'))
+    assert (mixed.kind, mixed.pool[1].references) == ("generation", ("d", "e"))
+
+
+@pytest.mark.parametrize("cells", [("[laughs] yes", "[3]"), ("[]", "no"), ("[['a']]", '["a'), ("[1, 2]", "[" * 9_999)])
+def test_what_only_looks_like_a_list_is_a_text(tmp_path, cells):
+    with (tmp_path / "data.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("source", "reference"), *enumerate(cells)])
+    assert [row.references for row in read_task(tmp_path / "data.csv").pool] == [(cell,) for cell in cells]
+    path = write(tmp_path / "data.jsonl", lines({"source": "a", "reference": '["b"]'}))
+    assert read_task(path).pool[0].references == ('["b"]',)
+
+
+def test_the_source_beside_a_text(tmp_path):
+    path = write(tmp_path / "data.csv", ",source,text,reference\n0,a,b,c\n1,d,e,f\n")
+    assert [row.text for row in read_task(path).pool] == ["a", "d"]
+    assert [row.text for row in read_task(path, text="text").pool] == ["b", "e"]
+    assert [row.text for row in read_rows(path, kind="generation")] == ["a", "d"]
+    tweets = write(tmp_path / "tweets.csv", "text,target,source\na,x,web\nb,y,web\n")
+    assert read_task(tweets).kind == "classification"
+    assert read_task(tweets, text="source", kind="generation").pool[0].references == ("x", "y")
 
 
 @pytest.mark.parametrize(
@@ -95,6 +122,7 @@ def test_classes_stay_classes(tmp_path, columns):
         ),
         ("source,reference,target\na,b,c\n", {"kind": "generation"}, r"name the column: --label reference\|target"),
         ("story,reference\na,b\n", {"kind": "generation"}, r"expected a source column .*--text"),
+        ('source,reference\na,"[""b""]"\nc,"[""d, e"\n', {}, r"begins with '\[' and is no list of texts.*\(line 3\)"),
         ("source,reference\na,b\n", {"text_pair": "reference"}, "generation has one source column"),
     ],
 )
@@ -129,10 +157,14 @@ def test_huge_cell_of_csv(tmp_path):
         read_task(path)
 
 
-def test_sources_in_both_files_are_told_and_never_trained_on(tmp_path):
+def test_sources_in_both_files_are_told_and_never_trained_on(tmp_path, monkeypatch):
     path = write(tmp_path / "pool.csv", PAIRS + "name Cy,Cy it is.\nname Di,Di it is.\n")
     test = write(tmp_path / "test.csv", "source,reference\nNAME  ann,Some text\n")
+    opened = []
+    text_keys = TestRows.text_keys
+    monkeypatch.setattr(TestRows, "text_keys", lambda rows: opened.append(1) or text_keys(rows))
     task = read_task(path, test=test)
+    assert len(opened) == 1, "once a file, and not once a row"
     assert "1 source(s) of pool.csv stand in the test rows too and are not used for training" in task.notes
     split = Split(task, 3, 0)
     assert split.dropped_overlap == 1

@@ -16,7 +16,9 @@ _NAMED_LINES = 5
 @final
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """Names of the columns. As a wish, "text" and "label" may be met by another name, and a pair may be found."""
+    """Names of the columns. As a wish, "text" and "label" may be met by another name, and a pair may be found; a text
+    of "" is one that nobody has named.
+    """
 
     text: str = "text"
     text_pair: str | None = None

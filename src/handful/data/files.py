@@ -22,7 +22,7 @@ def read_task(
     *,
     test: str | Path | None = None,
     dev: str | Path | None = None,
-    text: str = "text",
+    text: str | None = None,
     text_pair: str | None = None,
     label: str = "label",
     kind: TaskKind | None = None,
@@ -41,7 +41,7 @@ def read_task(
     """
     tables = [read_table(file, encoding) if file else None for file in (test, dev)]
     task = build_task(
-        read_table(path, encoding), *tables, wanted=Columns(text, text_pair, label), kind=kind, metric=metric
+        read_table(path, encoding), *tables, wanted=Columns(text or "", text_pair, label), kind=kind, metric=metric
     )
     return replace(task, name=name or Path(path).stem, origin=str(path))
 
@@ -49,7 +49,7 @@ def read_task(
 def read_rows(
     path: str | Path,
     *,
-    text: str = "text",
+    text: str | None = None,
     text_pair: str | None = None,
     label: str | None = None,
     labels: Sequence[str] = (),
@@ -64,11 +64,11 @@ def read_rows(
     table = read_table(path, encoding)
     if kind == "generation":
         if text not in table.columns:
-            text = only(table, "source", text, source_columns(table), option="--text")
+            text = only(table, "source", text or "source", source_columns(table), option="--text")
         if label is not None:
             return list(records(table, Columns(text, None, label)))
         text_pair = ""
-    columns, _ = choose_columns(table, Columns(text, text_pair, label))
+    columns, _ = choose_columns(table, Columns(text or "", text_pair, label))
     return list(examples(table, columns, Targets(tuple(labels)) if label else None))
 
 

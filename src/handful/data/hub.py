@@ -22,7 +22,7 @@ def hub_task(
     revision: str | None = None,
     pool: str = "train",
     test: str | None = None,
-    text: str = "text",
+    text: str | None = None,
     text_pair: str | None = None,
     label: str = "label",
     kind: TaskKind | None = None,
@@ -48,7 +48,7 @@ def hub_task(
             raise DataError(f"{origin}: the split {split!r} has no rows", f"it has the splits {', '.join(splits)}")
         return Table(f"{origin} {split}", f"{name} {split}", tuple(rows[0]), rows, list(range(1, len(rows) + 1)))
 
-    wanted, notes = Columns(text, text_pair, label), []
+    wanted, notes = Columns(text or "", text_pair, label), []
     columns, _ = generation_columns(table(pool), wanted, kind) or choose_columns(table(pool), wanted)
     label_column = columns.label or label
     validation = next((split for split in splits if split.startswith("validation")), None)

@@ -91,7 +91,7 @@ def choose_columns(table: Table, wanted: Columns) -> tuple[Columns, list[str]]:
 
 
 def _choose_text(table: Table, wanted: Columns) -> tuple[str, str | None, list[str]]:
-    text, pair = wanted.text, wanted.text_pair
+    text, pair = wanted.text or "text", wanted.text_pair
     if pair and pair not in table.columns:
         only(table, "text pair", pair, [])
     if text in table.columns:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from typing import Any
 
 from handful.data.columns import Columns, check_column, check_text, complain, missing, only, present
@@ -28,14 +30,18 @@ def generation_columns(table: Table, wanted: Columns, kind: TaskKind | None) -> 
     named = wanted.label if wanted.label in table.columns else None
     customary = present(table, REFERENCE_NAMES) if wanted.label == "label" else []
     found = [named] if named else customary
-    sources = [wanted.text] if wanted.text in table.columns else source_columns(table)
-    if kind is None and not (len(found) == 1 and _unmistakable(table, found[0], sources)):
+    asked = wanted.text in table.columns and wanted.text != ""  # which an index that was saved along is called
+    sources = [wanted.text] if asked else source_columns(table)
+    if kind is None and not (len(found) == 1 and _unmistakable(table, found[0], sources, asked)):
         return None
     reference = only(table, "reference", wanted.label or "references", found, option="--label")
-    source = only(table, "source", wanted.text, [name for name in sources if name != reference], option="--text")
+    sources = [name for name in sources if name != reference]
+    source = only(table, "source", wanted.text or "source", sources, option="--text")
     notes = [f"{table.name}: read the column {source!r} as the source and {reference!r} as its references"]
     if kind is None:
         notes.append(f"kind generation: the column {reference!r} holds texts to write; for classes give --kind")
+    if table.cells_are_texts and (lists := sum(map(bool, _lists(table, reference)))):
+        notes.append(f"{lists} cell(s) of {reference!r} are lists in JSON: every text in them is a reference")
     if wanted.text_pair:
         raise DataError(
             f"{table.path}: generation has one source column, found {source!r} and {wanted.text_pair!r}",
@@ -49,21 +55,26 @@ def source_columns(table: Table) -> list[str]:
     return present(table, ("source",)) or present(table, SOURCE_NAMES)
 
 
-def _unmistakable(table: Table, reference: str, sources: list[str]) -> bool:
+def _unmistakable(table: Table, reference: str, sources: list[str], asked: bool) -> bool:
     name = reference.lower()
     if name not in REFERENCE_NAMES or not sources:
         return False
-    lists = any(isinstance(row.get(reference), list) for row in table.rows)
-    return lists or name.startswith("ref") or sources[0].lower() in ("source", "input", "mr")
+    if name.startswith("ref") or any(_lists(table, reference)):
+        return True
+    doubtful = not asked and present(table, ("text",))  # then "source" may say where a text to classify is from
+    return not doubtful and sources[0].lower() in ("source", "input", "mr")
 
 
 def records(table: Table, columns: Columns) -> tuple[Example, ...]:
     """One example a source, in the order of their first rows, with the references of all rows of that source.
 
-    A cell of references holds one text, or in JSON a list of texts. Raises: DataError naming the lines with a missing
-    column, an empty source, no reference, or one that is empty or no text.
+    A cell of references holds one text, or a list of texts in JSON. Raises: DataError naming the lines with a missing
+    column, an empty source, no reference, or one that is empty, no text or a broken list.
     """
     source, reference = columns.text, columns.label or "references"
+    for name in (source, reference):
+        check_column(table, name)
+    table = _with_lists(table, reference)
     _check_cells(table, source, reference)
     first: dict[str, int] = {}
     references: dict[str, list[str]] = {}
@@ -76,13 +87,36 @@ def records(table: Table, columns: Columns) -> tuple[Example, ...]:
     )
 
 
+def _lists(table: Table, reference: str) -> list[list[Any] | None]:
+    """The list of references in each row's cell, None where it holds none."""
+    cells = (row.get(reference) for row in table.rows)
+    return [_parsed(cell) if table.cells_are_texts else cell if isinstance(cell, list) else None for cell in cells]
+
+
+def _parsed(cell: str) -> list[str] | None:
+    try:
+        found = json.loads(cell) if cell.lstrip().startswith("[") else None
+    except (ValueError, RecursionError):
+        return None
+    return found if found is not None and all(isinstance(text, str) for text in found) else None
+
+
+def _with_lists(table: Table, reference: str) -> Table:
+    """The table with lists of references for cells of CSV that are such a list in JSON."""
+    if not table.cells_are_texts or not any(lists := _lists(table, reference)):
+        return table
+    pairs = zip(table.rows, lists, strict=True)
+    table = replace(table, rows=[row if found is None else {**row, reference: found} for row, found in pairs])
+    broken = f"whose {reference!r} begins with '[' and is no list of texts in JSON, as others are"
+    complain(table, reference, lambda cell: isinstance(cell, str) and cell.lstrip().startswith("["), broken)
+    return table
+
+
 def _texts(cell: Any) -> list[Any]:
     return cell if isinstance(cell, list) else [cell]
 
 
 def _check_cells(table: Table, source: str, reference: str) -> None:
-    for name in (source, reference):
-        check_column(table, name)
     complain(table, reference, lambda cell: missing(cell) or cell == [], f"without a reference in {reference!r}")
     for index, row in enumerate(table.rows):
         check_text(table, index, source, row[source])
@@ -105,8 +139,8 @@ def generation_task(
         metric = GENERATION_METRIC
         notes.append(f"metric {metric}: the default for generation")
     closed = TestRows(found[1]) if found[1] is not None else None
-    repeated = sum(text_key(row) in closed.text_keys() for row in found[0] or ()) if closed else 0
-    if repeated:
+    keys = closed.text_keys() if closed else frozenset()
+    if repeated := sum(text_key(row) in keys for row in found[0] or ()):
         notes.append(f"{repeated} source(s) of {pool.name} stand in the test rows too and are not used for training")
     return Task(pool.name, "generation", (), metric, found[0] or (), closed, found[2], pool.path, tuple(notes))
 

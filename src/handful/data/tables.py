@@ -41,6 +41,11 @@ class Table:
     rows: list[dict[str, Any]]
     lines: list[int]
 
+    @property
+    def cells_are_texts(self) -> bool:
+        """Whether a cell can hold nothing but a text: in CSV and TSV a list has to be written out."""
+        return Path(self.path).suffix.lower() in _DELIMITERS
+
     def where(self, row: int) -> str:
         """The row's place for an error: "folder/data.csv:17"."""
         return f"{self.path}:{self.lines[row]}"
