@@ -131,8 +131,8 @@ PACKAGED_MODELS: dict[str, PackagedModel] = {
             folder="data/span",
             kind="encoder-decoder",
             licence="package MIT, model Apache-2.0",
-            upstream="google/flan-t5-small",
-            note="flan-t5-small, fine-tuned to write titles, 77.0 M parameters, dequantised from 8-bit ONNX",
+            note="flan-t5-small, fine-tuned further to write titles, so not the hub's model of that name; 77.0 M "
+            "parameters, dequantised from 8-bit ONNX",
             files={
                 "decoder.onnx": "76b40328b8a6bd8b8fc029d80006284c6d644d6e0938c18339bc05fb31a927bc",
                 "encoder.onnx": "b82bef1400cec815c3e5addd04dc451ec31491ac6598b166bbc6594656823787",

@@ -65,7 +65,7 @@ class ScaledPrompt(AbstractMethod):
     ] = "dim"
     scale_target: Annotated[ScaleTarget, setting("what is scaled: the prompt, or the words as well")] = "prompt"
     scale_init_std: Annotated[float, setting("the scale starts at N(1, std²); 0: at one, a plain prompt", ge=0)] = 0.0
-    scale_rate: Annotated[float, setting("the scale's learning rate, as a multiple of the prompt's", gt=0)] = 1.0
+    scale_rate: Annotated[float, setting("the scale's learning rate, as a multiple of the run's", gt=0)] = 1.0
     carry: Annotated[
         Carry, setting("what of another run's prompt to start from: all, vectors, scale, or vectors times scale")
     ] = "both"
