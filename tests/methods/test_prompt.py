@@ -11,7 +11,7 @@ from handful.data.batching import encode_generation
 from handful.data.task import Example, Task
 from handful.errors import ConfigError, ModelError
 from handful.evaluation.writing import GenerationOptions, token_nll, write
-from handful.methods.prompt import Prompt
+from handful.methods.prompt import Prompt, frequent_pieces
 from handful.methods.scaled_prompt import ScaledPrompt
 from handful.testing import toy_task
 from handful.training.config import TrainingConfig
@@ -289,6 +289,16 @@ def test_vectors_move_by_the_rate_times_the_size_of_word_embeddings():
     words = torch.ones(len(table), dtype=torch.bool).index_fill(0, special[special < len(table)], False)
     size = table[words].square().mean().sqrt()
     torch.testing.assert_close(vectors.detach(), before * (1 - 0.2 * 0.1) - 0.2 * size, rtol=1e-4, atol=1e-4)
+
+
+def test_places_for_new_words_are_no_words(monkeypatch):
+    backbone = tiny_backbone("t5", purpose="lm")
+    before, pieces = frequent_pieces(backbone), backbone.tokenizer.convert_ids_to_tokens
+    named = {int(before[0]): "[unused0]", int(before[3]): "[unused1]"}
+    monkeypatch.setattr(
+        backbone.tokenizer, "convert_ids_to_tokens", lambda ids: [named.get(i, pieces(i)) for i in ids], raising=False
+    )
+    assert frequent_pieces(backbone).tolist() == [i for i in before.tolist() if i not in named]
 
 
 @pytest.mark.parametrize("family", ["gemma3", "bart", "t5", "opt"])
