@@ -25,6 +25,7 @@ from handful.randomness import stream
 from handful.training.fit import batch_loss
 
 PEER = "bias-only"
+HEAD: dict[str, Any] = {"head_init": "normal"}
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     PEER: ("bias", {}),
     "published gates": ("fine-gates", {"mode": "faithful", "train_biases": False}),
@@ -46,10 +47,9 @@ def main() -> None:
     rows = Rows(arguments)
     steps, forwards = {}, {}
     for label, (name, settings) in METHODS.items():
-        adapter = method_class(name)(head_init="normal", **settings).attach(
-            load_backbone(MODEL), rows.task, generator=stream(0, "init")
-        )
-        adapter.begin_training(10**6)
+        method = method_class(name)(**settings, **HEAD)
+        adapter = method.attach(load_backbone(MODEL), rows.task, generator=stream(0, "init"))
+        adapter.begin_training(10**6, rows.encoded)
         adapter.warm_start(rows.encoded, stream(0, "start"))
         steps[label] = partial(cpu_seconds, gated_step(adapter.train(), rows))
     for label in ("frozen model", "published gates", "coupled gates and biases"):

@@ -18,7 +18,7 @@ import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from step import Step, cpu_seconds, interleaved, setting, show, summarise, training_step
@@ -29,6 +29,7 @@ from handful.data.task import Task
 from handful.evaluation.evaluate import encode_for
 from handful.evaluation.writing import GenerationOptions, write
 from handful.methods import method_class
+from handful.methods.head import AbstractHeadedAdapter
 from handful.randomness import stream
 from handful.training.fit import batch_loss
 
@@ -58,8 +59,9 @@ def writers(task: Task, backbone: Backbone, records: int, batch_size: int) -> di
     """What writes the same records: we, and a plain loop."""
     rows = task.pool[:records]
     adapter = method_class("full")().attach(backbone, task, generator=stream(0, "init"))
+    assert isinstance(adapter, AbstractHeadedAdapter)
     encoded = encode_for(adapter, rows, task, MAX_LENGTH, OPTIONS, to_write=True)
-    tokenizer, model = backbone.tokenizer, backbone.model
+    tokenizer, model = backbone.tokenizer, cast(Any, backbone.model)
 
     def plain() -> list[str]:
         texts = []

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset
 from setfit import SetFitModel, Trainer, TrainingArguments
@@ -41,7 +42,7 @@ def fit(arguments: argparse.Namespace) -> None:
 
 def predict(arguments: argparse.Namespace) -> None:
     rows = read_rows(arguments.data)
-    found = SetFitModel.from_pretrained(str(arguments.output)).predict([row["text"] for row in rows])
+    found: Any = SetFitModel.from_pretrained(str(arguments.output)).predict([row["text"] for row in rows])
     print(json.dumps({"accuracy": sum(f == row["label"] for f, row in zip(found, rows, strict=True)) / len(rows)}))
 
 

@@ -33,6 +33,7 @@ from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -72,8 +73,8 @@ class Rows:
 def handful_step(rows: Rows, method: str, *, equal: bool = True) -> Step:
     """One step of a prefix method of ours: `equal` to PEFT's in pooler and dropout, or by our defaults."""
     backbone = load_backbone(MODEL, pooling="family" if equal else "auto")
-    settings = method_class(method)(head_init="normal", prefix_length=10)
-    adapter = settings.attach(backbone, rows.task, generator=stream(0, "init")).train()
+    settings: dict[str, Any] = {"head_init": "normal", "prefix_length": 10}
+    adapter = method_class(method)(**settings).attach(backbone, rows.task, generator=stream(0, "init")).train()
     backbone.model.train(equal)
     draws = stream(0, "draws")
 
@@ -149,7 +150,7 @@ def handful_epoch(rows: Rows, epochs: int) -> Callable[[], float]:
         adapter = spec.method.attach(backbone, rows.task, generator=stream(turn, "init"))
         config = replace(spec.training, epochs=epochs)
         generator = stream(turn, "fit")
-        task = {"kind": rows.task.kind, "metric": rows.task.metric}
+        task: dict[str, Any] = {"kind": rows.task.kind, "metric": rows.task.metric}
         fit(adapter, rows.encoded, None, config, **task, generator=generator, on_event=listen)
         adapter.detach()
         return (stamps[FitFinished] - stamps[FitStarted]) / epochs

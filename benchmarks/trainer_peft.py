@@ -98,7 +98,8 @@ def predict(arguments: argparse.Namespace) -> None:
     settings = TrainingArguments(output_dir=str(arguments.output), report_to="none", use_cpu=arguments.cpu)
     trainer = Trainer(model=model, args=settings, data_collator=DataCollatorWithPadding(tokenizer))
     output = trainer.predict(encode(rows, labels, tokenizer, record["max_length"]))  # type: ignore[arg-type]
-    accuracy = float((output.predictions.argmax(1) == output.label_ids).mean())
+    chosen = output.predictions.argmax(1)  # pyright: ignore[reportAttributeAccessIssue]: of one output
+    accuracy = float((chosen == output.label_ids).mean())
     print(json.dumps({"accuracy": accuracy}))
 
 
