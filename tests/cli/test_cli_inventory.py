@@ -9,6 +9,8 @@ import pytest
 import torch
 
 import handful
+from handful.methods.routing_measures import usage
+from handful.runs.card import headline
 from handful.runs.store import read_run
 from handful.testing import toy_task
 
@@ -39,6 +41,20 @@ def adapted(command, table, inventory, tmp_path):
     return make
 
 
+def check_card(folder: Path, inventory: Path) -> None:
+    """The card's numbers are of its own tasks."""
+    record, whole = read_run(folder).record, read_run(inventory).record
+    own = [scores["accuracy"] for scores in record["members"].values()]
+    assert len(own) == len(record["task"]["members"])
+    mean, rows = sum(score["mean"] for score in own) / len(own), sum(score["n"] for score in own)
+    assert record["scores"]["accuracy"]["mean"] == pytest.approx(mean)
+    assert record["rows"]["test"] == rows != whole["rows"]["test"]
+    assert headline(record).endswith(f"on {rows} test rows") and headline(record) in (folder / "README.md").read_text()
+    logits = read_run(folder).weights()["routing.logits"]
+    assert record["adapter"]["usage"] == usage(logits) != whole["adapter"]["usage"]
+    assert "alignment" in whole["adapter"] and "alignment" not in record["adapter"]
+
+
 def probabilities(folder: Path, task: str | None = None):
     return handful.load(folder, task=task).predict_proba([row.text for row in toy_task().pool])
 
@@ -61,11 +77,13 @@ def test_a_task_is_added_renamed_and_removed_and_the_others_stay_as_they_are_to_
     routed, _ = adapted("z")
     larger, renamed, smaller = (tmp_path / name for name in ("larger", "renamed", "smaller"))
     assert command("inventory", "add", inventory, routed, "--output", larger).code == 0
+    check_card(larger, inventory)
     assert (probabilities(larger, "letters") == before).all()
     assert probabilities(larger, "new") == pytest.approx(probabilities(routed), abs=1e-6)
     assert command("inventory", "rename", larger, "new", "mails", "--output", renamed).code == 0
     assert (probabilities(renamed, "mails") == probabilities(larger, "new")).all()
     assert command("inventory", "remove", renamed, "pairs", "--output", smaller).code == 0
+    check_card(smaller, inventory)
     assert (probabilities(smaller, "letters") == before).all()
     assert (probabilities(smaller, "mails") == probabilities(larger, "new")).all()
     twice = tmp_path / "twice"  # from what the inventory was made of
@@ -83,6 +101,9 @@ def test_a_task_taken_out_is_an_ordinary_run(command, inventory, tmp_path):
     own = read_run(taken)
     assert own.record["task"]["labels"] == ["ab", "z9"]
     assert own.record["scores"] == read_run(inventory).record["members"]["letters"]
+    rows = own.record["scores"]["accuracy"]["n"]
+    assert own.record["rows"]["test"] == rows < read_run(inventory).record["rows"]["test"]
+    assert f"on {rows} test rows" in (taken / "README.md").read_text()
     assert own.seen() == read_run(inventory).seen()
 
 

@@ -313,6 +313,21 @@ def test_check_8_z_trains_its_routing_alone():
         torch.testing.assert_close(delta, (8 * down[0] @ up[0]).T.detach(), rtol=1e-9, atol=1e-12)
 
 
+def test_z_keeps_a_fresh_pooler_as_the_inventory_has_it():
+    backbone = tiny_backbone("roberta", pooling="family")
+    assert backbone.fresh
+    inventory = attach(backbone, many())
+    saved, record = inventory.state_dict(), {"adapter": inventory.report()}
+    inventory.detach()
+    adapter = attach(backbone, replace(toy_task(), name="new"), adapt="z", random=False)
+    trained = {name for name, parameter in adapter.named_parameters() if parameter.requires_grad}
+    assert trained == {"routing.logits", "head.weight", "head.bias"}
+    assert {name for name in adapter.carry(saved, record) if name.startswith("pooler.")}
+    without = {name: part for name, part in saved.items() if not name.startswith("pooler.")}
+    with pytest.raises(ConfigError, match="leaves as it is"):
+        adapter.carry(without, record)
+
+
 def test_check_8_mu_starts_as_the_average_of_skills():
     backbone, task = tiny_backbone("bert"), many()
     inventory = attach(backbone, task, num_splits=4, unknown_task="average")

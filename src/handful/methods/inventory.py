@@ -22,7 +22,7 @@ from handful.methods.head import AbstractHeadedAdapter, frozen_features
 from handful.methods.label_text import LabelTextHead, label_embeddings
 from handful.methods.prefix import shifts_positions
 from handful.methods.routing import AbstractRouting, FixedRouting, HyperRouting, LearnedRouting, logistic_noise
-from handful.methods.routing_measures import discreteness, sparsity, usage
+from handful.methods.routing_measures import routing_measures
 from handful.methods.skills import AbstractMatrixSkills, AbstractSkills, LowRankSkills, PrefixSkills, RescalingSkills
 from handful.methods.targets import lowest_layer
 
@@ -57,8 +57,10 @@ class PolyAdapter(AbstractHeadedAdapter):
                 shape, scale = (splits, count, method.rank), method.alpha / method.rank
                 self.skills = LowRankSkills(backbone, matrices, method.sharing, shape, scale, generator)
         self.routing = self._make_routing(count, splits, generator)
-        if not task.members and method.adapt == "z":
+        if not task.members and method.adapt == "z":  # all that tasks of an inventory share stays as it is
             self.skills.requires_grad_(False)
+            if self.pooler is not None:
+                self.pooler.requires_grad_(False)
         self.register_buffer("progress", torch.zeros(()))
         self.steps = 0
         self._rows: tuple[str, ...] = ()
@@ -239,8 +241,7 @@ class PolyAdapter(AbstractHeadedAdapter):
     def _routing_measures(self) -> dict[str, float]:
         if not isinstance(self.routing, LearnedRouting):
             return {}
-        logits = self.routing.logits
-        return {"discreteness": discreteness(logits), "sparsity": sparsity(logits), "usage": usage(logits)}
+        return routing_measures(self.routing.logits)
 
     def report(self) -> dict[str, Any]:
         method = self.method
@@ -266,6 +267,13 @@ class PolyAdapter(AbstractHeadedAdapter):
                 f"the skills to start from are not those of this run: {len(wrong)} of {len(own)} differ ({wrong[0]})",
                 "give the model that they were trained on, and leave the settings of their size to them",
             )
+        if self.pooler is not None and not any(name.startswith("pooler.") for name in weights):
+            frozen = [name for name, part in self.pooler.named_parameters() if not part.requires_grad]
+            if frozen:
+                raise ConfigError(
+                    f"what there is to start from has no {frozen[0].replace('__', '.')}, which adapt = 'z' leaves as it is",
+                    "give --adapt mu, or --set run.pooling=mean",
+                )
         other = super().carry(weights, record)
         found |= {name: tensor for name, tensor in other.items() if name.startswith(("head.", "pooler."))}
         found |= self._carried_routing(weights, record)

@@ -45,6 +45,11 @@ def usage(logits: torch.Tensor) -> float:
     return float(-(log_p.exp() * log_p).sum(-1).mean() / math.log(skills))
 
 
+def routing_measures(logits: torch.Tensor) -> dict[str, float]:
+    """All three, under their names."""
+    return {"discreteness": discreteness(logits), "sparsity": sparsity(logits), "usage": usage(logits)}
+
+
 def task_similarity(logits: torch.Tensor) -> torch.Tensor:
     """Cosine (T, T) between tasks' skill weights, those of all routers and splits in one vector, centred over tasks.
 

@@ -16,13 +16,16 @@ import torch
 
 from handful.backbone.load import Backbone
 from handful.errors import DataError, RunError, nearest
+from handful.evaluation.estimate import Estimate
 from handful.methods.inventory import PolyAdapter
 from handful.methods.poly import Poly
+from handful.methods.routing_measures import routing_measures
 from handful.randomness import stream
 from handful.runs.card import run_card
 from handful.runs.experiment import Trained, open_trained
 from handful.runs.from_peft import PeftPoly
-from handful.runs.members import as_member_record, describe_task
+from handful.runs.members import as_member_record, describe_task, recorded_task
+from handful.runs.scoring import mean_estimates
 from handful.runs.spec import Choice, RunSpec
 from handful.runs.start import Start
 from handful.runs.store import Run, write_run
@@ -118,9 +121,10 @@ def take_task(saved: Run, name: str, backbone: Backbone | None = None) -> tuple[
     adapter.eval()
     taken = Trained(replace(whole.spec, method=method), member, whole.backbone, adapter)
     scores = record.get("members", {}).get(name, {})
-    notes = [*record["notes"], f"task {name!r} of the inventory {saved.folder.name}"]
-    changed = {"spec": taken.spec.resolved(), "task": describe_task(member), "scores": scores, "members": {}}
-    return _keyed(record | changed | {"notes": notes, "adapter": adapter.report()}, f"take {name}"), taken
+    notes = [*record["notes"], f"task {name!r} of the inventory {saved.folder.name}, whose training this is"]
+    changed = {"spec": taken.spec.resolved(), "task": describe_task(member), "notes": notes}
+    changed |= {"adapter": adapter.report(), "rows": _rows_of(record, _scored_rows(scores, member.metric))}
+    return _keyed(record | changed | {"scores": scores, "members": {}}, f"take {name}"), taken
 
 
 def rename_task(saved: Run, name: str, new: str, output: Path) -> Run:
@@ -142,7 +146,7 @@ def remove_task(saved: Run, name: str, output: Path) -> Run:
     names = [other for other in task_names(saved) if other != name]
     if len(names) < 2:
         raise DataError(f"{saved.folder}: an inventory has at least two tasks", f"take {names[0]!r} out of it instead")
-    weights, span = saved.weights(), _span(saved, name)
+    weights, span = saved.weights(), recorded_task(saved.record["task"]).label_ranges[name]
     kept = [index for index in range(len(names) + 1) if index != place]
     for key in ("head.labels", "head.own", "head.own_bias"):
         if key in weights:
@@ -186,7 +190,8 @@ def add_task(saved: Run, added: Run, output: Path) -> Run:
         weights["head.labels"] = torch.cat((weights["head.labels"], torch.zeros_like(own)))
         weights["head.own"] = torch.cat((weights["head.own"], own))
         weights["head.own_bias"] = torch.cat((weights["head.own_bias"], bias))
-    scores = saved.record.get("members", {}) | {task["name"]: added.record["scores"]}
+    scores = saved.record.get("members", {})
+    scores |= {task["name"]: added.record["scores"]} if added.record["scores"] else {}
     members, seen = [*saved.record["task"]["members"], as_member_record(task)], added.seen() or frozenset()
     return _write(saved, members, scores, weights, f"add {added.key}", output, seen)
 
@@ -205,10 +210,36 @@ def _write(
         raise RunError(f"{output}: exists already", "give another --output; an inventory is never changed in place")
     labels = [f"{member['name']}: {label}" for member in members for label in member["labels"]]
     task = saved.record["task"] | {"labels": labels, "members": list(members)}
-    adapter = saved.record["adapter"] | {"tasks": [member["name"] for member in members]}
-    record = _keyed(saved.record | {"task": task, "members": dict(scores), "adapter": adapter}, change)
-    record["notes"] = [*record["notes"], f"{change}, from {saved.folder.name}"]
+    means = mean_estimates([{n: Estimate.from_dict(e) for n, e in own.items()} for own in scores.values()] or [{}])
+    changed = {
+        "task": task,
+        "members": dict(scores),
+        "scores": {metric: estimate.to_dict() for metric, estimate in means.items()},
+        "rows": _rows_of(saved.record, sum(_scored_rows(scores.get(m["name"], {}), m["metric"]) for m in members)),
+        "adapter": _adapter_of(saved.record["adapter"], [member["name"] for member in members], weights),
+        "notes": [*saved.record["notes"], f"{change}, from {saved.folder.name}"],
+    }
+    record = _keyed(saved.record | changed, change)
     return write_run(output, record, weights, seen=(saved.seen() or frozenset()) | set(seen), card=run_card(record))
+
+
+def _scored_rows(scores: Mapping[str, Any], metric: str) -> int:
+    return scores[metric]["n"] if scores else 0
+
+
+def _rows_of(record: Mapping[str, Any], test: int) -> dict[str, Any]:
+    """The "rows" of a record, with so many for its test, of which nobody has counted those that were cut."""
+    truncated = {part: count for part, count in record["rows"]["truncated"].items() if part != "test"}
+    return {**record["rows"], "test": test, "truncated": truncated}
+
+
+def _adapter_of(
+    adapter: Mapping[str, Any], tasks: Sequence[str], weights: Mapping[str, torch.Tensor]
+) -> dict[str, Any]:
+    """What a run says of its adapter, of these tasks; how far their gradients agree was measured on others."""
+    logits = weights.get("routing.logits")
+    measures = {} if logits is None else routing_measures(logits)
+    return {**{name: value for name, value in adapter.items() if name != "alignment"}, "tasks": [*tasks], **measures}
 
 
 def _keyed(record: Mapping[str, Any], change: str) -> dict[str, Any]:
@@ -233,20 +264,8 @@ def _routing_without(weights: Mapping[str, torch.Tensor], kept: list[int]) -> di
 
 def _place(saved: Run, name: str) -> int:
     names = task_names(saved)
-    if name not in names:
-        raise DataError(f"{saved.folder}: no task is called {name!r}", nearest(name, names))
+    member_record(saved, name)
     return names.index(name)
-
-
-def _span(saved: Run, name: str) -> slice:
-    """Where the labels of a task stand."""
-    start = 0
-    for member in saved.record["task"]["members"]:
-        stop = start + len(member["labels"])
-        if member["name"] == name:
-            return slice(start, stop)
-        start = stop
-    raise DataError(f"{saved.folder}: no task is called {name!r}")
 
 
 def _refuse_other_settings(saved: Run, added: Run) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -26,9 +26,7 @@ class MemberScores:
     @property
     def estimates(self) -> dict[str, Estimate]:
         """The mean over members of every metric that all have."""
-        first, *others = [scores.estimates for scores in self.members.values()]
-        shared = [name for name in first if all(name in other for other in others)]
-        return {name: mean_of([first[name], *(other[name] for other in others)]) for name in shared}
+        return mean_estimates([scores.estimates for scores in self.members.values()])
 
     @property
     def truncated(self) -> int:
@@ -37,6 +35,12 @@ class MemberScores:
 
 
 AnyScores = Scores | Written | MemberScores
+
+
+def mean_estimates(members: Sequence[Mapping[str, Estimate]]) -> dict[str, Estimate]:
+    """The mean over members of every metric that all have."""
+    shared = [name for name in members[0] if all(name in member for member in members)]
+    return {name: mean_of([member[name] for member in members]) for name in shared}
 
 
 OnWritten = Callable[[int, int], None]
