@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from handful.data.columns import Columns
 from handful.data.files import read_folder, read_rows, read_task
 from handful.data.holdout import with_held_out_test
+from handful.data.overlap import refuse_another_task, refuse_seen
 from handful.data.references import records
 from handful.data.split import Split
 from handful.data.tables import MAX_CELL, Table
@@ -214,6 +216,37 @@ def test_holding_out_and_folders(tmp_path):
     rows = tuple(Example(f"source {i}", references=(f"text {i}",)) for i in range(40))
     held = with_held_out_test(Task("made", "generation", (), "bleu", rows), 0.25)
     assert (len(held.pool), len(held.test or ())) == (30, 10)
+
+
+SENTENCE = "the answer is always this same sentence"
+
+
+def test_an_answer_that_many_rows_of_a_file_share_drops_none_of_them():
+    rows = tuple(Example(f"{i} {sign} {i}", references=(SENTENCE,)) for i in range(20) for sign in "+-")
+    held = with_held_out_test(Task("made", "generation", (), "bleu", rows), 0.2)
+    assert held.notes[-1].startswith("8 of the 8 test rows share a long reference, or the words of their source, with")
+    split = Split(held, 32, 0, dev="none")
+    assert (len(split.train), split.dropped_overlap) == (32, 0)
+    assert held.test and not {text_key(row) for row in split.train} & held.test.text_keys()
+    seen = frozenset(key for row in split.train for key in overlap_keys(row))
+    assert refuse_seen("the run before", seen, held).test == 0
+    with pytest.raises(DataError, match="has seen test rows"):
+        refuse_another_task("another file", seen, held)
+
+
+def test_between_files_such_rows_are_dropped_and_the_error_says_so():
+    rows = tuple(Example(f"question {i}", references=(SENTENCE,)) for i in range(12))
+    task = Task("made", "generation", (), "bleu", (*rows[:10], rows[0]), TestRows(rows[10:]))
+    for shots in (8, 0):  # 0: all there are
+        with pytest.raises(DataError) as caught:
+            Split(task, shots, 0)
+        assert caught.value.message == (
+            f"task 'made': expected at least {shots or 2} distinct labelled rows, found 0 (of 11 in the pool, "
+            "11 have the source or a long reference of test or development rows)"
+        )
+        assert caught.value.hint == "label more rows"
+    with pytest.raises(DataError, match=r"found 10 \(of 11 in the pool, 1 repeat another one\)\n\nhint: use at most"):
+        Split(replace(task, test=None), 11, 0)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import final
 
-from handful.data.task import Task, overlap_keys
+from handful.data.task import Task, TestRows, overlap_keys, text_key
 from handful.errors import DataError
 
 TOLERATED_SHARE = 0.01
@@ -41,23 +41,30 @@ class Overlap:
         )
 
 
-def overlap(source: str, seen: Collection[bytes], target: Task) -> Overlap:
+def overlap(source: str, seen: Collection[bytes], target: Task, *, one_file: bool = False) -> Overlap:
     """How many rows of the target's pool, development rows and test are among `seen`, the `overlap_keys` of a source.
 
-    The test rows stay closed: they are only counted.
+    In `one_file` the rows of a text are the same, whatever references others share. The test rows stay closed: they
+    are only counted.
     """
     rows = (*target.pool, *(target.dev or ()))
-    shared = sum(not overlap_keys(row).isdisjoint(seen) for row in rows)
-    closed = target.test.count_overlap(seen) if target.test else 0
-    return Overlap(source, target.name, shared, len(rows), closed, len(target.test or ()))
+    test = target.test or TestRows(())
+    if one_file:
+        shared, closed = sum(text_key(row) in seen for row in rows), len(test.text_keys().intersection(seen))
+    else:
+        shared, closed = sum(not overlap_keys(row).isdisjoint(seen) for row in rows), test.count_overlap(seen)
+    return Overlap(source, target.name, shared, len(rows), closed, len(test))
 
 
 def refuse_seen(source: str, seen: Collection[bytes], target: Task) -> Overlap:
-    """The overlap of a target with the rows of a finished run, of which `seen` are the `overlap_keys`.
+    """The overlap of a target with the rows of a finished run on it, of which `seen` are the `overlap_keys`.
 
     Raises: DataError where the run has seen more than the tolerated share of the test rows.
     """
-    found = overlap(source, seen, target)
+    return _refuse_test(overlap(source, seen, target, one_file=target.held_out))
+
+
+def _refuse_test(found: Overlap) -> Overlap:
     if found.test > TOLERATED_SHARE * found.test_rows:
         raise DataError(
             f"the run to start from has seen test rows: {found}",
@@ -71,7 +78,7 @@ def refuse_another_task(source: str, seen: Collection[bytes], target: Task) -> O
 
     Raises: DataError where more than the tolerated share of the pool or of the test rows stands in both.
     """
-    found = refuse_seen(source, seen, target)
+    found = _refuse_test(overlap(source, seen, target))
     if found.share > TOLERATED_SHARE:
         raise DataError(
             f"a run on another task must not have seen this one's rows: {found}",

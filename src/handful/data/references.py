@@ -93,7 +93,7 @@ def _lists(table: Table, reference: str) -> list[list[Any] | None]:
     return [_parsed(cell) if table.cells_are_texts else cell if isinstance(cell, list) else None for cell in cells]
 
 
-def _parsed(cell: str) -> list[str] | None:
+def _parsed(cell: Any) -> list[Any] | None:
     try:
         found = json.loads(cell) if cell.lstrip().startswith("[") else None
     except (ValueError, RecursionError):

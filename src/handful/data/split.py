@@ -43,7 +43,7 @@ class Split:
     "separate" (the task's own development rows, else pool rows after the first `shots`; at most `dev_rows`), or
     "none". Rows whose text repeats within the pool or the development rows, or stands in the test rows (for pool rows
     also in the development rows), are dropped before and counted; of generation also rows that share a long reference
-    with those (`task.overlap_keys`).
+    with those of another file (`closed_keys`).
 
     Of generation, `shots` counts records, each with all of its `references` or with one drawn by the seed, and there
     are never more separate development records than shots: choosing on a full development set is not few-shot.
@@ -158,7 +158,7 @@ def _divide(task: Task, draw: _Draw, closed: Collection[bytes]) -> _Part:
     generator = stream(draw.seed, "split")
     strata = _strata(task, pool)
     minimum = 2 if draw.dev == "carved" else 1
-    _check_enough(task, strata, shots, minimum)
+    _check_enough(task, strata, shots, minimum, _left_out(task, pool_repeated, pool_overlap))
     taken = min(len(pool), shots + (dev_rows if draw.dev == "separate" else 0))
     order = _interleave([_shuffled(rows, generator) for rows in strata], minimum, taken)
     chosen = order[:shots]
@@ -183,7 +183,12 @@ def _divide(task: Task, draw: _Draw, closed: Collection[bytes]) -> _Part:
 
 
 def closed_keys(task: Task) -> frozenset[bytes]:
-    """`overlap_keys` of the task's test rows, or of all its members'."""
+    """What no row of the pool may share with the task's test rows, or with those of all its members.
+
+    That is `overlap_keys`, but within one file the text alone: many of its rows may have the same long answer.
+    """
+    if task.held_out and task.test:
+        return task.test.text_keys()
     tests = [member.test for member in task.members] or [task.test]
     return frozenset(key for test in tests if test for key in test.overlap_keys())
 
@@ -205,7 +210,7 @@ def _check_arguments(dev: str, dev_fraction: float, dev_rows: int, references: s
 def distinct(rows: Sequence[Example], closed: Collection[bytes]) -> tuple[list[Example], int, int]:
     """Rows whose text is new and not in `closed`; how many repeated another row, and how many stood in `closed`.
 
-    `closed` are `overlap_keys` of rows that must stay apart.
+    `closed` are `closed_keys`: of rows that must stay apart.
     """
     kept: dict[bytes, Example] = {}
     overlap = 0
@@ -254,13 +259,24 @@ def _with_one_reference(rows: Sequence[Example], seed: int) -> list[Example]:
     return [replace(row, references=(row.references[draw(row)],)) if row.references else row for row in rows]
 
 
-def _check_enough(task: Task, strata: Sequence[Sequence[Example]], shots: int, minimum: int) -> None:
+def _left_out(task: Task, repeated: int, overlap: int) -> str:
+    """How many rows of the pool were dropped and why, for an error; empty where none was."""
+    alike = "have the source or a long reference of" if task.kind == "generation" else "stand in"
+    reasons = [f"{repeated} repeat another one"] if repeated else []
+    reasons += [f"{overlap} {alike} test or development rows"] if overlap else []
+    return f" (of {len(task.pool)} in the pool, {' and '.join(reasons)})" if reasons else ""
+
+
+def _check_enough(
+    task: Task, strata: Sequence[Sequence[Example]], shots: int, minimum: int, left_out: str = ""
+) -> None:
     rows, smallest = sum(map(len, strata)), len(strata) * minimum
     parts = "training and development" if minimum == 2 else "training"
-    if shots > rows:
+    if (needed := max(shots, minimum)) > rows:
+        fewer = f"use at most --shots {rows}, or " if rows >= smallest else ""
         raise DataError(
-            f"task {task.name!r}: expected at least {shots} distinct labelled rows, found {rows}",
-            f"use at most --shots {rows}, or label more rows",
+            f"task {task.name!r}: expected at least {needed} distinct labelled rows, found {rows}{left_out}",
+            f"{fewer}label more rows",
         )
     if task.kind == "generation":
         if shots < minimum:

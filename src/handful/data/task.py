@@ -96,6 +96,9 @@ class Task:
     path, a hub name with its revision, or a package with its version. `notes` say what was chosen for the user
     while reading, one sentence each with its reason. `instruction` is put before every text, where labels are written.
 
+    `held_out` says that the test rows are from the pool's own file (`holdout.with_held_out_test`), in which rows of
+    other texts are other rows, whatever answers they share.
+
     A task of tasks (`mixture.mix_tasks`) has `members`. Its labels are theirs in order, each as "member: label", and
     its rows are theirs with the index of the label among those; each member keeps its own test rows.
     """
@@ -111,6 +114,7 @@ class Task:
     notes: tuple[str, ...] = ()
     instruction: str = ""
     members: tuple[Task, ...] = ()
+    held_out: bool = False
 
     @property
     def num_outputs(self) -> int:
