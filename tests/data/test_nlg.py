@@ -64,7 +64,7 @@ def test_forms_of_meanings(form, text):
     assert meaning_text(MEANING, form) == text
 
 
-plain = st.text("abc XYZé0-,'()", min_size=1).map(str.strip).filter(bool)
+plain = st.text("abc XYZé0-,'()|&_", min_size=1).map(str.strip).filter(bool)
 
 
 @given(st.lists(st.tuples(plain, plain, plain), min_size=1))
@@ -73,6 +73,10 @@ def test_pipes_can_be_read_back(triples):
     found = parse_source(text)
     assert len(found) == len(triples)
     assert pipes(found) == text
+
+
+def test_what_separates_entities_does_not_stand_in_one():
+    assert pipes([("AC | DC", "R&B", "a && b || c")]) == "AC / DC | R&B | a & b || c"
 
 
 def test_other_sources_have_no_triples():

@@ -19,8 +19,10 @@ _PLAIN_SLOTS = {"eatType": "Type", "priceRange": "price", "familyFriendly": "fam
 
 
 def pipes(triples: Sequence[Triple]) -> str:
-    """`s | p | o && s | p | o`, underscores as spaces, outer quotes left out. Ours."""
-    return " && ".join(" | ".join(map(_clean, triple)) for triple in triples)
+    """`s | p | o && s | p | o`, underscores as spaces, outer quotes left out; what separates is "/" or "&" within an
+    entity, so that `parse_source` reads it back. Ours.
+    """
+    return " && ".join(" | ".join(map(_inseparable, triple)) for triple in triples)
 
 
 def colons(triples: Sequence[Triple]) -> str:
@@ -124,6 +126,10 @@ def _clean(text: str) -> str:
     while len(text) > 1 and text[0] == text[-1] and text[0] in "\"'":
         text = text[1:-1].strip()
     return text
+
+
+def _inseparable(text: str) -> str:
+    return re.sub(r"(?<!\S)(\||&&)(?!\S)", lambda sign: "/" if sign[1] == "|" else "&", _clean(text))
 
 
 def _split_words(text: str) -> str:

@@ -131,7 +131,7 @@ def slot_errors(text: str, source: str) -> list[SlotError]:
     for slot in _OPEN_SLOTS:  # first, and taken out, lest "Café Rouge" is read as a coffee shop
         if slot in wanted:
             name = re.escape(re.sub("^the ", "", wanted[slot], flags=re.IGNORECASE)).replace("é", "[eé]")
-            text, found = re.subn(name, "@", text, flags=re.IGNORECASE)
+            text, found = re.subn(rf"(?<!\w){name}(?!\w)", "@", text, flags=re.IGNORECASE)
             if not found:
                 errors.append(SlotError(slot, wanted[slot], "missing"))
     for slot in _PATTERNS:
