@@ -46,7 +46,7 @@ def test_each_form_goes_to_its_reader(opened, tmp_path):
     ("name", "option", "hint"),
     [
         ("bbc-news", "text", "says itself what its columns mean"),
-        (".", "text", "says itself what its columns mean"),
+        (".", "text", "known: metric"),
         ("e2e:folder", "encoding", "known: complete, linearisation, metric, partition"),
         ("e2e:folder", "partitions", "did you mean 'partition'"),
         ("data.csv", "linearisation", "known: dev, encoding, kind, label, metric, name, test, text, text_pair"),
@@ -73,3 +73,4 @@ def test_misspelt_names_offer_the_nearest(tmp_path, monkeypatch):
 
 def test_real_folder(shared_data):
     assert open_task(shared_data / "glue" / "sst2").name == "sst2"
+    assert open_task(shared_data / "nlg" / "e2e", metric="chrf++").metric == "chrf++"

@@ -221,6 +221,22 @@ def test_release_of_a_task_is_beside_the_recipe(tmp_path: Path) -> None:
     assert e2e.path == f"e2e:{tmp_path.resolve() / 'e2e-dataset'}" and webnlg.path == "webnlg:webnlg"
 
 
+def test_a_task_folder_is_scored_as_the_recipe_says_and_is_no_other_task(tmp_path: Path) -> None:
+    values = toy_study(tmp_path).to_dict() | {"methods": ["head"]}
+
+    def opened(**keys: str) -> Recipe:
+        return Recipe.from_dict(values | {"tasks": [{"name": "letters", "path": "hub:owner/letters", **keys}]})
+
+    assert opened(text="sentence", pool="train[:9]", metric="f1").open_task("letters", tmp_path).metric == "f1"
+    assert opened(kind="classification").open_task("letters", tmp_path).kind == "classification"
+    wrong = {"partition": "no_overlap", "linearisation": "raw", "kind": "regression"}
+    for key, value in wrong.items():
+        with pytest.raises(ConfigError, match=f"task 'letters': .*{key}"):
+            opened(**{key: value}).open_task("letters", tmp_path)
+    with pytest.raises(DataError, match="partition cannot be had of the task folder"):
+        opened(partition="full").check_rows(tmp_path)
+
+
 def test_generation_is_set_for_all_methods_or_one() -> None:
     one = shortened("few_shot_nlg_small", "tiny", methods=[
         "prompt", {"name": "greedy", "method": "lora", "set": {"generation": {"beams": 3}}}

@@ -72,11 +72,12 @@ def read_rows(
     return list(examples(table, columns, Targets(tuple(labels)) if label else None))
 
 
-def read_folder(path: str | Path) -> Task:
+def read_folder(path: str | Path, *, metric: str | None = None) -> Task:
     """A task from a folder of task.json, pool.jsonl and test.jsonl, its row counts checked.
 
     The rows have "text", "text_pair" for pairs, and "label", or for generation "source" and "references"; task.json
     has name, kind, labels (null for regression and generation), metric, and the counts `pool_rows` and `test_rows`.
+    A `metric` takes the place of the folder's.
     """
     folder = Path(path)
     record = _task_record(folder / "task.json")
@@ -101,10 +102,11 @@ def read_folder(path: str | Path) -> Task:
         return found
 
     pool, test = rows("pool"), TestRows(rows("test"))
-    metric = record["metric"]
-    if record["kind"] == "generation" and metric == "bleu" and record["name"] in RELEASES:
-        metric = RELEASES[record["name"]].metric
-        notes.append(f"metric {metric}: the variant of BLEU that {record['name']} is scored with")
+    if metric is None:
+        metric = str(record["metric"])
+        if record["kind"] == "generation" and metric == "bleu" and record["name"] in RELEASES:
+            metric = RELEASES[record["name"]].metric
+            notes.append(f"metric {metric}: the variant of BLEU that {record['name']} is scored with")
     return Task(
         name=record["name"],
         kind=record["kind"],

@@ -21,7 +21,7 @@ def open_task(name_or_path: str | Path, **mapping: Any) -> Task:
     hub ("hub:owner/name").
 
     `mapping` goes to `read_task` for a file, to `read_nlg` for a release and to `hub_task` for the hub; a task folder
-    and a packaged task take none. What is None is left out.
+    takes a `metric` alone, a packaged task nothing. What is None is left out.
 
     Raises: DataError, with the nearest name, if there is no such task; ConfigError for what this one does not take.
     """
@@ -29,10 +29,8 @@ def open_task(name_or_path: str | Path, **mapping: Any) -> Task:
     read = _reader(name)
     taken = [key for key, parameter in signature(read).parameters.items() if parameter.kind is Parameter.KEYWORD_ONLY]
     if unknown := sorted(mapping.keys() - set(taken)):
-        own = "leave the options out: the task says itself what its columns mean"
-        raise ConfigError(
-            f"the task {name!r} takes no option {', '.join(unknown)}", nearest(unknown[0], taken) if taken else own
-        )
+        hint = nearest(unknown[0], taken) if taken else "leave it out: the task says itself what its columns mean"
+        raise ConfigError(f"the task {name!r} takes no option {', '.join(unknown)}", hint)
     return read(**mapping)
 
 

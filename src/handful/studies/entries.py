@@ -14,7 +14,7 @@ from handful.data.holdout import with_held_out_test
 from handful.data.mixture import mix_tasks, text_to_text
 from handful.data.open import open_task
 from handful.data.task import Task
-from handful.errors import DataError, HandfulError, nearest
+from handful.errors import ConfigError, DataError, HandfulError, nearest
 
 SECTIONS = ("method", "training", "run", "generation")
 """Tables below `set`, in which settings may stand instead of under a dotted name."""
@@ -50,9 +50,9 @@ class MemberEntry(Closed):
     """A task by its name; `path` is a file, folder, packaged name, "e2e:FOLDER", "webnlg:FOLDER", "dart:FOLDER" or
     "hub:OWNER/NAME" where it differs from that.
 
-    Below the folder given as --data, a task folder of this name is taken instead. The other fields say what the
-    columns of a file are called, which splits of the hub are meant, and how a release is read; `text_to_text` has the
-    labels written by a language model.
+    Below the folder given as --data, a task folder of this name is taken in place of `path`. The other fields say what
+    the columns of a file are called, which splits of the hub are meant, and how a release is read; `text_to_text` has
+    the labels written by a language model.
     """
 
     name: str
@@ -76,7 +76,7 @@ class MemberEntry(Closed):
         """The task under its name in the study. Raises: DataError or ConfigError, as `open_task`."""
         mapping = set(MemberEntry.model_fields) - {"name", "path", "test_fraction", "text_to_text"}
         if data and (data / self.name / "task.json").is_file():
-            task = read_folder(data / self.name)
+            task = self._folder_below(data)
         else:
             if data and self.path is None and not Path(self.name).exists():
                 found = sorted(str(file.parent.relative_to(data)) for file in data.glob("**/task.json"))
@@ -85,6 +85,21 @@ class MemberEntry(Closed):
         if task.test is None:
             task = with_held_out_test(task, self.test_fraction)
         return replace(text_to_text(task) if self.text_to_text else task, name=self.name)
+
+    def _folder_below(self, data: Path) -> Task:
+        """The task folder in place of `path`, whose columns and splits are then of no matter; what would make it
+        another task is. Raises: ConfigError for that, DataError as `read_folder`.
+        """
+        task = read_folder(data / self.name, metric=self.metric)
+        if forms := [key for key in ("linearisation", "partition") if getattr(self, key)]:
+            raise ConfigError(
+                f"task {self.name!r}: {' and '.join(forms)} cannot be had of the task folder {task.origin}, which has "
+                "its rows and sources as they are",
+                "leave it out, or read the release without --data",
+            )
+        if self.kind not in (None, task.kind):
+            raise ConfigError(f"task {self.name!r}: expected the kind {self.kind}, found {task.kind} in {task.origin}")
+        return task
 
 
 @final
