@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from peft import PolyConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 
 from handful.backbone.tiny import tiny_backbone, tiny_model
 from handful.data.mixture import mix_tasks
@@ -61,6 +62,15 @@ def test_the_average_skill_is_the_start_of_a_single_task(saved):
     down = adapter.state_dict()["skills.parts.encoder__layer__0__attention__self__query__down"]
     theirs = model.base_model.model.encoder.layer[0].attention.self.query.poly_lora_A["default"]
     torch.testing.assert_close(down[0, 0], theirs.mean(1).flatten(0, 1))
+
+
+def test_a_checkpoint_in_bfloat16_can_be_started_from(saved):
+    _, folder = saved
+    path = folder / "adapter_model.safetensors"
+    save_file({name: tensor.bfloat16() for name, tensor in load_file(path).items()}, path)
+    adapter = started(folder, toy_task(), tiny_backbone("bert"))
+    assert all(parameter.dtype == torch.float32 for parameter in adapter.parameters())
+    assert len(read_start(folder).key) == 64
 
 
 def test_another_method_size_or_file_is_refused(saved, tmp_path):

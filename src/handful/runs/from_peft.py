@@ -32,7 +32,7 @@ class PeftPrompt:
     @property
     def key(self) -> str:
         """SHA-256 of its numbers."""
-        return hashlib.sha256(self.vectors.numpy().tobytes()).hexdigest()
+        return hashlib.sha256(_bytes(self.vectors)).hexdigest()
 
     def seen(self) -> None:
         """The digests of its rows: none."""
@@ -73,7 +73,7 @@ class PeftPoly:
         """SHA-256 of its numbers."""
         digest = hashlib.sha256()
         for name, tensor in sorted(self.tensors.items()):
-            digest.update(name.encode() + tensor.numpy().tobytes())
+            digest.update(name.encode() + _bytes(tensor))
         return digest.hexdigest()
 
     def seen(self) -> None:
@@ -110,6 +110,11 @@ class PeftPoly:
         weights["routing.logits"] = torch.stack([rows.view(shape) for rows in logits])
         names = list(adapter.tasks) if len(adapter.tasks) == tasks else []
         return dict(adapter.carry(weights, {"adapter": {"tasks": names}}))
+
+
+def _bytes(tensor: torch.Tensor) -> bytes:
+    """Those of its numbers, of whatever type: NumPy has no bfloat16."""
+    return tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 
 def peft_type(folder: Path) -> str | None:
