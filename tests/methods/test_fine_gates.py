@@ -1,6 +1,7 @@
 """Adapters of gates: checks 1, 7, 8 and 10 of the FineGates sheet, budgets, collapse, and pruning beside them."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -64,11 +65,11 @@ def scores(adapter, rows):
 @pytest.mark.parametrize("family", GATED)
 def test_at_the_start_published_gates_change_nothing(family):
     adapter, rows, _ = attach(family, mode="faithful", init_std=0.0)
-    plain = adapter.head(adapter.backbone.features(rows.batch(range(8)).inputs))
-    with adapter.gating.open():
-        expected = adapter.head(adapter.backbone.features(rows.batch(range(8)).inputs))
+    inputs = rows.batch(range(8)).inputs
+    expected = adapter.head(tiny_backbone(family).features(inputs))  # a model that no gate was ever on
     assert torch.equal(scores(adapter, rows), expected)
-    assert torch.equal(plain, expected)
+    with adapter.gating.open():
+        assert torch.equal(adapter.head(adapter.backbone.features(inputs)), expected)
 
 
 def test_noise_is_in_training_only_and_the_same_for_all_rows_of_a_batch():
@@ -340,6 +341,42 @@ def test_the_pressure_on_a_gate_does_not_depend_on_the_models_size():
         gradients[layers] = adapter.logits.grad
     torch.testing.assert_close(*(g[0, :1] for g in gradients.values()))
     torch.testing.assert_close(gradients[2], gradients[2][:, :1].expand_as(gradients[2]))  # wide sides and narrow ones
+
+
+def test_the_sources_weight_is_shared_out_over_the_sides_of_all_matrices():
+    """λ / (2 · matrices) a side, whatever its width (sheet 2)."""
+    adapter, _, _ = attach(mode="faithful", init_std=0.0, penalty_weight=3.0, target_sparsity=0.4)
+    open_p = 0.5 * math.erfc(-(0.5 + math.tanh(1.0)) / 0.5 / math.sqrt(2))
+    assert adapter.penalty().item() == pytest.approx(3 * abs(open_p - 0.6), rel=1e-5)
+    matrices, (side, *_) = 3 * 6, adapter.sides
+    with torch.no_grad():
+        adapter.logits[:, side.slice] = -20.0
+    closed_p = 0.5 * math.erfc(0.5 / 0.5 / math.sqrt(2))
+    expected = 3 / (2 * matrices) * ((2 * matrices - 1) * abs(open_p - 0.6) + abs(closed_p - 0.6))
+    assert adapter.penalty().item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["faithful", "coupled"])
+@pytest.mark.parametrize("u", [-0.1, 0.0, 0.05, 0.2])
+def test_gates_in_training_are_open_as_often_as_the_noise_says(mode, u):
+    adapter, _, _ = attach(mode=mode, **({"init_std": 0.0} if mode == "faithful" else {"target_sparsity": 0.3}))
+    std = adapter.method.noise_std
+    with torch.no_grad():
+        if mode == "faithful":
+            adapter.logits.fill_(math.atanh(u - 0.5))
+        else:
+            adapter.threshold.fill_(0.0)
+            adapter.scores.fill_(u / adapter.learning.slope)
+    adapter.train()
+    generator = torch.Generator().manual_seed(0)
+    draws, opened = [], []
+    for _ in range(400_000 // adapter.num_gates):
+        adapter.begin_batch(None, generator)
+        draws.append(adapter._noise)
+        opened.append((adapter.values() > 0).double().mean())
+    assert float(torch.cat(draws).std()) == pytest.approx(std, rel=5e-3)
+    expected = 0.5 * math.erfc(-u / std / math.sqrt(2))
+    assert float(torch.stack(opened).mean()) == pytest.approx(expected, abs=4e-3)
 
 
 def test_matched_features_are_those_of_the_model_as_it_was():

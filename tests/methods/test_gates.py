@@ -13,10 +13,8 @@ CLOSING_LOGIT = math.atanh(0.5)
 
 @pytest.mark.parametrize("u", [-0.4, -0.2, 0.0, 0.2, 0.6, 1.0, 1.4])
 @pytest.mark.parametrize("std", [0.1, 0.5])
-def test_the_share_of_open_draws_is_the_open_probability_of_the_noise(u, std):
-    draws = (u + std * torch.randn(10**6, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
+def test_the_open_probability_is_that_of_normal_noise(u, std):
     expected = 0.5 * math.erfc(-u / std / math.sqrt(2))
-    assert float((draws > 0).double().mean()) == pytest.approx(expected, abs=3e-3)
     assert float(open_probability(torch.tensor(u, dtype=torch.float64), std)) == pytest.approx(expected, abs=1e-6)
 
 
