@@ -202,8 +202,8 @@ def test_without_onnxruntime_a_file_is_written_and_said_to_be_unverified(stored,
     report = export(adapter, backbone, task, tmp_path / "out", "onnx")
     assert (report.difference, report.size) == (None, None)
     assert report.verification == "not verified: onnxruntime is not installed"
-    monkeypatch.setattr(onnx_format, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match="the format 'onnx' needs the package onnx, which is not installed"):
+    monkeypatch.setattr("handful.export.plan.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="it needs the package onnx, which is not installed"):
         export(adapter, backbone, task, tmp_path / "other", "onnx")
 
 

@@ -18,7 +18,7 @@ import torch
 
 from handful.backbone.load import Backbone
 from handful.data.task import Task
-from handful.errors import ConfigError, RunError
+from handful.errors import RunError
 from handful.evaluation.writing import GenerationOptions
 from handful.export.folded import Folded, Scorer
 from handful.export.folder import ExportJob, ExportReport
@@ -45,13 +45,9 @@ def export_onnx(
 ) -> ExportReport:
     """Write `folder` for any ONNX runtime; where onnxruntime is installed, it must get our scores first.
 
-    Arguments and errors are those of `export_dense`; ConfigError also where onnx is not installed.
+    Arguments and errors are those of `export_dense`.
     """
     plan, adapter = planned(adapter, backbone, task, "onnx")
-    if find_spec("onnx") is None:
-        raise ConfigError(
-            "the format 'onnx' needs the package onnx, which is not installed", "pip install 'handful[onnx]'"
-        )
     limit = min(max_length or backbone.max_length, backbone.max_length)
     job = ExportJob(adapter, backbone, task, folder, limit, card, overwrite, generation)
     folded = Folded(job, plan, "ragged")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Literal, final
 
 from handful.backbone.blocks import FAMILIES, obstacles
@@ -126,6 +127,8 @@ def _shrinking_obstacle(backbone: Backbone | str) -> str | None:
 
 
 def _onnx_obstacle(backbone: Backbone | str) -> str | None:
+    if find_spec("onnx") is None:
+        return "it needs the package onnx, which is not installed: pip install 'handful[onnx]'"
     size = 0 if isinstance(backbone, str) else sum(p.nbytes for p in backbone.model.parameters())
     return None if size <= MAX_ONNX_BYTES else f"{size / 1e9:.1f} GB of weights are more than one ONNX file can hold"
 
