@@ -16,7 +16,7 @@ from handful.data.latent_skills import latent_skills
 from handful.data.mixture import mix_tasks
 from handful.evaluation.evaluate import encode_for
 from handful.methods.poly import Poly
-from handful.methods.routing_measures import task_similarity
+from handful.methods.routing_measures import skill_weights, task_similarity
 from handful.training.config import TrainingConfig
 from handful.training.fit import fit
 
@@ -78,7 +78,8 @@ class Suite:
         truth = self.skills.truth - self.skills.truth.mean(0)
         truth = truth / np.linalg.norm(truth, axis=1, keepdims=True)
         pairs = np.triu_indices(len(truth), 1)
-        return spearmanr(task_similarity(state["routing.logits"]).numpy()[pairs], (truth @ truth.T)[pairs]).statistic
+        likeness = task_similarity(skill_weights(state["routing.logits"].double())).numpy()
+        return spearmanr(likeness[pairs], (truth @ truth.T)[pairs]).statistic
 
 
 @pytest.mark.slow

@@ -64,14 +64,18 @@ def test_usage_is_the_mean_over_routers_and_splits():
         assert usage(torch.cat((one, none), axis)) == pytest.approx(0.5)
 
 
+def similarity(logits):
+    return task_similarity(skill_weights(logits.double()))
+
+
 def test_similarity_of_three_tasks_of_which_two_are_alike():
     """Weights (1, 0), (1, 0), (0, 1); less their mean (⅔, ⅓): ±(⅓, −⅓) and (−⅔, ⅔)."""
     expected = torch.tensor([[1.0, 1, -1], [1, 1, -1], [-1, -1, 1]], dtype=torch.float64)
-    torch.testing.assert_close(task_similarity(routing([ON, OFF], [ON, OFF], [OFF, ON])), expected)
+    torch.testing.assert_close(similarity(routing([ON, OFF], [ON, OFF], [OFF, ON])), expected)
 
 
 def test_tasks_that_share_nothing_are_all_equally_unlike():
-    found = task_similarity(routing(*[[ON if s == t else OFF for s in range(5)] for t in range(5)]))
+    found = similarity(routing(*[[ON if s == t else OFF for s in range(5)] for t in range(5)]))
     off_diagonal = found[~torch.eye(5, dtype=torch.bool)]
     torch.testing.assert_close(off_diagonal, torch.full_like(off_diagonal, -1 / 4))
 
@@ -81,26 +85,26 @@ def test_similarity_is_of_all_routers_and_splits_together():
     alike = routing([ON, OFF], [ON, OFF], [OFF, ON])
     unlike = routing([ON, OFF], [OFF, ON], [OFF, ON])
     both = torch.cat((alike, unlike))  # (2, 3, 1, 2)
-    found = task_similarity(both)
+    found = similarity(both)
     # centred, in units of (1, −1)/3 in each router:
     vectors = torch.tensor([[1.0, 2], [1, -1], [-2, -1]], dtype=torch.float64)
     expected = vectors @ vectors.T / (vectors.norm(dim=1)[:, None] * vectors.norm(dim=1))
     torch.testing.assert_close(found, expected)
-    torch.testing.assert_close(task_similarity(both.movedim(0, 2).movedim(1, 0).reshape(1, 3, 2, 2)), expected)
+    torch.testing.assert_close(similarity(both.movedim(0, 2).movedim(1, 0).reshape(1, 3, 2, 2)), expected)
     order = torch.tensor([2, 0, 1])
-    torch.testing.assert_close(task_similarity(both[:, order]), expected[order][:, order])
+    torch.testing.assert_close(similarity(both[:, order]), expected[order][:, order])
 
 
 @pytest.mark.parametrize("logits", [torch.zeros(2, 1, 3, 4), torch.randn(2, 1, 3, 4), torch.randn(1, 1, 1, 1)])
 def test_one_task_is_like_itself(logits):
-    assert torch.equal(task_similarity(logits), torch.ones(1, 1, dtype=torch.float64))
+    assert torch.equal(similarity(logits), torch.ones(1, 1, dtype=torch.float64))
 
 
 def test_tasks_without_difference_have_none_to_compare():
     """Nor does rounding make one; with a single skill all tasks are the same."""
     same = torch.randn(3, 1, 2, 7).expand(3, 5, 2, 7)
-    assert torch.equal(task_similarity(same), torch.eye(5, dtype=torch.float64))
+    assert torch.equal(similarity(same), torch.eye(5, dtype=torch.float64))
     single = torch.randn(3, 5, 2, 1)
-    assert torch.equal(task_similarity(single), torch.eye(5, dtype=torch.float64))
+    assert torch.equal(similarity(single), torch.eye(5, dtype=torch.float64))
     assert usage(single) == 1
     assert torch.equal(skill_weights(single), torch.ones(3, 5, 2, 1))

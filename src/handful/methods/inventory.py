@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from math import cos, pi
 from typing import TYPE_CHECKING, Any, final
 
 import torch
@@ -21,7 +20,15 @@ from handful.methods.base import ParameterGroup
 from handful.methods.head import AbstractHeadedAdapter, frozen_features
 from handful.methods.label_text import LabelTextHead, label_embeddings
 from handful.methods.prefix import shifts_positions
-from handful.methods.routing import AbstractRouting, FixedRouting, HyperRouting, LearnedRouting, logistic_noise
+from handful.methods.routing import (
+    AbstractRouting,
+    FixedRouting,
+    HyperRouting,
+    LearnedRouting,
+    lead_at,
+    led,
+    logistic_noise,
+)
 from handful.methods.routing_measures import routing_measures
 from handful.methods.skills import AbstractMatrixSkills, AbstractSkills, LowRankSkills, PrefixSkills, RescalingSkills
 from handful.methods.targets import lowest_layer
@@ -177,14 +184,11 @@ class PolyAdapter(AbstractHeadedAdapter):
         weights = self.routing.weights(tasks.clamp(min=0), noise)
         if -1 in numbers:
             weights = torch.where((tasks < 0)[:, None, None], 1 / weights.shape[-1], weights)
-        return weights if lead == 1 else lead * weights + (1 - lead) / weights.shape[-1]
+        return led(weights, lead)
 
     def _lead(self) -> float:
-        """The a of w ← a w + (1 − a)/S: cos(π/2 · progress) within the last `uniform_share` of training (sheet 1.3)."""
-        share = self.method.uniform_share
-        if not share or not self.task.members:
-            return 1.0
-        return cos(pi / 2 * min(1.0, max(0.0, (float(self.progress) - (1 - share)) / share)))
+        share = self.method.uniform_share if self.task.members else 0.0
+        return lead_at(float(self.progress), share) if share else 1.0  # no look at the device without need
 
     def _numbers(self) -> list[int]:
         """The number of the task of every row, -1 for one without routing. Raises: DataError where that is refused."""
@@ -194,7 +198,7 @@ class PolyAdapter(AbstractHeadedAdapter):
         unknown = sorted({name for name in names if name not in self.tasks})
         if unknown and self.method.unknown_task == "refuse":
             what = f"no task called {unknown[0]!r}" if unknown[0] else "a row without the name of its task"
-            average = "; method.unknown_task = 'average' takes the average skill instead"
+            average = "; an inventory trained with method.unknown_task = 'average' takes the average skill"
             raise DataError(
                 f"expected rows of {len(self.tasks)} tasks, found {what}",
                 f"known: {', '.join(self.tasks)}{average if self.task_kind == 'generation' else ''}",
@@ -271,7 +275,7 @@ class PolyAdapter(AbstractHeadedAdapter):
             frozen = [name for name, part in self.pooler.named_parameters() if not part.requires_grad]
             if frozen:
                 raise ConfigError(
-                    f"what there is to start from has no {frozen[0].replace('__', '.')}, which adapt = 'z' leaves as it is",
+                    f"adapt = 'z' leaves {frozen[0].replace('__', '.')} as it is, but what it starts from has none",
                     "give --adapt mu, or --set run.pooling=mean",
                 )
         other = super().carry(weights, record)
@@ -301,9 +305,12 @@ class PolyAdapter(AbstractHeadedAdapter):
 
     @torch.no_grad()
     def taken(self, name: str) -> dict[str, torch.Tensor]:
-        """The state of an adapter on this one of the tasks alone, which gives the same scores."""
+        """The state of an adapter on this one of the tasks alone, which gives the same scores.
+
+        Of a task without routing that of the average skill: for models that write, which need no head.
+        """
         self.begin_batch(None)
-        weights = self.weights([self.tasks[name]], self._lead())
+        weights = self.weights([self.tasks.get(name, -1)], self._lead())
         found = self.skills.collapsed(dict(self.skills.named_parameters()), weights)
         state = {f"skills.{key}": part for key, part in found.items()}
         state |= {"progress": self.progress, "routing.table": torch.ones(1, 1)}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from math import cos, pi
 from typing import Literal, final
 
 import torch
@@ -88,10 +89,7 @@ class LearnedRouting(AbstractRouting):
         self.logits = nn.Parameter((torch.rand(shape, generator=generator) * 2 - 1) * START)
 
     def weights(self, tasks: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
-        logits = self.logits[:, tasks]
-        if self.gate == "straight-through":
-            return straight_through(logits)
-        return skill_weights(logits if noise is None else logits + noise)
+        return gated_weights(self.logits[:, tasks], self.gate, noise)
 
     def penalty(self) -> torch.Tensor | None:
         terms = (ibp_prior, surplus, shared_information)
@@ -121,6 +119,25 @@ class HyperRouting(AbstractRouting):
         del noise
         hidden = torch.relu(torch.bmm(self.embeddings[:, tasks], self.inner))
         return torch.bmm(hidden, self.outer).unsqueeze(2)
+
+
+def gated_weights(logits: torch.Tensor, gate: Gate, noise: torch.Tensor | None = None) -> torch.Tensor:
+    """The weights of skills, along the last axis of logits (…, S); hard gates draw no noise."""
+    if gate == "straight-through":
+        return straight_through(logits)
+    return skill_weights(logits if noise is None else logits + noise)
+
+
+def lead_at(progress: float, uniform_share: float) -> float:
+    """The a of w ← a w + (1 − a)/S: cos(π/2 · progress) within the last `uniform_share` of training (sheet 1.3)."""
+    if not uniform_share:
+        return 1.0
+    return cos(pi / 2 * min(1.0, max(0.0, (progress - (1 - uniform_share)) / uniform_share)))
+
+
+def led(weights: torch.Tensor, lead: float) -> torch.Tensor:
+    """Weights (…, S) led towards 1/S."""
+    return weights if lead == 1 else lead * weights + (1 - lead) / weights.shape[-1]
 
 
 def straight_through(logits: torch.Tensor) -> torch.Tensor:

@@ -50,14 +50,14 @@ def routing_measures(logits: torch.Tensor) -> dict[str, float]:
     return {"discreteness": discreteness(logits), "sparsity": sparsity(logits), "usage": usage(logits)}
 
 
-def task_similarity(logits: torch.Tensor) -> torch.Tensor:
-    """Cosine (T, T) between tasks' skill weights, those of all routers and splits in one vector, centred over tasks.
+def task_similarity(weights: torch.Tensor) -> torch.Tensor:
+    """Cosine (T, T) between tasks by weights (R, T, q, S), of all routers and splits in one vector, centred over tasks.
 
     Weights are positive and sum to 1, so tasks that share nothing have large cosines too; without the mean over tasks,
     which says nothing of any one of them, unrelated tasks lie around −1/(T − 1). Hence two tasks have −1 whatever they
     are, and a task that is the mean itself, which has no direction, has 0 with others. On the diagonal is 1.
     """
-    weights = skill_weights(logits.double()).movedim(1, 0).flatten(1)  # (T, R q S)
+    weights = weights.double().movedim(1, 0).flatten(1)  # (T, R q S)
     centred = weights - weights.mean(0)
     length, whole = centred.norm(dim=1, keepdim=True), weights.norm(dim=1, keepdim=True)
     directions = torch.where(length > SAME * whole, centred / length, torch.zeros_like(centred))

@@ -6,15 +6,15 @@ import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import mean
-from typing import Any, NamedTuple, final
+from typing import Any, NamedTuple, cast, final, get_args
 
 import numpy as np
 import torch
 
 from handful.evaluation.estimate import Estimate
 from handful.evaluation.metrics import get_metric
-from handful.methods.routing_measures import skill_weights, task_similarity
+from handful.methods.routing import Gate, gated_weights, lead_at, led
+from handful.methods.routing_measures import task_similarity
 from handful.reports.gates import matrix_name
 from handful.studies.results import Result
 
@@ -24,17 +24,14 @@ LOGITS = "routing.logits"
 @final
 @dataclass(frozen=True)
 class RoutingRecord:
-    """The routing of a run, as its record has it; a measure that it does not have is None.
-
-    `alignment` is the mean over training where the record has no other.
-    """
+    """The routing of a run, as its record has it; a measure that it does not have is None."""
 
     skills: str
     num_skills: int
     num_splits: int
     tasks: tuple[str, ...]
     routers: tuple[str, ...]
-    gate: str
+    gate: Gate
     usage: float | None
     discreteness: float | None
     sparsity: float | None
@@ -47,13 +44,17 @@ def routing_of(result: Result) -> RoutingRecord | None:
     if "routers" not in adapter:
         return None
     measures = {name: adapter.get(name) for name in ("usage", "discreteness", "sparsity", "alignment")}
-    if measures["alignment"] is None and (course := alignment_of(result)):
-        measures["alignment"] = mean(cosine for _, cosine in course)
     return RoutingRecord(
         str(adapter["skills"]), int(adapter["num_skills"]), int(adapter["num_splits"]),
-        tuple(map(str, adapter["tasks"])), tuple(map(str, adapter["routers"])), str(adapter["gate"]),
+        tuple(map(str, adapter["tasks"])), tuple(map(str, adapter["routers"])), _gate(adapter["gate"]),
         *(None if measure is None else float(measure) for measure in measures.values()),
     )  # fmt: skip
+
+
+def _gate(name: object) -> Gate:
+    if name not in get_args(Gate):
+        raise ValueError(f"no such gate: {name!r}")
+    return cast(Gate, name)
 
 
 def alignment_of(result: Result) -> list[tuple[float, float]]:
@@ -62,16 +63,21 @@ def alignment_of(result: Result) -> list[tuple[float, float]]:
     return [(point["epoch"], point["alignment"]) for point in history if point.get("alignment") is not None]
 
 
-def logits_of(result: Result, routing: RoutingRecord) -> torch.Tensor | None:
-    """Its logits (R, T, q, S); None where routing was not learned.
+def logits_and_weights(result: Result, routing: RoutingRecord) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Its logits and the weights of skills that it uses, both (R, T, q, S); None where routing was not learned.
 
-    Raises: RunError for damaged weights, ValueError for weights that are not those of the record.
+    Raises: RunError for damaged tensors, ValueError for those that are not of the record.
     """
-    logits = result.run.weights().get(LOGITS)
+    saved = result.run.weights()
+    logits = saved.get(LOGITS)
+    if logits is None:
+        return None
     shape = (len(routing.routers), len(routing.tasks), routing.num_splits, routing.num_skills)
-    if logits is not None and tuple(logits.shape) != shape:
+    if tuple(logits.shape) != shape:
         raise ValueError(f"expected {LOGITS} of shape {shape}, found {tuple(logits.shape)}")
-    return logits
+    share = float(result.record["spec"]["method"].get("uniform_share", 0.0))
+    lead = lead_at(float(saved["progress"]), share) if share else 1.0
+    return logits, led(gated_weights(logits.double(), routing.gate), lead)
 
 
 class Router(NamedTuple):
@@ -109,15 +115,15 @@ class Tree:
     links: tuple[tuple[float, float, float, float, float], ...]
 
 
-def tree_of(logits: torch.Tensor) -> Tree:
-    """The tree of the tasks of logits (R, T, q, S); fewer than three have none, only an order."""
-    tasks = logits.shape[1]
+def tree_of(weights: torch.Tensor) -> Tree:
+    """The tree of the tasks of weights (R, T, q, S); fewer than three have none, only an order."""
+    tasks = weights.shape[1]
     if tasks < 3:
         return Tree(tuple(range(tasks)), ())
     from scipy.cluster.hierarchy import dendrogram, linkage
     from scipy.spatial.distance import squareform
 
-    distances = (1 - task_similarity(logits)).clamp(min=0).fill_diagonal_(0).numpy()
+    distances = (1 - task_similarity(weights)).clamp(min=0).fill_diagonal_(0).numpy()
     drawn = dendrogram(linkage(squareform(distances, checks=False), "average"), no_plot=True)
     links = tuple(
         ((ys[0] - 5) / 10, (ys[3] - 5) / 10, xs[0], xs[1], xs[3])  # SciPy's leaves stand at 5, 15, …
@@ -126,9 +132,9 @@ def tree_of(logits: torch.Tensor) -> Tree:
     return Tree(tuple(drawn["leaves"]), links)
 
 
-def shares_of(logits: torch.Tensor) -> np.ndarray:
+def shares_of(weights: torch.Tensor) -> np.ndarray:
     """Weights (…, S) in even shares: 1 is the weight that a skill has where all have the same."""
-    return (skill_weights(logits.double()) * logits.shape[-1]).numpy()
+    return (weights * weights.shape[-1]).numpy()
 
 
 def members_of(result: Result) -> dict[str, tuple[str, Estimate]]:

@@ -20,7 +20,7 @@ from handful.reports.routing import (
     RoutingRecord,
     Tree,
     alignment_of,
-    logits_of,
+    logits_and_weights,
     router_groups,
     routing_of,
     shares_of,
@@ -40,11 +40,12 @@ Damaged = Callable[[Result, str], None]
 @final
 @dataclass(frozen=True)
 class Inventory:
-    """A run with learned routing over several tasks: its logits (R, T, q, S), and the tree of the tasks shown."""
+    """A run with learned routing over several tasks: logits, weights (R, T, q, S), and the tree of the tasks shown."""
 
     result: Result
     routing: RoutingRecord
     logits: torch.Tensor
+    weights: torch.Tensor
     shown: tuple[int, ...]
     tree: Tree
 
@@ -77,14 +78,14 @@ def inventories(results: Sequence[Result], damaged: Damaged) -> list[Inventory]:
         routing = routing_of(result)
         if routing and len(routing.tasks) > 1 and routing.num_skills > 1 and result.label not in found:
             try:
-                logits = logits_of(result, routing)
+                both = logits_and_weights(result, routing)
             except (RunError, ValueError) as error:
                 damaged(result, error.message if isinstance(error, RunError) else f"{WEIGHTS}: {error}")
                 continue
-            if logits is not None:
+            if both is not None:
                 shown = tuple(_spread(len(routing.tasks), TASKS))
-                tree = tree_of(logits[:, list(shown)])
-                found[result.label] = Inventory(result, routing, logits, shown, tree)
+                tree = tree_of(both[1][:, list(shown)])
+                found[result.label] = Inventory(result, routing, *both, shown, tree)
         if len(found) == INVENTORIES:
             break
     return list(found.values())
@@ -104,7 +105,7 @@ def routing_figures(found: Sequence[Inventory]) -> tuple[Figure, ...]:
 
 def _map_figure(one: Inventory, number: int) -> Figure:
     """Small multiples: routers of one kind in one panel, as far as they have room."""
-    routing, shares = one.routing, shares_of(one.logits[:, one.order])
+    routing, shares = one.routing, shares_of(one.weights[:, one.order])
     chosen = list(_panels(routing))
     drawn = [chosen[index] for index in _spread(len(chosen), PANELS)]
     panels, numbers = [], []
@@ -171,7 +172,7 @@ def _tree_figure(found: Sequence[Inventory]) -> Figure:
     for one in found:
         axis = "1 − cosine of their skills"
         panels.append(Panel(one.result.label, Dendrogram(one.names, list(one.tree.links), axis), one.where))
-        cosines = task_similarity(one.logits[:, one.order])
+        cosines = task_similarity(one.weights[:, one.order])
         numbers += [
             {"method": one.result.label, "task": a, "other task": b, "cosine": float(cosines[i, j])}
             for i, a in enumerate(one.names)
@@ -203,8 +204,9 @@ def alignment_figure(results: Sequence[Result]) -> Figure | None:
     ]  # fmt: skip
     return Figure(
         "Gradients of tasks",
-        "Mean cosine between the gradients that two tasks of a batch give to the shared parameters: above 0 they help, "
-        "below 0 they hinder each other. Thin: one run. Thick: the mean over runs, as far as all of them got.",
+        "Mean cosine between the gradients that the losses of two tasks have for the skills, each on the first 8 of "
+        "its training rows: above 0 they help, below 0 they hinder each other. Thin: one run. Thick: the mean over "
+        "runs, as far as all of them got.",
         (Panel("", Curves([(r.label, found[id(r)]) for r in measured], "cosine of gradients")),),
         numbers_table("gradient-alignment", "Gradients of tasks", numbers),
         tuple(labels_of(measured)),
