@@ -1,5 +1,6 @@
 """Adapters of poly: the checks of the sheet (9) on tiny models, baselines, other skills, adaptation, bad input."""
 
+import re
 from dataclasses import replace
 from math import cos, pi
 
@@ -57,7 +58,8 @@ def writing(names=NAMES):
 def attach(backbone, task, *, random=True, **settings):
     """An adapter in float64 and eval mode, with random skills and routing logits N(0, 2²)."""
     backbone.model.double()
-    adapter = Poly(**{"num_skills": 4, "rank": 2, **settings}).attach(backbone, task, generator=generator())
+    rank = {"rank": 2} if settings.get("skills", "lora") == "lora" else {}
+    adapter = Poly(**{"num_skills": 4, **rank, **settings}).attach(backbone, task, generator=generator())
     adapter.double().eval()
     if random:
         randomise(adapter)
@@ -324,7 +326,7 @@ def test_z_keeps_a_fresh_pooler_as_the_inventory_has_it():
     assert trained == {"routing.logits", "head.weight", "head.bias"}
     assert {name for name in adapter.carry(saved, record) if name.startswith("pooler.")}
     without = {name: part for name, part in saved.items() if not name.startswith("pooler.")}
-    with pytest.raises(ConfigError, match="leaves as it is"):
+    with pytest.raises(ConfigError, match="but what it starts from has none"):
         adapter.carry(without, record)
 
 
@@ -595,6 +597,9 @@ def test_an_unknown_task_is_refused_or_has_the_average_skill():
     torch.testing.assert_close(weights[:, :1], averaging.weights([1]))
     averaging.begin_batch(None)
     averaging.generate(replace(batch, tasks=()), max_new_tokens=2)
+    average = averaging.skills.collapsed(dict(averaging.skills.named_parameters()))
+    state = averaging.taken("elsewhere")
+    assert all(torch.allclose(state[f"skills.{key}"], part.detach()) for key, part in average.items())
 
 
 def test_scores_of_an_unknown_task_are_refused():
@@ -619,6 +624,70 @@ def test_what_cannot_be_is_said_before_training():
     for settings in ({"skills": "prefix", "num_splits": 2}, {"routing": "expert"}, {"experts": (("a",),)}):
         with pytest.raises(ConfigError):
             Poly(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"skills": "prefix", "rank": 4}, "rank = 4: skills = 'prefix' has none"),
+        ({"skills": "ia3", "alpha": 2.0}, "alpha = 2.0: skills = 'ia3' has none"),
+        ({"skills": "prefix", "target_modules": ("q",)}, "prefixes are on every layer"),
+        ({"prefix_length": 3}, "prefix_length = 3: goes with skills = 'prefix'"),
+        ({"routing": "shared", "gate": "straight-through"}, "routing = 'shared' has no gates"),
+        ({"routing": "private", "sparsity_weight": 0.1}, "sparsity_weight = 0.1: routing = 'private' has no gates"),
+        ({"noise": "per-task"}, "goes with gate = 'gumbel'"),
+    ],
+)
+def test_settings_that_would_be_ignored_are_refused(settings, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        Poly(**settings)
+    of_preset = Poly.presets["polytropon"].settings  # which nobody has given
+    Poly.from_settings({**of_preset, "skills": "prefix", "routing": "shared"})
+
+
+@pytest.mark.parametrize(
+    ("settings", "single", "many_tasks"),
+    [
+        ({"adapt": "z"}, "", "adapt = 'z': is for a single task"),
+        ({"adapt": "full", "gate": "gumbel", "sparsity_weight": 0.1}, "", "adapt = 'full': is for a single task"),
+        ({"head_start": "label-text"}, "", "head_start = 'label-text': is for a single task"),
+        ({"uniform_share": 0.1}, "uniform_share = 0.1: goes with many tasks", ""),
+        ({"mixing": "uniform"}, "mixing = 'uniform': goes with many tasks", ""),
+        ({"routing": "private"}, "routing = 'private': goes with many tasks", ""),
+        ({"routing": "hypernetwork"}, "routing = 'hypernetwork': adapt = 'mu' trains one skill", ""),
+        ({"sparsity_weight": 0.1}, "sparsity_weight = 0.1: adapt = 'mu' trains one skill", ""),
+        ({"routing": "shared", "num_skills": 3, "rank": 4, "sharing": "coarse"}, "", ""),  # as inventories hand down
+        ({"gate": "gumbel", "num_splits": 2}, "", ""),
+    ],
+)
+def test_settings_of_many_tasks_are_refused_for_one_and_the_other_way_round(settings, single, many_tasks):
+    for task, message in ((toy_task(), single), (many(), many_tasks)):
+        reasons = Poly(**settings).check(tiny_backbone("bert"), task)
+        assert len(reasons) == bool(message) and all(message in reason for reason in reasons)
+
+
+def test_a_poolers_fresh_layers_have_no_skills():
+    """They are trained as they are, and an export has them whole."""
+    backbone = tiny_backbone("roberta", pooling="family")
+    matrices = Poly(target_modules="all-linear").matrices(backbone)
+    assert len(matrices) == 18 and not {name.rpartition(".")[0] for name in backbone.fresh} & set(matrices)
+
+
+@pytest.mark.parametrize(
+    ("sharing", "routers"),
+    [
+        ("fine", ("encoder.layer.{}", "decoder.layer.{}")),
+        ("layer", ("encoder.layer.{}", "decoder.layer.{}")),
+        ("block", ("encoder.layer.{}", "decoder.layer.{}")),
+        ("coder", ("encoder", "decoder")),
+        ("coarse", ("model",)),
+    ],
+)
+def test_prefixes_share_routers_as_asked(sharing, routers):
+    adapter = attach(tiny_backbone("t5", purpose="lm"), writing(), skills="prefix", sharing=sharing)
+    expected = {name.format(layer) for name in routers for layer in range(adapter.backbone.num_layers)}
+    assert set(adapter.skills.routers) == expected
+    assert len(adapter.routing.logits) == len(expected)
 
 
 def test_mixing_is_kept_without_gradients_and_never_stale():
@@ -659,7 +728,7 @@ def test_noise_is_not_kept_from_one_batch_to_the_next(noise):
 def test_many_tasks_are_learned(task, skills):
     lm = task.kind == "generation"
     backbone = tiny_backbone("t5" if lm else "bert", purpose="lm" if lm else "features")
-    method = Poly(skills=skills, num_skills=2, rank=2, gate="gumbel")
+    method = Poly(skills=skills, num_skills=2, gate="gumbel")
     adapter = method.attach(backbone, task, generator=generator())
     if lm:
         encoded = encode_generation(task.pool, backbone.tokenizer, 20, encoder_decoder=True, target_length=8)

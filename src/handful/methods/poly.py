@@ -15,7 +15,7 @@ prefixes as skills, and the head for many label sets (`label_text`), are ours.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from math import gcd
 from typing import Annotated, ClassVar, Literal, final
 
@@ -37,6 +37,9 @@ from handful.methods.targets import Targets, check_targets
 
 Routing = Literal["learned", "shared", "private", "expert", "hypernetwork"]
 Adapt = Literal["mu", "z", "full"]
+
+_OF_GATES = ("ibp_weight", "sparsity_weight", "information_weight")
+"""Settings that weigh what the gates of a learned routing are pressed to."""
 
 _PONTI = "Ponti et al. 2022 (sheet {})"
 _CACCIA = "Caccia et al. 2023, their code (sheet {})"
@@ -159,12 +162,44 @@ class Poly(AbstractMethod):
             problems.append("num_splits: prefixes and hypernetworks have one split")
         if (self.routing == "expert") != bool(self.experts):
             problems.append("experts: goes with routing = 'expert', and that with it")
+        problems += self._meaningless(
+            (self.skills != "lora", ("rank", "alpha"), f"skills = {self.skills!r} has none"),
+            (self.skills == "prefix", ("target_modules",), "prefixes are on every layer"),
+            (self.skills != "prefix", ("prefix_length",), "goes with skills = 'prefix'"),
+            (self.routing != "learned", ("gate", "noise", *_OF_GATES), f"routing = {self.routing!r} has no gates"),
+            (self.gate != "gumbel", ("noise",), "goes with gate = 'gumbel'"),
+        )
         if problems:
             raise ConfigError("method: " + "; ".join(problems), "change one of the two")
 
+    def _meaningless(self, *rules: tuple[bool, tuple[str, ...], str]) -> list[str]:
+        """What is set, but would be ignored: of each rule that holds, the settings with other values than presets'."""
+        usual = {field.name: [field.default] for field in fields(self)}
+        for preset in self.presets.values():
+            for name, value in preset.settings.items():
+                usual[name].append(value)
+        return [
+            f"{name} = {getattr(self, name)!r}: {why}"
+            for holds, names, why in rules
+            for name in names
+            if holds and getattr(self, name) not in usual[name]
+        ]
+
+    def _misplaced(self, single: bool) -> list[str]:
+        """What is set, but would be ignored on a single task, or on many; what an inventory hands down may be."""
+        alone = "goes with many tasks"
+        unrouted = (*_OF_GATES, "noise", "orthogonality_weight") + ("routing",) * (self.routing == "hypernetwork")
+        return self._meaningless(
+            (not single, ("adapt", "head_start"), "is for a single task that starts from an inventory"),
+            (single, ("mixing", "mixing_temperature", "uniform_share", "unknown_task", "experts"), alone),
+            (single and self.routing in ("private", "expert"), ("routing",), alone),
+            (single and self.adapt == "mu", unrouted, "adapt = 'mu' trains one skill and no routing"),
+        )
+
     def check(self, backbone: Backbone, task: Task) -> list[str]:
         names = [member.name for member in task.members] or [task.name]
-        reasons = _wrong_experts(self.experts, names) if task.members else []
+        reasons = self._misplaced(single=not task.members)
+        reasons += _wrong_experts(self.experts, names) if task.members else []
         if task.members and task.kind != "generation" and self.unknown_task == "average":
             reasons.append("unknown_task: labels of a task that is not known cannot be scored; leave it at 'refuse'")
         if self.skills == "prefix":

@@ -9,6 +9,7 @@ from typing import Literal, final
 import torch
 from torch import nn
 
+from handful.backbone.attention import AttentionSite
 from handful.backbone.blocks import FAMILIES, find_blocks, inputs, obstacles, outputs
 from handful.backbone.load import Backbone
 from handful.backbone.low_rank import AbstractUpdate, LowRank, Rescale, Updating, mix_factors
@@ -23,9 +24,11 @@ def chosen_matrices(backbone: Backbone, targets: Targets) -> list[str]:
     """Names of the linear layers that get skills; "auto": query, key, value and output of every attention block;
     "all-linear": all but the scores of tokens.
 
-    Of a family whose blocks are not known, "auto" is what LoRA would take by name.
+    Of a family whose blocks are not known, "auto" is what LoRA would take by name. A pooler's fresh layers get none:
+    they are trained as they are.
     """
-    layers = linear_layers(backbone)
+    fresh = {name.rpartition(".")[0] for name in backbone.fresh}
+    layers = {name: layer for name, layer in linear_layers(backbone).items() if name not in fresh}
     if targets == "auto":
         if backbone.family in FAMILIES and not obstacles(backbone.config):
             blocks = find_blocks(backbone.model).attention
@@ -187,9 +190,18 @@ class RescalingSkills(AbstractMatrixSkills):
         }
 
 
+def router_of_site(site: AttentionSite, sharing: Sharing, *, several_stacks: bool) -> str:
+    """The router of a layer's prefix: one a layer of each stack; one a stack with "coder"; one with "coarse"."""
+    if sharing == "coarse" or (sharing == "coder" and not several_stacks):
+        return "model"
+    if sharing == "coder":
+        return site.stack
+    return f"{site.stack}.layer.{site.layer}" if several_stacks else f"layer.{site.layer}"
+
+
 @final
 class PrefixSkills(AbstractSkills):
-    """S prefixes (S, L, 2, H, P, d), one router a layer: routing is a point of their simplex. Ours."""
+    """S prefixes (S, L, 2, H, P, d), routed as `router_of_site` says: routing is a point of their simplex. Ours."""
 
     def __init__(self, backbone: Backbone, skills: int, length: int, sharing: Sharing, generator: torch.Generator):
         super().__init__()
@@ -198,7 +210,8 @@ class PrefixSkills(AbstractSkills):
         backbone.packs = True
         self.shift = shifts_positions(backbone, "auto")
         self.parts = KeyValuePrefix(self.sites, length, skills, form="flat", init_std=1.0, generator=generator)
-        names = ["model" if sharing == "coarse" else f"layer.{site.layer}" for site in self.sites]
+        stacks = {site.stack for site in self.sites}
+        names = [router_of_site(site, sharing, several_stacks=len(stacks) > 1) for site in self.sites]
         self.routers = tuple(dict.fromkeys(names))
         self._router = [self.routers.index(name) for name in names]
 

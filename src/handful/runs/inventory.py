@@ -50,6 +50,7 @@ def task_names(saved: Run) -> list[str]:
 def member_record(saved: Run, name: str | None) -> dict[str, Any]:
     """What is said of the task of a run, or of the one of this name in an inventory.
 
+    An inventory that takes the average skill for unknown tasks has any.
     Raises: DataError where a name is missing, wrong or not wanted.
     """
     task = saved.record["task"]
@@ -58,8 +59,10 @@ def member_record(saved: Run, name: str | None) -> dict[str, Any]:
         raise DataError(
             f"{saved.folder}: an inventory of {len(members)} tasks", "name one: --task " + next(iter(members))
         )
-    if name is None or (name == task["name"] and not members):
+    if name is None:
         return task
+    if members and name not in members and saved.record["spec"]["method"].get("unknown_task") == "average":
+        return as_member_record(task) | {"name": name}
     if name not in members:
         found = f"no task is called {name!r}" if members else f"a run on {task['name']!r} alone, found --task {name}"
         raise DataError(f"{saved.folder}: {found}", nearest(name, members) if members else "leave --task out")
@@ -106,16 +109,15 @@ def with_inherited(spec: RunSpec, common: Mapping[str, Any]) -> RunSpec:
 def take_task(saved: Run, name: str, backbone: Backbone | None = None) -> tuple[dict[str, Any], Trained]:
     """One task of an inventory as a run of its own: one LoRA (IA3, prefix) and one ordinary head, and its record.
 
-    Raises: DataError for a task that is not there.
+    Raises: RunError for another run, DataError for a task that is not there.
     """
-    _place(saved, name)
-    record = saved.record
+    task_names(saved)
+    record, member = saved.record, recorded_task(member_record(saved, name))
     whole = open_trained(saved, backbone=backbone)
     assert isinstance(whole.adapter, PolyAdapter)
     method = replace(whole.adapter.method, adapt="mu", routing="learned", experts=())
     state = whole.adapter.taken(name)
     whole.adapter.detach()
-    member = next(task for task in whole.task.members if task.name == name)
     adapter = method.attach(whole.backbone, member, generator=stream(whole.spec.options.seed, "init"))
     adapter.load_state_dict(state)
     adapter.eval()
@@ -264,7 +266,8 @@ def _routing_without(weights: Mapping[str, torch.Tensor], kept: list[int]) -> di
 
 def _place(saved: Run, name: str) -> int:
     names = task_names(saved)
-    member_record(saved, name)
+    if name not in names:
+        raise DataError(f"{saved.folder}: no task is called {name!r}", nearest(name, names))
     return names.index(name)
 
 

@@ -39,7 +39,7 @@ def describe_task(task: Task) -> dict[str, Any]:
 
 def as_member_record(record: Mapping[str, Any]) -> dict[str, Any]:
     """What is kept of a task's record where it is a member."""
-    return {key: value for key, value in record.items() if key not in ("origin", "notes")}
+    return {key: value for key, value in record.items() if key not in ("origin", "notes", "members")}
 
 
 def recorded_task(record: dict[str, Any]) -> Task:
