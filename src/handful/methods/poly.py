@@ -187,10 +187,10 @@ class Poly(AbstractMethod):
 
     def _misplaced(self, single: bool) -> list[str]:
         """What is set, but would be ignored on a single task, or on many; what an inventory hands down may be."""
-        alone = "goes with many tasks"
+        alone, one = "goes with many tasks", "is for a single task that starts from an inventory"
         unrouted = (*_OF_GATES, "noise", "orthogonality_weight") + ("routing",) * (self.routing == "hypernetwork")
         return self._meaningless(
-            (not single, ("adapt", "head_start"), "is for a single task that starts from an inventory"),
+            (not single, ("head_start",) + ("adapt",) * (self.adapt == "z"), one),  # "full" is what many tasks do
             (single, ("mixing", "mixing_temperature", "uniform_share", "unknown_task", "experts"), alone),
             (single and self.routing in ("private", "expert"), ("routing",), alone),
             (single and self.adapt == "mu", unrouted, "adapt = 'mu' trains one skill and no routing"),
