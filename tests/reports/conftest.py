@@ -53,7 +53,7 @@ class FakeRuns:
             self._gate(record, more["gates"], more.get("published", False))
         weights = {"w": torch.zeros(1)}
         if "routing" in more:
-            weights["routing.logits"] = self._route(record, **more["routing"])
+            weights |= {"routing.logits": self._route(record, **more["routing"]), "progress": torch.ones(())}
         for name, value in more.get("changes", {}).items():
             section, _, inner = name.partition("__")
             record[section] = record[section] | {inner: value} if inner else value
@@ -196,7 +196,7 @@ class FakeRuns:
         total = sum(one["gates"] for one in gates)
         shares = {state: sum(one[state] for one in gates) / total for state in ("closed", "soft")}
         removed = float(target * self.generator.uniform(0.97, 1.03))
-        record["adapter"] = {"gates": gates, **shares, "removed": removed}
+        record["adapter"] = {"gates": gates, **shares, "removed": removed, "removable": removed}
         record["spec"]["method"] |= {"name": "fine-gates", "target_sparsity": target, "published": published}
         for point in record["fit"]["history"]:
             done = 1 - (1 - min(1.0, point["epoch"] / 12)) ** 3
@@ -216,6 +216,7 @@ class FakeRuns:
         record["adapter"] = {
             "skills": "lora", "num_skills": skills, "num_splits": splits, "tasks": names, "routers": routers,
             "gate": "gumbel", "discreteness": discreteness(found), "sparsity": sparsity(found), "usage": usage(found),
+            "alignment": 0.1,
         }  # fmt: skip
         record["task"]["members"] = [
             {"name": name, "kind": "classification", "labels": ["no", "yes"], "metric": "accuracy"} for name in names

@@ -68,8 +68,7 @@ def _gate_map(result: Result, gates: GateRecord) -> Panel:
     cell = result.cell
     note = (
         f"{cell.task}, {cell.shots:,} shots, seed {cell.seed}: {100 * gates.closed:.0f} % of gates closed, "
-        f"{100 * gates.soft:.0f} % soft; {100 * gates.gone:.0f} % of parameters "
-        f"{'closed' if gates.dense is None else 'removed'}"
+        f"{100 * gates.soft:.0f} % soft; {100 * gates.dense:.0f} % of parameters removed"
     )
     return Panel(result.label, GateMap(list(rows.items())), note)
 
@@ -154,8 +153,6 @@ def tradeoff_figures(summaries: Sequence[Summary], results: Sequence[Result], da
         "Removed is what a dense export leaves out, of what gates could remove; what else is closed stays there as "
         "zeros. The upper axis has the multiply-adds of these matrices that are left, attention's own apart."
     )
-    if any((gates := gates_of(result)) and gates.dense is None for result in results):
-        what += " Runs of earlier versions did not record that: of them it is what is closed, zeros that stay included."
     figures = (
         Figure(
             "Score by removed parameters", told + what, tuple(removed),
@@ -181,7 +178,7 @@ def _points(summaries: Sequence[Summary], results: Sequence[Result], damaged: Da
         runs = [r for r in results if (r.label, r.cell.task, r.cell.shots) == (one.label, one.task, one.shots)]
         if one.task is None or not {run.record["backbone"]["fingerprint"] for run in runs} <= models:
             continue
-        removed = [100 * gates.gone for run in runs if (gates := gates_of(run))]
+        removed = [100 * gates.dense for run in runs if (gates := gates_of(run))]
         speeds = [speed for run in runs if removed and (speed := _speed(run, damaged)) is not None]
         points[Where(one.task, one.metric, one.shots)].append(
             _Point(

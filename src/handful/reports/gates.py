@@ -53,20 +53,15 @@ class GateRecord:
     """The gates of a run: all of them by part, the shares closed and soft, and shares of the gateable parameters.
 
     `removed` is of those that closed gates are of; `dense` and `compact` are what exports of these formats can leave
-    out, the rest of it stays as zeros. Runs of earlier versions do not say the latter, language models have no compact.
+    out, the rest of it stays as zeros. Language models have no compact export.
     """
 
     parts: tuple[GatedPart, ...]
     closed: float
     soft: float
     removed: float
-    dense: float | None = None
-    compact: float | None = None
-
-    @property
-    def gone(self) -> float:
-        """What a dense export leaves out; of a run that does not say it, what is closed."""
-        return self.removed if self.dense is None else self.dense
+    dense: float
+    compact: float | None
 
 
 def gates_of(result: Result) -> GateRecord | None:
@@ -87,9 +82,9 @@ def gates_of(result: Result) -> GateRecord | None:
     )  # fmt: skip
     if not all(part.open + part.soft + part.closed for part in parts):
         raise ValueError("a side without gates")
-    shares = (float(adapter[name]) for name in ("closed", "soft", "removed"))
-    known = (adapter.get(name) for name in ("removable", "removable_compact"))
-    return GateRecord(parts, *shares, *(None if share is None else float(share) for share in known))
+    shares = (float(adapter[name]) for name in ("closed", "soft", "removed", "removable"))
+    compact = adapter.get("removable_compact")
+    return GateRecord(parts, *shares, compact=None if compact is None else float(compact))
 
 
 def layer_of(matrix: str) -> int:

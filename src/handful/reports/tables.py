@@ -188,7 +188,7 @@ def removed_table(results: Sequence[Result]) -> Table:
         details=("", "", "%", "%, mean", "%", "%", "%, dense", "%, compact", "% of gates", "% of gates"),
         note="Of the parameters that gates could remove: those of closed gates, and those that an export of that "
         "format no longer has; the rest of the closed stays there as zeros, and a unit closed on one side goes whole. "
-        "Empty: not recorded, or no such format. Closed gates are 0, soft ones between 0 and 1.",
+        "Empty: no such format. Closed gates are 0, soft ones between 0 and 1.",
     )  # fmt: skip
 
 
@@ -246,7 +246,7 @@ def runs_table(results: Sequence[Result]) -> Table:
         gates = gates_of(result)
         rows.append((
             result.cell.task, result.cell.shots, result.cell.seed, result.label, result.metric, result.estimate(),
-            *([gates and 100 * gates.gone] if gated else []),
+            *([gates and 100 * gates.dense] if gated else []),
             result.trials, fit["parameters"], fit["steps"], float(fit["seconds"]), float(fit["peak_memory_mb"]),
             record["backbone"]["name"], fit["stopped"], result.run.folder.name,
         ))  # fmt: skip
