@@ -27,7 +27,7 @@ from handful.randomness import stream
 from handful.runs.experiment import Trained, open_backbone, open_trained, run, score, train
 from handful.runs.inventory import inherited, take_task, with_inherited
 from handful.runs.spec import RunSpec, full_names, resolve
-from handful.runs.start import read_start
+from handful.runs.start import check_start, read_start
 from handful.runs.store import Run, read_run
 from handful.studies.auto import AUTO, BUDGET, candidate_specs, choose
 from handful.training.events import Listener
@@ -183,6 +183,7 @@ def fit(
     if output is not None:
         saved, trained = run(task, spec, Path(output), backbone=backbone, start=started, on_event=on_event, again=again)
         return FittedModel(trained, saved, _estimates(saved))
+    check_start(spec.method, started)
     trained = train(task, spec, backbone=backbone, start=started, on_event=on_event).trained
     scores = score(trained)
     return FittedModel(trained, None, scores.estimates if scores else {})

@@ -10,10 +10,12 @@ from safetensors.torch import load_file, save_file
 
 from handful.backbone.tiny import tiny_backbone, tiny_model
 from handful.data.mixture import mix_tasks
+from handful.data.split import Split
 from handful.errors import ConfigError, RunError
 from handful.methods.poly import Poly
 from handful.methods.prefix import Prefix
 from handful.runs.inventory import inherited
+from handful.runs.seen import start_notes
 from handful.runs.start import carried_over, read_start
 from handful.testing import toy_task
 
@@ -71,6 +73,14 @@ def test_a_checkpoint_in_bfloat16_can_be_started_from(saved):
     adapter = started(folder, toy_task(), tiny_backbone("bert"))
     assert all(parameter.dtype == torch.float32 for parameter in adapter.parameters())
     assert len(read_start(folder).key) == 64
+
+
+def test_the_model_that_it_was_made_for_is_told(saved):
+    _, folder = saved
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": "someone/bert"}))
+    notes = start_notes(read_start(folder), Split(toy_task(), 8, 0, dev="none"))
+    assert any("for the model someone/bert" in note for note in notes)
 
 
 def test_another_method_size_or_file_is_refused(saved, tmp_path):

@@ -36,7 +36,7 @@ from handful.runs.members import describe_task, first_of_members, num_test_rows,
 from handful.runs.scoring import AnyScores, OnWritten, describe_scores, prediction_records, score_task
 from handful.runs.seen import seen_rows, start_notes
 from handful.runs.spec import RunOptions, RunSpec
-from handful.runs.start import Start, carried_over, check_backbone
+from handful.runs.start import Start, carried_over, check_backbone, check_start
 from handful.runs.store import LANDSCAPE, METRICS, Run, check_writable, read_run, write_run
 from handful.training.config import TrainingConfig
 from handful.training.events import CheckpointSaved, Event, FitStarted, Listener, to_record
@@ -188,6 +188,7 @@ def run(
     processes (`accelerate launch`), which see the same files, the main one writes and the others read.
     """
     check_task(task)
+    check_start(spec.method, start)
     spec = spec.suited(task.kind)
     split = make_split(task, spec)
     check_writable(root)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from handful.data.overlap import TOLERATED_SHARE, refuse_another_task, refuse_seen
 from handful.data.split import Split
 from handful.data.task import overlap_keys, text_key
+from handful.runs.from_peft import PeftPoly
 from handful.runs.start import Start
 from handful.runs.store import Run
 
@@ -18,7 +19,9 @@ def start_notes(start: Start, split: Split) -> tuple[str, ...]:
     """
     seen, name = start.seen(), start.folder.name
     if seen is None:
-        return (f"the run it started from, {name}, has kept no digests of its rows: it may have seen the test rows",)
+        notes = (f"the run it started from, {name}, has kept no digests of its rows: it may have seen the test rows",)
+        base = start.config.get("base_model_name_or_path") if isinstance(start, PeftPoly) else None
+        return (*notes, f"PEFT made {name} for the model {base}: only sizes were compared") if base else notes
     for member in split.task.members:
         refuse_seen(name, seen, member)
     if isinstance(start, Run) and split.task.name not in _tasks(start):

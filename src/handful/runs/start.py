@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 
 from handful.backbone.load import Backbone
-from handful.errors import ModelError, RunError
-from handful.methods.base import AbstractAdapter
+from handful.errors import ConfigError, ModelError, RunError
+from handful.methods.base import AbstractAdapter, AbstractMethod
+from handful.methods.poly import Poly
 from handful.methods.prompt import PEFT_CONFIG, read_peft_prompt
 from handful.runs.from_peft import PeftPoly, PeftPrompt, peft_type, read_peft_poly
 from handful.runs.store import Run, read_run
@@ -21,6 +22,15 @@ def read_start(folder: Path) -> Start:
     if not (folder / PEFT_CONFIG).is_file():
         return read_run(folder)
     return read_peft_poly(folder) if peft_type(folder) == "POLY" else PeftPrompt(folder, read_peft_prompt(folder))
+
+
+def check_start(method: AbstractMethod, start: Start | None) -> None:
+    """Raises: ConfigError for a method that trains nothing but a routing, of skills that nothing has brought."""
+    if start is None and isinstance(method, Poly) and method.adapt == "z":
+        raise ConfigError(
+            "method.adapt: 'z' trains only the routing between the skills of an inventory, and there is none",
+            "give one: --init-from FOLDER (start=FOLDER in Python)",
+        )
 
 
 def carried_over(start: Start, adapter: AbstractAdapter) -> dict[str, torch.Tensor]:
