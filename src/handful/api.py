@@ -12,28 +12,30 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
 from handful.backbone.load import Backbone
+from handful.data.batching import EncodedRows
 from handful.data.holdout import with_held_out_test
 from handful.data.open import open_task
 from handful.data.task import Example, Task
 from handful.errors import ConfigError, DataError
 from handful.evaluation.estimate import Estimate
-from handful.evaluation.evaluate import encode_for
+from handful.evaluation.evaluate import encode_for, longest_row
 from handful.evaluation.predict import Predictions, check_predictor, predict_rows
-from handful.evaluation.writing import write, writing_vertex
+from handful.evaluation.writing import GenerationOptions, write, writing_vertex
 from handful.export.formats import ExportReport, export
+from handful.methods.base import check_settings
 from handful.methods.head import AbstractHeadedAdapter
 from handful.methods.poly import Poly
 from handful.randomness import stream
-from handful.runs.experiment import Trained, open_backbone, open_trained, run, score, train
+from handful.runs.defaults import AUTO, METHOD, MODEL, PRESET
+from handful.runs.experiment import Trained, check_task, open_backbone, open_trained, run, score, train
 from handful.runs.inventory import inherited, take_task, with_inherited
 from handful.runs.spec import RunSpec, full_names, resolve
 from handful.runs.start import check_start, read_start
 from handful.runs.store import Run, read_run
-from handful.studies.auto import AUTO, BUDGET, candidate_specs, choose
+from handful.studies.auto import BUDGET, candidate_specs, choose
 from handful.training.events import Listener
 
 Text = str | tuple[str, str]
-DEFAULT_METHOD, DEFAULT_MODEL = "prefix-subspace", "minilm"
 
 
 @final
@@ -49,7 +51,7 @@ class FittedModel:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The classes in the order of the columns of `predict_proba`; empty for regression."""
+        """The classes in the order of the columns of `predict_proba`; empty where there are no classes."""
         return self._trained.task.labels
 
     @property
@@ -61,14 +63,37 @@ class FittedModel:
     def spec(self) -> RunSpec:
         return self._trained.spec
 
+    @property
+    def max_length(self) -> int:
+        """Most tokens of a text; what is longer is cut."""
+        trained = self._trained
+        return longest_row(trained.adapter, trained.spec.options.max_length, trained.spec.generation)
+
+    def count_cut(self, texts: Sequence[Text] | Sequence[Example]) -> int:
+        """How many of the texts are longer than `max_length` tokens."""
+        return self._encoded(texts, self.spec.generation).truncated
+
+    def _encoded(
+        self, texts: Sequence[Text] | Sequence[Example], generation: GenerationOptions | None = None
+    ) -> EncodedRows:
+        """The texts tokenised: to be predicted, or to write for."""
+        trained = self._trained
+        rows = [replace(row, instruction=row.instruction or trained.task.instruction) for row in as_examples(texts)]
+        length = trained.spec.options.max_length
+        return encode_for(trained.adapter, rows, trained.task, length, generation, to_write=generation is not None)
+
     def predictions(self, texts: Sequence[Text] | Sequence[Example], predictor: str | None = None) -> Predictions:
-        """Scores of texts, or of (text, second text) pairs, under one of the predictors (default: the run's)."""
+        """Scores of texts, or of (text, second text) pairs, under one of the predictors (default: the run's).
+
+        Raises: ConfigError for a run that writes.
+        """
+        if self.spec.generation is not None:
+            raise ConfigError("this run writes texts and predicts no labels", "use write()")
         trained, options = self._trained, self._trained.spec.options
         predictor = predictor or options.predictor
         check_predictor(predictor, trained.adapter.num_vertices)
-        rows = encode_for(trained.adapter, as_examples(texts), trained.task, options.max_length)
         return predict_rows(
-            trained.adapter, rows, trained.task.kind,
+            trained.adapter, self._encoded(texts), trained.task.kind,
             predictor=predictor, draws=options.draws, generator=stream(options.seed, "predict"),
         )  # fmt: skip
 
@@ -82,18 +107,19 @@ class FittedModel:
     ) -> list[str]:
         """What the model writes for each text, by the run's decoding unless a field of `GenerationOptions` is given.
 
-        Raises: ConfigError for a run that predicts labels.
+        Raises: ConfigError for a run that predicts labels, or a field that there is not.
         """
         trained = self._trained
         if trained.spec.generation is None:
             raise ConfigError("this run predicts labels and writes nothing", "use predict()")
-        options = replace(trained.spec.generation, **generation)
+        options = GenerationOptions(
+            **check_settings(GenerationOptions, {**trained.spec.generation.settings(), **generation})
+        )
         predictor = predictor or trained.spec.options.predictor
         check_predictor(predictor, trained.adapter.num_vertices)
         vertex = writing_vertex(predictor)
-        told = [replace(row, instruction=row.instruction or trained.task.instruction) for row in as_examples(texts)]
-        rows = encode_for(trained.adapter, told, trained.task, trained.spec.options.max_length, options, to_write=True)
         assert isinstance(trained.adapter, AbstractHeadedAdapter)
+        rows = self._encoded(texts, options)
         return write(trained.adapter, rows, options, vertex=vertex, on_progress=on_progress)
 
     def predict(self, texts: Sequence[Text], predictor: str | None = None) -> list[str] | list[float]:
@@ -106,8 +132,8 @@ class FittedModel:
         return [self.labels[index] for index in predictions.labels]
 
     def predict_proba(self, texts: Sequence[Text], predictor: str | None = None) -> np.ndarray:
-        """Calibrated probabilities (N, C). Raises: ConfigError for regression."""
-        if not self.labels:
+        """Calibrated probabilities (N, C). Raises: ConfigError for regression and for a run that writes."""
+        if not self.labels and self.spec.generation is None:
             raise ConfigError("a regression model has no probabilities", "use predict()")
         return self.predictions(texts, predictor).probabilities
 
@@ -133,9 +159,9 @@ class FittedModel:
 def fit(
     data: str | Path | Task,
     *,
-    method: str = DEFAULT_METHOD,
-    model: str = DEFAULT_MODEL,
-    preset: str = "default",
+    method: str | None = None,
+    model: str | None = None,
+    preset: str = PRESET,
     test: str | Path | None = None,
     test_fraction: float | None = 0.2,
     output: str | Path | None = None,
@@ -153,36 +179,39 @@ def fit(
     `data` is a file, a task folder, a packaged or hub name, or a `Task`. Without test rows in it, `test_fraction` of
     its rows are set apart first (None: no test score). `output` is the folder for run folders; without it nothing
     is written. `columns` maps a file's columns (text, text_pair, label, kind, metric, encoding). Settings go by
-    dotted name in `settings`, or by bare name as keyword: `shots=100, learning_rate=0.01, num_vertices=3`. The method
-    "auto" is chosen by resampling the training rows within `budget` seconds; `spec.choices` says why. `start` is a run
-    to start from, or a prompt that PEFT has saved; an inventory of many tasks also decides the method and its sizes.
+    dotted name in `settings`, or by bare name as keyword: `shots=100, learning_rate=0.01, num_vertices=3`. Where no
+    `method` or `model` is named, the kind of the task decides; the method "auto" is chosen by resampling the training
+    rows within `budget` seconds; `spec.choices` says why. `start` is a run to start from, or a prompt that PEFT has
+    saved; an inventory of many tasks also decides the method and its sizes.
 
     Raises: ConfigError, DataError, ModelError or RunError, all before training where it can be known then.
     """
 
     started = read_start(Path(start)) if start else None
     common = inherited(started)
-
-    def resolved(name: str) -> RunSpec:
-        given = full_names(name, {**(settings or {}), **overrides})
-        return with_inherited(resolve(name, model=model, preset=preset, overrides={**common, **given}), common)
-
-    if common and method not in (Poly.name, DEFAULT_METHOD):
+    given = {**(settings or {}), **overrides}
+    if common and method not in (Poly.name, None):
         raise ConfigError(f"method: an inventory is of the method {Poly.name!r}, found {method!r}", "leave it out")
     if common and isinstance(started, Run):
-        model = started.record["spec"]["model"] if model == DEFAULT_MODEL else model
-    method = Poly.name if common else method
-    specs = candidate_specs(resolved) if method == AUTO else [resolved(method)]
-    spec = specs[0]
+        model = model or started.record["spec"]["model"]
+    if common:
+        method, given = Poly.name, {**common, **full_names(Poly.name, given)}
     task = data if isinstance(data, Task) else open_task(data, test=test, **(columns or {}))
     if task.test is None and test_fraction:
         task = with_held_out_test(task, test_fraction)
+
+    def resolved(name: str | None) -> RunSpec:
+        return with_inherited(resolve(name, model=model, preset=preset, overrides=given, kind=task.kind), common)
+
+    specs = candidate_specs(resolved, task.kind) if method == AUTO else [resolved(method)]
+    spec = specs[0]
     if method == AUTO:
         backbone = backbone or open_backbone(spec, task.kind)
         spec = choose(task, specs, backbone=backbone, budget=budget).spec
     if output is not None:
         saved, trained = run(task, spec, Path(output), backbone=backbone, start=started, on_event=on_event, again=again)
         return FittedModel(trained, saved, _estimates(saved))
+    check_task(task)
     check_start(spec.method, started)
     trained = train(task, spec, backbone=backbone, start=started, on_event=on_event).trained
     scores = score(trained)
@@ -233,9 +262,9 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
 
     def __init__(
         self,
-        method: str = "prefix-subspace",
-        model: str = "minilm",
-        preset: str = "default",
+        method: str = METHOD,
+        model: str = MODEL,
+        preset: str = PRESET,
         settings: Mapping[str, Any] | None = None,
         random_state: int = 0,
     ):

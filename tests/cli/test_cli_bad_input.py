@@ -110,6 +110,27 @@ def test_misspelt_names(command, table, tmp_path, arguments, code, said):
     check_refused(command("fit", table(), *arguments, "--output", tmp_path / "runs"), *said, code=code)
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--method", "auto"), "method 'auto' chooses among methods for labels, and this task is of texts to write"),
+        (("--method", "head"), "method 'head' writes nothing; it is for labels"),
+        (("--set", "pooling=mean"), "run.pooling: a model that writes has no features to pool, found 'mean'"),
+        (
+            ("--method", "prefix-subspace", "--dev", "carved", "--set", "landscape=6"),
+            "run.landscape: it is measured on scores of labels, not on texts, found 6",
+        ),
+        (("--set", "validation=pooled"), "training.validation: texts are judged at the midpoint, found 'pooled'"),
+    ],
+)
+@pytest.mark.usefixtures("no_model")
+def test_what_a_file_of_references_cannot_have(command, table, tmp_path, options, said):
+    data = table([(f"name = {i}", f"It is {i}.") for i in range(10)], "source", "reference")
+    check_refused(command("fit", data, *options, "--output", tmp_path / "runs"), said, code=2)
+    checked = command("check", data, *options)
+    assert (checked.code, said in checked.err) == (2, True)
+
+
 @pytest.mark.usefixtures("no_model")
 def test_a_misspelt_packaged_task(command, tmp_path):
     outcome = command("fit", "bbc-nws", "--output", tmp_path / "runs")

@@ -28,6 +28,23 @@ def test_texts_of_the_command_line_become_their_types():
     assert spec.method.settings()["layers"] == (0, 2)
 
 
+@pytest.mark.parametrize(
+    ("kind", "method", "model"),
+    [
+        (None, "prefix-subspace", "minilm"),
+        ("regression", "prefix-subspace", "minilm"),
+        ("generation", "scaled-prompt", "flan-t5-small"),
+    ],
+)
+def test_where_no_method_and_no_model_is_named_the_kind_decides(kind, method, model):
+    spec = resolve(kind=kind)
+    assert (spec.method.name, spec.model) == (method, model)
+    assert {choice.name: choice.value for choice in spec.choices[:2]} == {"method": method, "model": model}
+    assert (spec.generation is not None) == (kind == "generation")
+    named = resolve("lora", model="here", kind=kind)
+    assert not {"method", "model"} & {choice.name for choice in named.choices}
+
+
 def test_the_key_is_that_of_spec_rows_and_weights():
     spec = resolve("prefix")
     key = spec.key("rows", "weights")

@@ -305,9 +305,11 @@ def test_carved_development_rows_are_carved_within_each_fold(monkeypatch):
 
 
 def test_settings_that_not_all_candidates_have_are_refused():
-    names = [spec.method.name for spec in candidate_specs(lambda name: resolve(name, overrides=QUICK))]
+    names = [
+        spec.method.name for spec in candidate_specs(lambda name: resolve(name, overrides=QUICK), "classification")
+    ]
     assert names == ["head", "prefix-subspace", "lora"]
     with pytest.raises(
         ConfigError, match=r"method 'auto' tries head, prefix-subspace, lora; for 'head' there are 1 wrong"
     ):
-        candidate_specs(lambda name: resolve(name, overrides={"method.num_vertices": 2}))
+        candidate_specs(lambda name: resolve(name, overrides={"method.num_vertices": 2}), "classification")

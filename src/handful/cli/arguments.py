@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 from handful.errors import ConfigError, nearest
+from handful.runs.defaults import AUTO, METHOD, MODEL, PRESET, WRITING_METHOD, WRITING_MODEL
 
 if TYPE_CHECKING:
-    from handful.data.task import Task
+    from handful.data.task import Task, TaskKind
     from handful.runs.spec import RunSpec
 
-DEFAULT_METHOD, DEFAULT_MODEL, DEFAULT_PRESET, TEST_FRACTION = "prefix-subspace", "minilm", "default", 0.2
-AUTO = "auto"
-"""The method that stands for choosing one; also in `studies.auto`, which is too slow to import for a help page."""
+TEST_FRACTION = 0.2
 
 
 def _option(flag: str, text: str, default: str, metavar: str | None = None) -> Any:
@@ -59,10 +58,16 @@ class RunArguments:
     ] = None
     metric: Annotated[str | None, _option("--metric", "The score that counts.", "by the kind")] = None
     model: Annotated[
-        str | None, _option("--model", "A name of 'handful models', a folder, or OWNER/NAME.", DEFAULT_MODEL)
+        str | None,
+        _option(
+            "--model", "A name of 'handful models', a folder, or OWNER/NAME.", f"{MODEL}; to write {WRITING_MODEL}"
+        ),
     ] = None
-    method: Annotated[str | None, _option("--method", "A name of 'handful methods', or auto.", DEFAULT_METHOD)] = None
-    preset: Annotated[str | None, _option("--preset", "A preset of the method.", DEFAULT_PRESET)] = None
+    method: Annotated[
+        str | None,
+        _option("--method", "A name of 'handful methods', or auto.", f"{METHOD}; to write {WRITING_METHOD}"),
+    ] = None
+    preset: Annotated[str | None, _option("--preset", "A preset of the method.", PRESET)] = None
     shots: Annotated[str | None, _option("--shots", "Labelled rows to use, in all.", "every row", "<int>")] = None
     seed: Annotated[str | None, _option("--seed", "Decides rows, start, order and draws.", "0", "<int>")] = None
     dev: Annotated[
@@ -96,11 +101,14 @@ class RunArguments:
         except ConfigError:  # an unreadable file, which `spec` complains about
             return False
 
-    def spec(self, method: str | None = None, common: Mapping[str, Any] | None = None) -> RunSpec:
+    def spec(
+        self, kind: TaskKind | None = None, method: str | None = None, common: Mapping[str, Any] | None = None
+    ) -> RunSpec:
         """The resolved run: options win over `--set`, `--set` over the file, the file over `common`, that over the
         preset.
 
-        `method` takes the place of the one that was given; `common` has dotted names.
+        `kind` is the task's, where that is known; `method` takes the place of the one that was given; `common` has
+        dotted names.
         """
         from handful.runs.spec import full_names, resolve
 
@@ -108,13 +116,13 @@ class RunArguments:
         given, origins = self._given(problems)
         if common and method:
             given = {**common, **full_names(method, given)}
-        chosen, model, preset = (
-            given.pop(name, default)
-            for name, default in (("method", DEFAULT_METHOD), ("model", DEFAULT_MODEL), ("preset", DEFAULT_PRESET))
-        )
+        named, model, preset = given.pop("method", None), given.pop("model", None), given.pop("preset", PRESET)
+        if common and named not in (None, method):
+            wrong = f"an inventory is of the method {method!r}, found {named!r}; leave it out"
+            problems.append(f"{origins['method']}: {wrong}")
         hint = None
         try:
-            spec = resolve(method or chosen, model=model, preset=preset, overrides=given, origins=origins)
+            spec = resolve(method or named, model=model, preset=preset, overrides=given, origins=origins, kind=kind)
         except ConfigError as error:
             first, *lines = error.message.split("\n  ")
             problems, hint = [*problems, *(lines or [first])], error.hint

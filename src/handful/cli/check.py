@@ -41,8 +41,10 @@ def check(
             return None
 
     is_auto = arguments.is_auto()
-    specs = attempt(lambda: auto_specs(arguments) if is_auto else [arguments.spec()]) or []
-    spec, task = specs[0] if specs else None, attempt(arguments.task)
+    task = attempt(arguments.task)
+    kind = task.kind if task else None
+    specs = attempt(lambda: auto_specs(arguments, kind) if is_auto else [arguments.spec(kind)]) or []
+    spec = specs[0] if specs else None
     is_new = not output.exists()
     attempt(lambda: check_writable(output))
     if is_new and output.is_dir():
@@ -79,6 +81,7 @@ def describe(task: Task, spec: RunSpec, found: Preflight) -> dict[str, Any]:
             "train": len(split.train), "dev": len(split.dev), "test": len(split.test or ()),
             "classes": found.classes, "truncated": found.truncated, "max_length": found.max_length,
             "longest": found.longest, "truncated_references": found.truncated_references,
+            "target_length": found.target_length,
             "dropped_duplicates": split.dropped_duplicates, "dropped_overlap": split.dropped_overlap,
         },
         "model": {
@@ -110,6 +113,8 @@ def describe_auto(task: Task, specs: Sequence[RunSpec]) -> dict[str, Any]:
 
 def show(record: dict[str, Any]) -> None:
     """The run for people."""
+    from handful.runs.card import cut_references, described_model
+
     if auto := record.get("auto"):
         able = [name for name, problem in auto["candidates"].items() if problem is None]
         print(f"auto      {' or '.join(able)}, by at most {auto['folds']} folds of the training rows; ", end="")
@@ -126,10 +131,9 @@ def show(record: dict[str, Any]) -> None:
         print(f"{rows['dropped_overlap']:,} that stand in the test or development rows")
     cut, total = sum(rows["truncated"].values()), rows["train"] + rows["dev"]
     print(f"texts     the longest has {rows['longest']:,} tokens; {cut:,} of {total:,} are cut to {rows['max_length']}")
-    if rows["truncated_references"]:
-        print(f"texts     {rows['truncated_references']:,} references are longer than the target length, and cut")
-    print(f"model     {model['name']}: {model['family']} ({model['kind']}), {model['layers']} layers, ", end="")
-    print(f"pooling {model['pooling']}")
+    for sentence in cut_references(rows):
+        print(f"texts     {sentence}")
+    print(f"model     {model['name']}: {described_model(model)}, {model['layers']} layers")
     for note in record["notes"]:
         print(f"method    {note}")
     trained = "known once the model is loaded" if record["parameters"] is None else f"{record['parameters']:,}"

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from handful.cli.arguments import AUTO, RunArguments, spread_arguments
+from handful.cli.arguments import RunArguments, spread_arguments
 from handful.cli.console import FitProgress, format_cell, say, show_json
 from handful.errors import ConfigError
+from handful.runs.defaults import AUTO
 
 if TYPE_CHECKING:
     from handful.backbone.load import Backbone
-    from handful.data.task import Task
+    from handful.data.task import Task, TaskKind
     from handful.runs.spec import RunSpec
     from handful.runs.store import Run
 
@@ -28,7 +29,10 @@ def fit(
     start: Annotated[
         Path | None,
         typer.Option(
-            "--start", "--init-from", help="Run, or prompt saved by PEFT, to start from.", show_default="afresh"
+            "--start",
+            "--init-from",
+            help="Run, inventory, or prompt or Poly saved by PEFT, to start from.",
+            show_default="afresh",
         ),
     ] = None,
     adapt: Annotated[
@@ -62,15 +66,13 @@ def fit(
     if adapt is not None and not common:
         raise ConfigError("--adapt: says how to start from an inventory of many tasks", "give one: --init-from FOLDER")
     if common:
-        given = arguments.method or Poly.name
-        if given != Poly.name:
-            raise ConfigError(f"--method: an inventory is of the method {Poly.name!r}, found {given!r}", "leave it out")
         arguments.assignments += [f"method.adapt={adapt}"] if adapt else []
-        specs = [with_inherited(arguments.spec(Poly.name, common), common)]
-    else:
-        specs = auto_specs(arguments) if is_auto else [arguments.spec()]
     check_writable(output)
     task = arguments.task()
+    if common:
+        specs = [with_inherited(arguments.spec(task.kind, Poly.name, common), common)]
+    else:
+        specs = auto_specs(arguments, task.kind) if is_auto else [arguments.spec(task.kind)]
     spec, backbone = choose_method(task, specs, budget) if is_auto else (specs[0], None)
     tell_choices(task, spec)
     if backbone is None:
@@ -88,11 +90,11 @@ def fit(
     tell_next(saved)
 
 
-def auto_specs(arguments: RunArguments) -> list[RunSpec]:
+def auto_specs(arguments: RunArguments, kind: TaskKind | None) -> list[RunSpec]:
     """The runs among which `--method auto` chooses, the probe's first."""
     from handful.studies.auto import candidate_specs
 
-    return candidate_specs(arguments.spec)
+    return candidate_specs(lambda name: arguments.spec(kind, name), kind)
 
 
 def choose_method(task: Task, specs: list[RunSpec], budget: float | None) -> tuple[RunSpec, Backbone]:
@@ -117,6 +119,14 @@ def tell_choices(task: Task, spec: RunSpec) -> None:
         reasons.setdefault(choice.reason, []).append(f"{choice.name} = {choice.value}")
     for reason, values in reasons.items():
         say(f"  {', '.join(values)}  ({reason})")
+    if written := spec.generation:
+        say(
+            f"  generation.beams = {written.beams}, generation.max_new_tokens = {written.max_new_tokens}, "
+            f"generation.target_length = {written.target_length}, generation.references = {written.references}  "
+            "(the defaults of writing, unless you set them)"
+        )
+        if spec.options.dev != "none":
+            say("  development rows are judged by the NLL of a reference's tokens  (writing them would take too long)")
     if spec.options.shots is None:
         say("  run.shots = every row  (none were asked for; --shots K takes a stratified part)")
     if spec.options.pooling == "auto" and task.kind != "generation":
@@ -126,11 +136,14 @@ def tell_choices(task: Task, spec: RunSpec) -> None:
 
 def show_run(saved: Run) -> None:
     """The score and what it cost, on stdout."""
+    from handful.evaluation.estimate import Estimate
     from handful.runs.card import headline
 
     record = saved.record
     fitted, rows = record["fit"], record["rows"]
     print(headline(record))
+    for name, signature in record.get("signatures", {}).items():  # of texts: a metric is nothing without its variant
+        print(f"  {name} {Estimate.from_dict(record['scores'][name])}  {signature}")
     print(f"trained {fitted['parameters']:,} of {record['backbone']['parameters']:,} parameters", end=" ")
     print(f"on {rows['train']:,} rows in {fitted['steps']:,} steps, {fitted['seconds']:.1f} s")
     print(f"run {saved.folder}")
@@ -150,13 +163,13 @@ def tell_next(saved: Run) -> None:
 
 def record_warnings(record: dict[str, Any]) -> list[str]:
     """What lessens a run: cut texts, dropped rows, an early stop."""
+    from handful.runs.card import cut_references
+
     rows, lines = record["rows"], []
     for part, count in rows["truncated"].items():
         if count:
             lines.append(f"{count:,} of {rows[part]:,} {part} texts were cut to {rows['max_length']} tokens")
-    if cut := rows.get("truncated_references"):
-        most = record["spec"]["generation"]["target_length"]
-        lines.append(f"{cut:,} references were longer than {most} tokens, and cut")
+    lines += cut_references(rows)
     for key, what in (("dropped_duplicates", "repeated another row"), ("dropped_overlap", "stood in other rows too")):
         if rows[key]:
             lines.append(f"{format_cell(rows[key])} rows were left out: they {what}")

@@ -37,9 +37,10 @@ def methods(
 
 
 def describe(cls: Any) -> dict[str, Any]:
-    """A method as JSON values: its fields, those of training and of the run, its presets and its search space."""
+    """A method as JSON values: its fields, those of training, of the run and of writing, presets and search space."""
     from dataclasses import asdict
 
+    from handful.evaluation.writing import GenerationOptions
     from handful.methods.base import describe_settings
     from handful.runs.spec import RunOptions
     from handful.training.config import TrainingConfig
@@ -53,6 +54,7 @@ def describe(cls: Any) -> dict[str, Any]:
         "method": describe_settings(cls),
         "training": describe_settings(TrainingConfig),
         "run": describe_settings(RunOptions),
+        **({"generation": describe_settings(GenerationOptions)} if cls.writes else {}),
     }
 
 
@@ -60,7 +62,8 @@ def _show(record: dict[str, Any]) -> None:
     print(f"{record['name']}: {record['summary']}\nsource: {record['source']}")
     default = record["presets"]["default"]
     preset_values = {"method": default["settings"], "training": default["training"], "run": default["run"]}
-    for section, chosen in preset_values.items():
+    for section in (name for name in (*preset_values, "generation") if name in record):
+        chosen = preset_values.get(section, {})
         print(f"\n[{section}]  (on the command line: --set {section}.NAME=VALUE)")
         rows = []
         for f in record[section]:
@@ -91,4 +94,6 @@ def _alternatives(literal: re.Match[str]) -> str:
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, str) and not value.strip():  # a new line, or nothing
+        return repr(value)
     return "none" if value is None else str(value)

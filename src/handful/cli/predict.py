@@ -38,7 +38,7 @@ def predict(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, one object a line.")] = False,
 ) -> None:
-    """Predict texts: the label, the probability of every class, and how far the simplex disagrees."""
+    """Predict texts: label, probability of every class and how far the simplex disagrees; or write for them."""
     check_output(output, source)
     from handful.runs.inventory import member_record
     from handful.runs.store import read_run
@@ -47,6 +47,8 @@ def predict(
     kind = member_record(saved, task)["kind"]
     rows = read_input(source, kind=kind, text=text, text_pair=text_pair, encoding=encoding)
     fitted = open_model(run, model, task)
+    if cut := fitted.count_cut(rows):
+        say(f"{cut:,} of {len(rows):,} texts were cut to {fitted.max_length} tokens")
     records = prediction_records(fitted, rows, predictor)
     if output is None:
         write_records(sys.stdout, records, ".jsonl" if as_json else ".csv")

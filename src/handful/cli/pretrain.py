@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from handful.cli.arguments import DEFAULT_MODEL, TEST_FRACTION, RunArguments
+from handful.cli.arguments import TEST_FRACTION, RunArguments
 from handful.cli.console import FitProgress, say, show_json, show_table
 from handful.cli.fit import record_warnings, show_run
 from handful.errors import DataError, HandfulError
+from handful.runs.defaults import MODEL
 
 if TYPE_CHECKING:
     from handful.data.task import Task
@@ -29,7 +30,7 @@ def pretrain(
             "NAME=TASK calls it otherwise.",
         ),
     ],
-    model: Annotated[str, typer.Option(help="A name of 'handful models', a folder, or OWNER/NAME.")] = DEFAULT_MODEL,
+    model: Annotated[str, typer.Option(help="A name of 'handful models', a folder, or OWNER/NAME.")] = MODEL,
     rows: Annotated[
         int | None, typer.Option(min=2, help="Most labelled rows of a task.", show_default="every row")
     ] = None,

@@ -119,8 +119,13 @@ def encode_rows(
     return encode_generation(
         rows, backbone.tokenizer, longest, encoder_decoder=backbone.kind == "encoder-decoder",
         prefix=generation.source_prefix, separator=generation.separator,
-        target_length=None if to_write else min(generation.target_length, backbone.longest_text),
+        target_length=None if to_write else longest_reference(backbone, generation),
     )  # fmt: skip
+
+
+def longest_reference(backbone: Backbone, generation: GenerationOptions) -> int:
+    """Most tokens of a reference to learn, the end token included: what is asked for, or the decoder has room for."""
+    return min(generation.target_length, backbone.longest_text)
 
 
 @final

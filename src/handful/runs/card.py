@@ -32,6 +32,12 @@ def headline(record: Mapping[str, Any]) -> str:
     return f"{metric} {Estimate.from_dict(record['scores'][metric])} on {record['rows']['test']:,} test rows"
 
 
+def cut_references(rows: Mapping[str, Any]) -> list[str]:
+    """A sentence on references that are too long to be learnt whole, by the "rows" of a record; none where none are."""
+    count, most = rows.get("truncated_references"), rows.get("target_length")
+    return [f"{count:,} references are longer than {most} tokens, and cut"] if count and most else []
+
+
 def escape(text: object, longest: int = _LONGEST_TEXT) -> str:
     """A text of the data as it is, on one line, in Markdown: nothing in it is mark-up any more."""
     line = " ".join(str(text).split())
@@ -146,6 +152,12 @@ or `handful predict FOLDER --input new.csv`, `handful export FOLDER --format {fo
 {_where_the_model_is(record)}"""
 
 
+def described_model(backbone: Mapping[str, Any]) -> str:
+    """The family of a model, its kind, and how it pools where it does."""
+    pooling = f", pooling {backbone['pooling']}" if backbone["pooling"] else ""
+    return f"{backbone['family']} ({backbone['kind']}){pooling}"
+
+
 def _where_the_model_is(record: Mapping[str, Any]) -> str:
     backbone = record["backbone"]
     return (
@@ -162,7 +174,7 @@ def _training(record: Mapping[str, Any]) -> str:
         "steps": f"{fit['steps']:,}, weights of step {fit['chosen_step']:,}",
         "time": f"{fit['seconds']:.1f} s of training, {fit['scoring_seconds']:.1f} s of scoring",
         "rows": f"{rows['train']:,} to train, {rows['dev']:,} to select, {rows['test']:,} to test",
-        "features": f"{backbone['family']} ({backbone['kind']}), pooling {backbone['pooling']}",
+        "model": described_model(backbone),
         "data": escape(record["task"]["origin"]),
         "date": record["created"],
         "versions": versions,
@@ -185,16 +197,15 @@ def _limits(record: Mapping[str, Any]) -> str:
     if not record["scores"]:
         limits.append("Nothing is known about how good it is.")
     if record["spec"]["training"]["selection"] == "best" and rows["dev"]:
+        by = ", by the NLL of a reference's tokens" if record["task"]["kind"] == "generation" else ""
         limits.append(
-            f"The {rows['dev']:,} development rows chose the weights, so scores on them are too good and left out."
+            f"The {rows['dev']:,} development rows chose the weights{by}, so scores on them are too good and left out."
         )
     cut = {part: count for part, count in rows["truncated"].items() if count}
     if cut:
         counts = ", ".join(f"{count:,} of {rows[part]:,} {part} rows" for part, count in cut.items())
         limits.append(f"Texts are cut to {rows['max_length']} tokens, which cut {counts}.")
-    if rows.get("truncated_references"):
-        most = record["spec"]["generation"]["target_length"]
-        limits.append(f"{rows['truncated_references']:,} references were longer than {most} tokens, and cut.")
+    limits += [f"{sentence}." for sentence in cut_references(rows)]
     dropped = rows["dropped_duplicates"] + rows["dropped_overlap"]
     if dropped:
         limits.append(

@@ -22,7 +22,7 @@ from handful.data.split import Split, closed_keys, distinct
 from handful.data.task import Task, TaskKind
 from handful.errors import ConfigError, RunError
 from handful.evaluation.calibration import fit_temperature
-from handful.evaluation.evaluate import encode_for, longest_row
+from handful.evaluation.evaluate import encode_for, longest_reference, longest_row
 from handful.evaluation.generation import check_writing
 from handful.evaluation.landscape import measure_landscape
 from handful.evaluation.metrics import check_metric
@@ -157,8 +157,9 @@ def train(
         temperature = fit_temperature(scores, dev.labels.numpy())
         adapter.calibrate(temperature)
     truncated = {"train": rows.truncated, "dev": dev.truncated if dev else 0}
+    truncated_references = rows.truncated_targets + (dev.truncated_targets if dev else 0)
     trained = Trained(spec, task, backbone, adapter)
-    return Training(trained, split, result, temperature, truncated, rows.truncated_targets, notes)
+    return Training(trained, split, result, temperature, truncated, truncated_references, notes)
 
 
 def score(trained: Trained, on_written: OnWritten = lambda done, total: None) -> AnyScores | None:
@@ -294,7 +295,7 @@ def run_name(task: Task, spec: RunSpec, key: str) -> str:
 def describe(training: Training, scores: AnyScores | None, key: str, scoring_seconds: float) -> dict[str, Any]:
     """The content of `run.json`."""
     trained, split, result = training.trained, training.split, training.result
-    task, backbone = trained.task, trained.backbone
+    task, backbone, generation = trained.task, trained.backbone, trained.spec.generation
     return {
         "key": key,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -310,7 +311,8 @@ def describe(training: Training, scores: AnyScores | None, key: str, scoring_sec
             "dropped_duplicates": split.dropped_duplicates, "dropped_overlap": split.dropped_overlap,
             "truncated": training.truncated | ({"test": scores.truncated} if scores else {}),
             "truncated_references": training.truncated_references,
-            "max_length": longest_row(trained.adapter, trained.spec.options.max_length, trained.spec.generation),
+            "target_length": generation and longest_reference(backbone, generation),
+            "max_length": longest_row(trained.adapter, trained.spec.options.max_length, generation),
             "fingerprint": split.fingerprint, "cell_fingerprint": split.cell_fingerprint,
         },
         "backbone": {

@@ -12,7 +12,7 @@ from handful.backbone.load import Backbone
 from handful.backbone.skeleton import load_skeleton
 from handful.data.split import Split
 from handful.data.task import Example, Task
-from handful.evaluation.evaluate import encode_rows, longest_row
+from handful.evaluation.evaluate import encode_rows, longest_reference, longest_row
 from handful.methods.base import AbstractAdapter
 from handful.runs.experiment import attach, check_task, make_split
 from handful.runs.spec import RunSpec
@@ -25,6 +25,7 @@ class Preflight:
 
     `classes` counts training rows, empty for regression. `truncated` counts texts that `max_length` tokens cut, and
     `longest` is the longest row in tokens, of generation the longest source, as far as the model could take it.
+    `truncated_references` counts references of more than `target_length` tokens, which is None where none are learnt.
     `parameters` is None where only the loaded model can tell.
     """
 
@@ -37,6 +38,7 @@ class Preflight:
     longest: int
     truncated: dict[str, int]
     truncated_references: int
+    target_length: int | None
     steps: int
 
 
@@ -66,7 +68,8 @@ def preflight(task: Task, spec: RunSpec) -> Preflight:
         max_length=max_length,
         longest=max(length for rows in whole for length in rows.lengths),
         truncated={"train": train.truncated, "dev": dev.truncated},
-        truncated_references=train.truncated_targets,
+        truncated_references=train.truncated_targets + dev.truncated_targets,
+        target_length=longest_reference(skeleton, spec.generation) if spec.generation else None,
         steps=spec.training.epochs * ceil(len(train) / spec.training.batch_size),
     )
 

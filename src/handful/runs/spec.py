@@ -16,6 +16,7 @@ from handful.evaluation.predict import check_predictor
 from handful.evaluation.writing import GenerationOptions, writing_vertex
 from handful.methods import method_class
 from handful.methods.base import AbstractMethod, Preset, check_settings, convert_settings, setting, wrong_settings
+from handful.runs.defaults import METHOD, MODEL, PRESET, WRITING_METHOD, WRITING_MODEL
 from handful.training.config import TrainingConfig
 
 
@@ -81,13 +82,17 @@ class RunSpec:
                 raise ConfigError(f"generation.*: nothing is written in a task of kind {kind!r}", "leave it out")
             return self
         if not self.method.writes:
-            raise ConfigError(f"method {self.method.name!r} writes nothing; it is for labels", "use 'scaled-prompt'")
-        writing_vertex(self.options.predictor)
-        if self.options.pooling != "auto":
             raise ConfigError(
-                f"run.pooling: a model that writes has no features to pool, found {self.options.pooling!r}",
-                "leave it out",
+                f"method {self.method.name!r} writes nothing; it is for labels", f"use {WRITING_METHOD!r}"
             )
+        writing_vertex(self.options.predictor)
+        for name, found, possible, reason in (
+            ("run.pooling", self.options.pooling, "auto", "a model that writes has no features to pool"),
+            ("run.landscape", self.options.landscape, 0, "it is measured on scores of labels, not on texts"),
+            ("training.validation", self.training.validation, "deterministic", "texts are judged at the midpoint"),
+        ):
+            if found != possible:
+                raise ConfigError(f"{name}: {reason}, found {found!r}", f"set it to {possible!r}, as it is by itself")
         return replace(self, generation=self.generation or GenerationOptions())
 
     def resolved(self) -> dict[str, Any]:
@@ -110,19 +115,21 @@ class RunSpec:
 
 
 def resolve(
-    method: str,
+    method: str | None = None,
     *,
-    model: str = "minilm",
-    preset: str = "default",
+    model: str | None = None,
+    preset: str = PRESET,
     overrides: Mapping[str, Any] | None = None,
     origins: Mapping[str, str] | None = None,
+    kind: TaskKind | None = None,
 ) -> RunSpec:
-    """The run that a method's preset and the overrides make.
+    """The run that a method's preset and the overrides make, on tasks of a `kind` where that is known.
 
     `overrides` has dotted names, such as "method.prefix_length", "training.epochs", "run.shots" or
     "generation.beams"; a bare name is looked up in all four. `origins` says where "method", "preset" or an override was
     given, such as a file, for errors. Raises: ConfigError with everything that is wrong at once.
     """
+    method, model, defaults = _with_defaults(method, model, kind)
     problems: dict[str, str] = {}
     cls, chosen = None, Preset("none")
     try:
@@ -137,14 +144,14 @@ def resolve(
         {_full_name(name, names): value for name, value in (overrides or {}).items()}, names, problems
     )
     built: dict[str, Any] = {}
-    for section, kind, defaults in (
+    for section, settings, preset_values in (
         ("method", cls, chosen.settings),
         ("training", TrainingConfig, chosen.training),
         ("run", RunOptions, chosen.run),
         ("generation", GenerationOptions if parts["generation"] else None, {}),
     ):
-        if kind is not None:
-            built[section] = _build(section, kind, {**defaults, **parts[section]}, problems)
+        if settings is not None:
+            built[section] = _build(section, settings, {**preset_values, **parts[section]}, problems)
     _check_together(built, problems)
     if problems or cls is None:
         where = {_full_name(name, names): f"{origin}: " for name, origin in (origins or {}).items()}
@@ -153,10 +160,11 @@ def resolve(
             f"{len(lines)} wrong setting{'s' * (len(lines) > 1)}:\n  " + "\n  ".join(lines),
             f"`handful methods {method}` lists every field" if cls else "`handful methods` lists every method",
         )
-    return RunSpec(
-        model, built["method"], built["training"], built["run"], preset, _choices(chosen, parts, preset),
-        generation=built.get("generation"),
-    )  # fmt: skip
+    choices = (*defaults, *_choices(chosen, parts, preset))
+    spec = RunSpec(
+        model, built["method"], built["training"], built["run"], preset, choices, generation=built.get("generation")
+    )
+    return spec.suited(kind) if kind else spec
 
 
 def full_names(method: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -221,6 +229,21 @@ def _sort_overrides(
         else:
             problems[full_name] = f"no such setting; {nearest(name, set().union(*names.values()))}"
     return parts
+
+
+def _with_defaults(method: str | None, model: str | None, kind: TaskKind | None) -> tuple[str, str, tuple[Choice, ...]]:
+    """The names of a method and a model, and the choices that were made where none was named."""
+    names, what = (WRITING_METHOD, WRITING_MODEL), "texts to write"
+    if kind != "generation":
+        names, what = (METHOD, MODEL), "labels"
+    chosen = []
+    if method is None:
+        method = names[0]
+        chosen.append(Choice("method", method, f"none was named; the default for {what}"))
+    if model is None:
+        model = names[1]
+        chosen.append(Choice("model", model, f"none was named; the default for {what}"))
+    return method, model, tuple(chosen)
 
 
 def _choices(preset: Preset, parts: Mapping[str, Mapping[str, Any]], name: str) -> tuple[Choice, ...]:

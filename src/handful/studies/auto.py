@@ -21,18 +21,19 @@ from scipy.special import stdtrit
 
 from handful.backbone.load import Backbone
 from handful.data.split import QUANTILES, DevRows, Split
-from handful.data.task import Example, Task
+from handful.data.task import Example, Task, TaskKind
 from handful.errors import ConfigError, HandfulError
 from handful.evaluation.estimate import Estimate
 from handful.evaluation.evaluate import encode_for
 from handful.evaluation.metrics import check_metric, check_numbers, get_metric, score
 from handful.evaluation.predict import predict_rows
 from handful.randomness import stream
+from handful.runs.defaults import AUTO, WRITING_METHOD
 from handful.runs.experiment import make_split, train
 from handful.runs.spec import Choice, RunSpec
 from handful.training.events import Listener
 
-AUTO, PROBE = "auto", "head"
+PROBE = "head"
 CANDIDATES = (PROBE, "prefix-subspace", "lora")
 FOLDS, REPEATS, BUDGET = 5, 3, 300.0
 
@@ -66,11 +67,16 @@ class Chosen:
     planned: int
 
 
-def candidate_specs(resolve: Callable[[str], RunSpec]) -> list[RunSpec]:
+def candidate_specs(resolve: Callable[[str], RunSpec], kind: TaskKind | None) -> list[RunSpec]:
     """The run of every candidate whose package is installed, the probe first; `resolve` makes it from the name.
 
-    Raises: ConfigError for settings that not every candidate has.
+    Raises: ConfigError for a task of texts to write, and for settings that not every candidate has.
     """
+    if kind == "generation":
+        raise ConfigError(
+            f"method {AUTO!r} chooses among methods for labels, and this task is of texts to write",
+            f"leave the method out, which takes {WRITING_METHOD!r}, or name one",
+        )
     specs = []
     for name in CANDIDATES:
         if name == "lora" and not find_spec("peft"):
