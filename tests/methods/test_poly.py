@@ -434,6 +434,27 @@ def test_check_11_a_single_task_takes_the_row_of_its_name_or_a_fresh_one(adapt):
         adapter.detach()
 
 
+@pytest.mark.parametrize(
+    ("labels", "start", "from_texts"),
+    [
+        (("not_good", "good"), "label-text", True),
+        (("not_good", "good"), "probe", False),
+        (("1", "2"), "label-text", False),
+    ],
+)
+def test_a_new_task_starts_from_the_texts_of_its_labels(labels, start, from_texts):
+    backbone, task = tiny_backbone("bert"), many()
+    old = attach(backbone, task)
+    saved, record = old.state_dict(), {"adapter": old.report()}
+    old.detach()
+    adapter = attach(backbone, replace(toy_task(), name="new", labels=labels), head_start=start)
+    found = adapter.carry(saved, record)
+    assert ("head.weight" in found) == from_texts
+    if from_texts:
+        texts = label_embeddings(backbone, labels).to(saved["head.projection"])
+        torch.testing.assert_close(found["head.weight"][0], texts @ saved["head.projection"], **EXACT)
+
+
 def test_check_12_a_shared_router_has_the_sum_of_the_gradients_of_its_own():
     task, backbone = many(), tiny_backbone("bert")
     fine = attach(backbone, task)
@@ -650,7 +671,7 @@ def test_settings_that_would_be_ignored_are_refused(settings, message):
     [
         ({"adapt": "z"}, "", "adapt = 'z': is for a single task"),
         ({"adapt": "full", "gate": "gumbel", "sparsity_weight": 0.1}, "", ""),
-        ({"head_start": "label-text"}, "", "head_start = 'label-text': is for a single task"),
+        ({"head_start": "probe"}, "", "head_start = 'probe': is for a single task"),
         ({"uniform_share": 0.1}, "uniform_share = 0.1: goes with many tasks", ""),
         ({"mixing": "uniform"}, "mixing = 'uniform': goes with many tasks", ""),
         ({"routing": "private"}, "routing = 'private': goes with many tasks", ""),

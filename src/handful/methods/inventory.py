@@ -18,7 +18,7 @@ from handful.errors import ConfigError, DataError
 from handful.methods.alignment import first_batches, task_alignment
 from handful.methods.base import ParameterGroup
 from handful.methods.head import AbstractHeadedAdapter, frozen_features
-from handful.methods.label_text import LabelTextHead, label_embeddings
+from handful.methods.label_text import LabelTextHead, has_texts, label_embeddings
 from handful.methods.prefix import shifts_positions
 from handful.methods.routing import (
     AbstractRouting,
@@ -284,9 +284,9 @@ class PolyAdapter(AbstractHeadedAdapter):
         projection = weights.get("head.projection")
         if isinstance(self.head, LabelTextHead):
             return found | ({} if projection is None else {"head.projection": projection})
-        if projection is not None and self.method.head_start == "label-text" and self.task.kind != "generation":
+        if projection is not None and self.method.head_start == "label-text" and has_texts(self.task):
             self._clear()
-            classes = label_embeddings(self.backbone, self.task.labels) @ projection
+            classes = label_embeddings(self.backbone, self.task.labels).to(projection) @ projection
             found |= {"head.weight": classes[None], "head.bias": torch.zeros(1, len(classes))}
         return found
 

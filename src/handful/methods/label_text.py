@@ -36,6 +36,12 @@ def label_embeddings(backbone: Backbone, labels: Sequence[str]) -> torch.Tensor:
     return F.normalize(frozen_features(backbone, rows), dim=1)
 
 
+def has_texts(task: Task) -> bool:
+    """Whether every label has a letter: "2" says nothing that a model could read."""
+    classes = task.kind != "generation" and bool(task.labels)
+    return classes and all(any(sign.isalpha() for sign in label) for label in task.labels)
+
+
 @final
 class LabelTextHead(nn.Module):
     """Scores (B, C) of features (B, D), each row among the labels of its own task.

@@ -56,12 +56,12 @@ class Poly(AbstractMethod):
     shares_tasks: ClassVar[bool] = True
     presets: ClassVar[Mapping[str, Preset]] = {
         "default": Preset(
-            "ours, not searched yet: routing a hundred times as fast as skills",
+            "ours: 2e-4, 5e-4 and 2e-3 were tried on pools with MiniLM (docs/experiments.md)",
             training={"learning_rate": 5e-4, "head_learning_rate": 1e-3},
         ),
         "pretrain": Preset(
-            "ours, not searched yet: for many tasks at once",
-            training={"learning_rate": 1e-3, "head_learning_rate": 1e-3, "epochs": 5, "batch_size": 32},
+            "ours, for many tasks at once: 5e-4, 1e-3 and 2e-3 were tried on pools with MiniLM (docs/experiments.md)",
+            training={"learning_rate": 5e-4, "head_learning_rate": 1e-3, "epochs": 5, "batch_size": 32},
             run={"dev": "carved", "dev_fraction": 0.1},
         ),
         "polytropon": Preset(
@@ -151,9 +151,10 @@ class Poly(AbstractMethod):
     head_start: Annotated[
         Literal["label-text", "probe"],
         setting(
-            "the head of a task that starts from an inventory: from its labels' texts, or head_init through skills"
+            "the head of a task that starts from an inventory: from its labels' texts, where all have letters, or "
+            "head_init through skills"
         ),
-    ] = "probe"
+    ] = "label-text"
 
     def __post_init__(self) -> None:
         super().__post_init__()
