@@ -119,7 +119,7 @@ def test_python_says_what_a_run_that_writes_cannot_do(written: Path) -> None:
     for call in (fitted.predictions, fitted.disagreement, fitted.predict_proba):
         with pytest.raises(ConfigError, match="this run writes texts and predicts no labels"):
             call(["name = 1"])
-    with pytest.raises(ConfigError, match="did you mean 'beams'?"):
+    with pytest.raises(ConfigError, match=r"did you mean 'beams'\?"):
         fitted.write(["name = 1"], beam=2)
 
 

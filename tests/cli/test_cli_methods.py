@@ -14,3 +14,12 @@ def test_a_method_shows_what_a_search_varies_and_why(command):
 
 def test_a_method_with_nothing_to_search_says_so(command):
     assert command("methods", "head").out.rstrip().endswith("nothing: there is one trial")
+
+
+def test_a_method_that_writes_shows_the_settings_of_writing(command):
+    record = json.loads(command("methods", "scaled-prompt", "--json").out)
+    assert {"beams", "max_new_tokens", "source_prefix"} <= {field["name"] for field in record["generation"]}
+    shown = command("methods", "scaled-prompt").out
+    assert "[generation]  (on the command line: --set generation.NAME=VALUE)" in shown
+    assert "'\\n'" in shown  # the separator, on one line
+    assert "[generation]" not in command("methods", "head").out

@@ -65,8 +65,7 @@ def fit(
         arguments.model = arguments.model or started.record["spec"]["model"]
     if adapt is not None and not common:
         raise ConfigError("--adapt: says how to start from an inventory of many tasks", "give one: --init-from FOLDER")
-    if common:
-        arguments.assignments += [f"method.adapt={adapt}"] if adapt else []
+    arguments.assignments += [f"method.adapt={adapt}"] if adapt else []
     check_writable(output)
     task = arguments.task()
     if common:
