@@ -129,7 +129,10 @@ def test_a_task_of_an_inventory_is_exported_by_its_name(command, inventory, tmp_
 
 def test_names_and_runs_that_do_not_fit_are_refused(command, table, inventory, adapted, tiny_folder, tmp_path):
     rows, out = table(name="letters.csv"), tmp_path / "out"
+    other = tmp_path / "other.toml"
+    other.write_text('method = "head"\n')
     cases = {
+        ("fit", rows, "--init-from", inventory, "--config", other): "other.toml: an inventory is of the method 'poly'",
         ("predict", inventory, "--input", rows): "an inventory of 2 tasks",
         ("predict", inventory, "--input", rows, "--task", "leters"): "no task is called 'leters'",
         ("export", inventory, "--output", out): "an inventory of 2 tasks",
