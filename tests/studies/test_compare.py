@@ -17,7 +17,7 @@ from handful.evaluation.estimate import Estimate
 from handful.runs.store import Run
 from handful.studies.compare import bootstrap_tasks, compare, labels_of, sign_test, summary, with_label
 from handful.studies.ranking import critical_difference, friedman_test, rank
-from handful.studies.results import Cell, Result
+from handful.studies.results import Cell, Result, without_stages
 
 
 def result(label, task, seed, score, *, shots=16, rows="", metric="accuracy", key=None, **others) -> Result:
@@ -346,3 +346,19 @@ def test_there_is_no_mean_of_more_and_less():
     assert summary(runs, metric="nll") == []
     mixed = summary([*runs[:1], result("a", "t4", 0, 0.25, metric="f1")])[-1]
     assert (mixed.task, mixed.metric, mixed.estimate.mean) == (None, "accuracy and f1", 0.375)
+
+
+def test_stages_have_no_rank_among_what_started_from_them():
+    stage = [result("stage", "many", seed, 0.5, key=f"stage-{seed}") for seed in range(2)]
+    arms = results("lora", sst2=[0.5, 0.75]) + results("head", sst2=[0.25, 0.75])
+    for one in arms[:2]:
+        one.record["spec"] = {"start": f"stage-{one.cell.seed}"}
+    with pytest.raises(RunError):
+        rank([*stage, *arms])
+    assert without_stages([*stage, *arms]) == arms
+    assert [one.label for one in rank(without_stages([*stage, *arms])).standings] == ["lora", "head"]
+    also_an_arm = result("stage", "sst2", 2, 0.5)
+    assert without_stages([*stage, *arms, also_an_arm]) == [*stage, *arms, also_an_arm]
+    beside = result("stage", "sst2", 0, 0.5, key="beside")  # started from, on the task of the others
+    arms[2].record["spec"] = {"start": "beside"}
+    assert without_stages([*arms, beside]) == [*arms, beside]

@@ -44,9 +44,10 @@ def compare(
     from handful.studies.compare import compare as compare_pairs
     from handful.studies.compare import labels_of, summary, with_label
     from handful.studies.ranking import rank
+    from handful.studies.results import without_stages
 
     found, damaged = read(runs or [DEFAULT_RUNS])
-    chosen = list(dict.fromkeys(labels or labels_of(found)))
+    chosen = list(dict.fromkeys(labels or labels_of(without_stages(found))))
     results = [result for label in chosen for result in with_label(found, label)]
     if len(chosen) < 2:
         raise ConfigError(f"expected two labels or more, found {chosen[0]}", f"here are: {', '.join(labels_of(found))}")

@@ -22,7 +22,7 @@ from handful.reports.written import what_was_written
 from handful.runs.store import RECORD
 from handful.studies.compare import Comparison, Summary, labels_of, summary
 from handful.studies.ranking import Ranking, rank
-from handful.studies.results import Result, read_results
+from handful.studies.results import Result, read_results, without_stages
 
 
 @final
@@ -114,7 +114,7 @@ def read_report(paths: Iterable[Path | str], *, generator: np.random.Generator, 
     findings.summaries = summary(results)
     if len(labels_of(results)) > 1:
         try:
-            findings.ranking = rank(results)
+            findings.ranking = rank(without_stages(results))
         except RunError as error:
             findings.unranked = error.message
         findings.pairs = tables.pair_comparisons(results, findings.ranking, generator)

@@ -52,10 +52,15 @@ def tasks_table(results: Sequence[Result]) -> Table:
         rows.append((
             name, task["kind"], len(task["labels"]) or None, _listed(run.metric for run in runs),
             _range(run.record["rows"]["test"] for run in runs), _listed(run.cell.shots for run in runs),
-            len({run.cell.seed for run in runs}), task["origin"],
+            len({run.cell.seed for run in runs}), _origin(task),
         ))  # fmt: skip
     columns = ("task", "kind", "classes", "metric", "test rows", "shots", "seeds", "origin")
     return Table("tasks", "Tasks", columns, tuple(rows))
+
+
+def _origin(task: Mapping[str, Any]) -> str:
+    """Where a task is from; many tasks would fill the page."""
+    return f"{len(task['members'])} tasks" if task.get("members") else task["origin"]
 
 
 def settings_table(results: Sequence[Result]) -> Table:

@@ -9,7 +9,7 @@ from handful.reports.tables import score_estimate
 from handful.runs.card import headline as run_headline
 from handful.studies.compare import Comparison, Summary
 from handful.studies.ranking import Ranking
-from handful.studies.results import Result
+from handful.studies.results import Result, without_stages
 
 
 def headline(
@@ -88,8 +88,9 @@ def reservations(results: Sequence[Result], ranking: Ranking | None, *, failed: 
     if len(set(trials.values())) > 1:
         told = ", ".join(f"{label} {count}" for label, count in trials.items())
         lines.append(f"Methods did not have equally many settings to choose from: {told}.")
-    cells = {result.cell for result in results}
-    gaps = {label: len(cells - {run.cell for run in runs}) for label, runs in of_label.items()}
+    compared = without_stages(results)
+    cells = {result.cell for result in compared}
+    gaps = {one.label: len(cells - {run.cell for run in of_label[one.label]}) for one in compared}
     if missing := {label: count for label, count in gaps.items() if count}:
         told = ", ".join(f"{label} in {count}" for label, count in missing.items())
         lines.append(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, final
@@ -84,6 +84,17 @@ def read_results(paths: Iterable[Path | str]) -> tuple[list[Result], list[tuple[
         except (KeyError, TypeError, AttributeError) as error:
             bad[run.folder] = f"{run.folder / RECORD}: not the record of a run ({type(error).__name__}: {error})"
     return sorted(_told_apart(results), key=lambda r: (r.cell, r.label)), sorted(bad.items())
+
+
+def without_stages(results: Sequence[Result]) -> list[Result]:
+    """Those whose scores are to be compared: not runs of labels that others only started from, on tasks of their own.
+
+    Such labels share no rows with the rest, so that no ranks could be had of all.
+    """
+    started = {result.start for result in results}
+    ends = {result.label for result in results if result.run.key not in started}
+    tasks = {result.cell.task for result in results if result.label in ends}
+    return [result for result in results if result.label in ends or result.cell.task in tasks]
 
 
 def _result(run: Run) -> Result:
