@@ -12,7 +12,7 @@ from torch import nn
 from handful.backbone.tiny import tiny_backbone
 from handful.data.batching import encode
 from handful.evaluation.predict import predict_rows
-from handful.methods.head import SOFT_PENALTY, Head, LinearHead, choose_penalty, frozen_features
+from handful.methods.head import LONE_PENALTY, SOFT_PENALTY, Head, LinearHead, choose_penalty, frozen_features
 from handful.methods.prefix import Prefix
 from handful.methods.simplex import midpoint_weights
 from handful.testing import differences, toy_task
@@ -144,7 +144,7 @@ def test_cross_validation_trusts_clear_rows_more_than_noisy_ones():
 
 def test_a_class_with_a_single_row_has_nothing_to_validate_with():
     features, labels = data(2)
-    assert choose_penalty(features[:3].numpy(), labels[:3].numpy(), regression=False) == 1.0
+    assert choose_penalty(features[:3].numpy(), labels[:3].numpy(), regression=False) == LONE_PENALTY
 
 
 def test_vertices_are_probes_of_the_same_rows_that_differ():
@@ -269,3 +269,14 @@ def test_bert_keeps_its_trained_pooler():
     backbone = tiny_backbone("bert", pooling="family")
     assert backbone.fresh == ()
     assert Head().attach(backbone, toy_task(), generator=generator()).pooler is None
+
+
+def test_one_row_a_class_is_enough_to_tell_classes_apart():
+    """With a strong penalty the class that has two rows would be predicted for every text."""
+    features = torch.cat([torch.eye(6), torch.eye(6)[:1]]) + 3
+    labels = torch.arange(7) % 6
+    head = LinearHead(6, 6)
+    head.start_from_probe(features, labels, generator(), regression=False)
+    assert head(features).argmax(1).tolist() == labels.tolist()
+    head.start_from_probe(features, labels, generator(), regression=False, penalty=0.3)
+    assert set(head(features).argmax(1).tolist()) == {0}

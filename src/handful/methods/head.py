@@ -36,6 +36,12 @@ HEAD_INIT = "start of the head: a strongly penalised probe, the cross-validated 
 SOFT_PENALTY = 0.3
 """Inverse penalty strength C of the soft probe, for features of unit mean square norm."""
 
+LONE_PENALTY = 100.0
+"""C where a class has a single row, which no fold can leave out.
+
+With a stronger penalty the free intercept decides: the class with most rows is always predicted (docs/experiments.md).
+"""
+
 PENALTY_GRID = tuple(10.0**power for power in (-1, 0, 1, 2, 3, 4))
 """Inverse penalty strengths C that cross-validation chooses from, for features of unit mean square norm."""
 
@@ -126,14 +132,14 @@ def choose_penalty(features: np.ndarray, targets: np.ndarray, regression: bool) 
     """The probe's inverse penalty C (ridge: α = 1/C) by cross-validation inside the training rows.
 
     Classification: the C of `PENALTY_GRID` with the best stratified cross-validated NLL, over as many folds as the
-    rarest class has rows (at most five); 1.0 where it has a single row. Regression: leave-one-out ridge.
+    rarest class has rows (at most five); `LONE_PENALTY` where it has a single row. Regression: leave-one-out ridge.
     """
     if regression:
         ridge = RidgeCV(alphas=np.logspace(-4, 2, 13)).fit(features, targets)
         return 1 / float(ridge.alpha_)  # pyright: ignore[reportArgumentType]: one target has one penalty
     folds = min(5, int(np.bincount(targets.astype(int)).min()))
     if folds < 2:
-        return 1.0
+        return LONE_PENALTY
     search = GridSearchCV(
         LogisticRegression(max_iter=2000), {"C": PENALTY_GRID}, scoring="neg_log_loss", cv=StratifiedKFold(folds)
     )
