@@ -14,7 +14,7 @@ from handful.cli.main import run
 from handful.runs.store import read_run
 
 QUICK = (
-    "--shots", "6", "--set", "epochs=1", "--set", "prompt_length=3", "--set", "max_length=24", "--set", "beams=1",
+    "--shots", "6", "--set", "epochs=1", "--set", "rank=2", "--set", "max_length=24", "--set", "beams=1",
     "--set", "max_new_tokens=3", "--set", "target_length=300",
 )  # fmt: skip
 
@@ -56,7 +56,7 @@ def test_a_file_of_references_needs_neither_model_nor_method(command: Any, place
     done = command("fit", places, *QUICK, "--output", tmp_path, "--set", "selection=best", "--dev", "carved")
     assert done.code == 0, done.err
     for said in (
-        "method = scaled-prompt, model = ",
+        "method = lora, model = ",
         "(none was named; the default for texts to write)",
         "generation.beams = 1, generation.max_new_tokens = 3, generation.target_length = 300, "
         "generation.references = all",
@@ -75,7 +75,7 @@ def test_a_file_of_references_needs_neither_model_nor_method(command: Any, place
 def test_check_says_what_fit_will_do(command: Any, places: Path, tmp_path: Path) -> None:
     done = command("check", places, *QUICK, "--output", tmp_path / "runs")
     assert done.code == 0, done.err
-    assert "method = scaled-prompt, model = " in done.err
+    assert "method = lora, model = " in done.err
     assert "texts     6 references are longer than 256 tokens, and cut" in done.out
     assert "tiny-t5: t5 (encoder-decoder), 3 layers\n" in done.out
 

@@ -6,6 +6,7 @@ import pytest
 
 from handful.errors import ConfigError
 from handful.methods import method_class
+from handful.methods.prefix import Prefix
 from handful.runs.spec import RunOptions, resolve
 
 
@@ -33,7 +34,7 @@ def test_texts_of_the_command_line_become_their_types():
     [
         (None, "prefix-subspace", "minilm"),
         ("regression", "prefix-subspace", "minilm"),
-        ("generation", "scaled-prompt", "flan-t5-small"),
+        ("generation", "lora", "flan-t5-small"),
     ],
 )
 def test_where_no_method_and_no_model_is_named_the_kind_decides(kind, method, model):
@@ -43,6 +44,20 @@ def test_where_no_method_and_no_model_is_named_the_kind_decides(kind, method, mo
     assert (spec.generation is not None) == (kind == "generation")
     named = resolve("lora", model="here", kind=kind)
     assert not {"method", "model"} & {choice.name for choice in named.choices}
+
+
+def test_what_writes_has_rates_of_its_own_unless_they_are_given():
+    preset = Prefix.presets["default"]
+    assert preset.writing["learning_rate"] != preset.training["learning_rate"]
+    for kind, values in (("classification", preset.training), ("generation", {**preset.training, **preset.writing})):
+        for spec in (resolve("prefix", kind=kind), resolve("prefix").suited(kind), resolve("prefix", kind=kind).suited(kind)):
+            settings = spec.training.settings()
+            assert {name: settings[name] for name in values} == values
+            shown = {choice.name: choice.value for choice in spec.choices}
+            assert {name: shown[f"training.{name}"] for name in values} == values
+    given = resolve("prefix", overrides={"learning_rate": 0.5}, kind="generation")
+    assert given.training.learning_rate == 0.5
+    assert given.training.head_learning_rate == preset.training["head_learning_rate"]
 
 
 def test_the_key_is_that_of_spec_rows_and_weights():

@@ -77,7 +77,13 @@ def _show(record: dict[str, Any]) -> None:
     for name, preset in record["presets"].items():
         values = {**preset["settings"], **preset["training"], **preset["run"]}
         print(f"\npreset {name}: {preset['reason']}")
-        print("  " + ", ".join(f"{key} = {_shown(value)}" for key, value in values.items()))
+        print("  " + _listed(values))
+        if preset["writing"] and "generation" in record:
+            print("  for texts to write: " + _listed(preset["writing"]))
+
+
+def _listed(values: dict[str, Any]) -> str:
+    return ", ".join(f"{key} = {_shown(value)}" for key, value in values.items())
 
 
 def _show_space(space: SearchSpace) -> None:

@@ -39,13 +39,15 @@ def setting(description: str, *, source: str = "ours", unit: str = "", **bounds:
 class Preset:
     """A named choice of settings; data, never code. `reason` says where it comes from.
 
-    `settings` are the method's fields, `training` those of `TrainingConfig`, `run` the split's and pooling.
+    `settings` are the method's fields, `training` those of `TrainingConfig`, `run` the split's and pooling; `writing`
+    takes the place of `training`'s values where texts are written.
     """
 
     reason: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
     run: Mapping[str, Any] = field(default_factory=dict)
+    writing: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -169,6 +169,7 @@ class Prefix(AbstractMethod):
         "default": Preset(
             "search on training pools (docs/experiments.md)",
             training={"learning_rate": 3e-2, "head_learning_rate": 3e-3},
+            writing={"learning_rate": 1e-1},
         ),
     }
     search_space: ClassVar[SearchSpace] = {

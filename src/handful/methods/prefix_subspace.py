@@ -58,6 +58,7 @@ class PrefixSubspace(AbstractMethod):
         "default": Preset(
             "search on training pools (docs/experiments.md)",
             training={"learning_rate": 3e-2, "head_learning_rate": 3e-3},
+            writing={"learning_rate": 1e-1},
         ),
         "paper": Preset(
             "our reading of Falissard et al. 2023 (sheet 1 and 3); values that were not available to us are ours",

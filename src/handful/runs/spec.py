@@ -93,7 +93,15 @@ class RunSpec:
         ):
             if found != possible:
                 raise ConfigError(f"{name}: {reason}, found {found!r}", f"set it to {possible!r}, as it is by itself")
-        return replace(self, generation=self.generation or GenerationOptions())
+        return replace(self._with_writing_values(), generation=self.generation or GenerationOptions())
+
+    def _with_writing_values(self) -> RunSpec:
+        """With the preset's values for writing, but for those the user set."""
+        preset = type(self.method).presets.get(self.preset)
+        values = {f"training.{name}": value for name, value in preset.writing.items()} if preset else {}
+        choices = tuple(replace(choice, value=values.get(choice.name, choice.value)) for choice in self.choices)
+        taken = {c.name.removeprefix("training."): c.value for c in choices if c.name in values}
+        return replace(self, training=replace(self.training, **taken), choices=choices)
 
     def resolved(self) -> dict[str, Any]:
         """The spec as plain JSON values."""
