@@ -132,9 +132,9 @@ def test_noise_is_called_noise(command, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (("lora", "haed"), 2, "found 'haed'; here are: head, ia3, lora\nhint: did you mean 'head'?"),
-        (("lora",), 2, "expected two labels or more, found lora\nhint: here are: head, ia3, lora"),
-        (("lora", "lora"), 2, "expected two labels or more, found lora"),
+        (("lora", "haed"), 2, "found 'haed'; here are: 'head', 'ia3', 'lora'\nhint: did you mean 'head'?"),
+        (("lora",), 2, "expected two labels or more, found 'lora'\nhint: here are: 'head', 'ia3', 'lora'"),
+        (("lora", "lora"), 2, "expected two labels or more, found 'lora'"),
         (("lora", "head", "--metric", "nnl"), 2, "found 'nnl'\nhint: did you mean 'nll'?"),
         (
             ("lora", "head", "--metric", "f1"),

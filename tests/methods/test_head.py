@@ -147,6 +147,28 @@ def test_a_class_with_a_single_row_has_nothing_to_validate_with():
     assert choose_penalty(features[:3].numpy(), labels[:3].numpy(), regression=False) == LONE_PENALTY
 
 
+@pytest.mark.parametrize("vertices", [1, 3])
+def test_a_soft_probe_of_single_rows_reads_them_and_not_their_number(vertices):
+    features = torch.eye(6, 8)[[0, 0, 1, 2, 3, 4, 5]]  # one class of six has two rows
+    labels = torch.tensor([0, 0, 1, 2, 3, 4, 5])
+    head = LinearHead(8, 6, vertices)
+    head.start_from_probe(features, labels, generator(), regression=False, penalty=SOFT_PENALTY)
+    assert (head(features).argmax(1) == 0).all()  # what balance is for
+    head.start_from_probe(features, labels, generator(), regression=False, penalty=SOFT_PENALTY, balanced=True)
+    assert torch.equal(head(features).argmax(1), labels)
+
+
+def test_balanced_rows_are_sklearns_balanced_classes():
+    features, labels = data(3)
+    kept = torch.cat([torch.nonzero(labels == label)[:rows, 0] for label, rows in ((0, 3), (1, 12), (2, 6))])
+    features, labels = features[kept], labels[kept]
+    head = LinearHead(8, 3)
+    head.start_from_probe(features, labels, generator(), regression=False, penalty=1.0, balanced=True)
+    model = LogisticRegression(C=1.0, max_iter=2000, class_weight="balanced").fit(unit(features).double(), labels)
+    found = softmax(head(features).detach().numpy(), -1)
+    np.testing.assert_allclose(found, model.predict_proba(unit(features).double()), atol=1e-4)
+
+
 def test_vertices_are_probes_of_the_same_rows_that_differ():
     features, labels = data(3, noise=1.5)
     head = LinearHead(8, 3, 4)

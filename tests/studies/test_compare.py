@@ -125,7 +125,7 @@ def test_labels_are_found_or_the_nearest_is_named():
     runs = results("head", rte=[0.5]) + results("lora", rte=[0.5])
     assert labels_of(runs) == ["head", "lora"]
     assert with_label(runs, "lora") == runs[1:]
-    with pytest.raises(ConfigError, match=r"found 'haed'; here are: head, lora(.|\n)*did you mean 'head'"):
+    with pytest.raises(ConfigError, match=r"found 'haed'; here are: 'head', 'lora'(.|\n)*did you mean 'head'"):
         with_label(runs, "haed")
 
 

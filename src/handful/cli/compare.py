@@ -42,7 +42,7 @@ def compare(
     import numpy as np
 
     from handful.studies.compare import compare as compare_pairs
-    from handful.studies.compare import labels_of, summary, with_label
+    from handful.studies.compare import labels_of, quoted, summary, with_label
     from handful.studies.ranking import rank
     from handful.studies.results import without_stages
 
@@ -50,7 +50,7 @@ def compare(
     chosen = list(dict.fromkeys(labels or labels_of(without_stages(found))))
     results = [result for label in chosen for result in with_label(found, label)]
     if len(chosen) < 2:
-        raise ConfigError(f"expected two labels or more, found {chosen[0]}", f"here are: {', '.join(labels_of(found))}")
+        raise ConfigError(f"expected two labels or more, found {chosen[0]!r}", f"here are: {quoted(labels_of(found))}")
     if len(chosen) == 2:
         a, b = (with_label(results, label) for label in chosen)
         comparison = compare_pairs(a, b, generator=np.random.default_rng(seed), metric=metric)

@@ -34,7 +34,11 @@ what is below it. The soft probe has `SOFT_PENALTY` and leaves most of the loss 
 
 HEAD_INIT = "start of the head: a strongly penalised probe, the cross-validated probe, or N(0, 0.02²)"
 SOFT_PENALTY = 0.3
-"""Inverse penalty strength C of the soft probe, for features of unit mean square norm."""
+"""Inverse penalty strength C of the soft probe, for features of unit mean square norm.
+
+Its classes weigh the same: beside weights so small the free intercept would decide, and predict the largest class for
+every text where there are few rows of many classes (docs/experiments.md).
+"""
 
 LONE_PENALTY = 100.0
 """C where a class has a single row, which no fold can leave out.
@@ -96,12 +100,14 @@ class LinearHead(nn.Module):
         generator: torch.Generator,
         regression: bool,
         penalty: float | None = None,
+        balanced: bool = False,
     ) -> None:
         """Start each vertex from a probe; with M > 1 each under its own Bayesian bootstrap of the rows.
 
         Dirichlet(1, …, 1) row weights (Rubin 1981) keep every class in every probe and make the vertices differ,
         so that the head's simplex does not start as a point (sheet 1.4). Ours. `penalty` is the inverse strength C for
         features scaled to unit mean square norm, so that it means the same for every backbone; None chooses it.
+        `balanced` classes weigh the same, however many rows they have.
         """
         inputs, targets = features.double().numpy(), labels.double().numpy()
         norm = float(np.sqrt((inputs**2).sum(1).mean())) or 1.0
@@ -113,6 +119,7 @@ class LinearHead(nn.Module):
         for vertex in range(len(self.weight)):
             draws = torch.empty(rows, dtype=torch.float64).exponential_(generator=generator)
             sample = (draws / draws.mean()).numpy() if len(self.weight) > 1 else np.ones(rows)
+            sample = balance(sample, targets.astype(int)) if balanced and not regression else sample
             weight, bias = fit_probe(inputs, targets, regression, penalty, sample)
             with torch.no_grad():
                 self.weight[vertex].copy_(torch.from_numpy(weight / norm))
@@ -126,6 +133,12 @@ class LinearHead(nn.Module):
         if len(self.weight) == 1:
             weight, bias = self.weight[0].clone(), self.bias[0].clone()
         return weight * self.scale, bias * self.scale + self.offset
+
+
+def balance(weights: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Row weights (N,) scaled so that all classes found weigh the same and the whole weighs what it did."""
+    totals = np.bincount(labels, weights)
+    return weights * weights.sum() / (np.count_nonzero(totals) * totals[labels])
 
 
 def choose_penalty(features: np.ndarray, targets: np.ndarray, regression: bool) -> float:
@@ -249,9 +262,11 @@ class AbstractHeadedAdapter(AbstractAdapter):
             self.head.offset.fill_(float(labels.mean()))
             self.head.scale.fill_(float(labels.std(correction=0)) or 1.0)
         if self.head_init != "normal":
-            penalty = SOFT_PENALTY if self.head_init == "soft-probe" else None
+            soft = self.head_init == "soft-probe"
             features = frozen_features(self.backbone, rows)
-            self.head.start_from_probe(features, labels, generator, regression, penalty)
+            self.head.start_from_probe(
+                features, labels, generator, regression, SOFT_PENALTY if soft else None, balanced=soft
+            )
 
     def target_scores(self, batch: Batch) -> torch.Tensor:
         scores = self(batch)

@@ -63,6 +63,7 @@ class Poly(AbstractMethod):
             "ours, for many tasks at once: 5e-4, 1e-3 and 2e-3 were tried on pools with MiniLM (docs/experiments.md)",
             training={"learning_rate": 5e-4, "head_learning_rate": 1e-3, "epochs": 5, "batch_size": 32},
             run={"dev": "carved", "dev_fraction": 0.1},
+            writing={"learning_rate": 2e-3},
         ),
         "polytropon": Preset(
             "the paper's pre-training (sheet 1.7); its number of skills was chosen on validation tasks",

@@ -99,6 +99,11 @@ def labels_of(results: Iterable[Result]) -> list[str]:
     return sorted({result.label for result in results})
 
 
+def quoted(labels: Iterable[str]) -> str:
+    """Labels as messages show them: a label may have commas."""
+    return ", ".join(map(repr, labels)) or "none"
+
+
 def with_label(results: Sequence[Result], label: str) -> list[Result]:
     """The results of one label. Raises: ConfigError naming the nearest label and all there are."""
     if found := [result for result in results if result.label == label]:
@@ -106,7 +111,7 @@ def with_label(results: Sequence[Result], label: str) -> list[Result]:
     labels = labels_of(results)
     close = nearest(label, labels)
     raise ConfigError(
-        f"expected the label of a run, found {label!r}; here are: {', '.join(labels) or 'none'}",
+        f"expected the label of a run, found {label!r}; here are: {quoted(labels)}",
         close if close.startswith("did") else "labels are methods, or names given in a study",
     )
 
