@@ -3,8 +3,8 @@
     python benchmarks/probe.py DATA experiments/probe.jsonl --tasks glue/sst2 extra/clinc_home --shots 16 32 100
 
 K rows of each task's pool train a logistic regression on frozen features of unit mean square norm, the next `--rows`
-rows of the pool judge it; test rows are never opened. `C` is scikit-learn's inverse penalty; "chosen" is what the method
-`head` does. At the end: means over tasks and draws. One thread.
+rows of the pool judge it; test rows are never opened. `C` is scikit-learn's inverse penalty; "chosen" is what the
+method `head` does. At the end: means over tasks and draws. One thread.
 """
 
 from __future__ import annotations
@@ -80,8 +80,8 @@ def main() -> None:
                     for (label, penalty), balanced in [(fit, balanced) for fit in fits for balanced in (False, True)]:
                         scores = judged(arrays, task.num_outputs, penalty, balanced)
                         table[shots, label, balanced].append(scores)
-                        record = {"task": name, "shots": shots, "seed": seed, "C": label, "balanced": balanced, **scores}
-                        file.write(json.dumps(record) + "\n")
+                        record = {"task": name, "shots": shots, "seed": seed, "C": label, "balanced": balanced}
+                        file.write(json.dumps(record | scores) + "\n")
     for (shots, label, balanced), scores in table.items():
         means = "  ".join(f"{key} {np.mean([score[key] for score in scores]):.3f}" for key in ("accuracy", "nll"))
         print(f"K {shots:<4} C {label:<7} {'balanced' if balanced else '':9} {means}")

@@ -50,7 +50,8 @@ def test_what_writes_has_rates_of_its_own_unless_they_are_given():
     preset = Prefix.presets["default"]
     assert preset.writing["learning_rate"] != preset.training["learning_rate"]
     for kind, values in (("classification", preset.training), ("generation", {**preset.training, **preset.writing})):
-        for spec in (resolve("prefix", kind=kind), resolve("prefix").suited(kind), resolve("prefix", kind=kind).suited(kind)):
+        early = resolve("prefix", kind=kind)
+        for spec in (early, resolve("prefix").suited(kind), early.suited(kind)):
             settings = spec.training.settings()
             assert {name: settings[name] for name in values} == values
             shown = {choice.name: choice.value for choice in spec.choices}

@@ -58,6 +58,7 @@ class Poly(AbstractMethod):
         "default": Preset(
             "ours: 2e-4, 5e-4 and 2e-3 were tried on pools with MiniLM (docs/experiments.md)",
             training={"learning_rate": 5e-4, "head_learning_rate": 1e-3},
+            writing={"learning_rate": 2e-3},
         ),
         "pretrain": Preset(
             "ours, for many tasks at once: 5e-4, 1e-3 and 2e-3 were tried on pools with MiniLM (docs/experiments.md)",
