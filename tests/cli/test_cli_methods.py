@@ -23,3 +23,8 @@ def test_a_method_that_writes_shows_the_settings_of_writing(command):
     assert "[generation]  (on the command line: --set generation.NAME=VALUE)" in shown
     assert "'\\n'" in shown  # the separator, on one line
     assert "[generation]" not in command("methods", "head").out
+
+
+def test_rates_for_writing_stand_below_the_preset_they_belong_to(command):
+    assert "  for texts to write: learning_rate = 0.1\n" in command("methods", "prefix").out
+    assert "for texts to write" not in command("methods", "lora").out

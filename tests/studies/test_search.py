@@ -404,3 +404,12 @@ def test_a_search_killed_in_the_middle_ends_with_the_same_choice(task, backbone,
     assert [t.overrides for t in found.trials] == [t.overrides for t in expected.trials]
     assert [t.score for t in found.trials] == pytest.approx([t.score for t in expected.trials])
     assert json.loads(journal.read_text().splitlines()[-1])["number"] == 5
+
+
+def test_a_trial_may_write_with_the_rate_that_labels_have():
+    spec = resolve("prefix").suited("generation")
+    labels, writing = (getattr(resolve("prefix").method.presets["default"], part) for part in ("training", "writing"))
+    assert spec.training.learning_rate == writing["learning_rate"]
+    tried = with_overrides(spec, {"training.learning_rate": labels["learning_rate"]}).suited("generation")
+    assert tried.training.learning_rate == labels["learning_rate"]
+    assert with_overrides(spec, {"method.prefix_length": 4}).suited("generation").training == spec.training

@@ -96,11 +96,14 @@ class RunSpec:
         return replace(self._with_writing_values(), generation=self.generation or GenerationOptions())
 
     def _with_writing_values(self) -> RunSpec:
-        """With the preset's values for writing, but for those the user set."""
+        """With the preset's values for writing in place of those it has for labels, where nobody chose others."""
         preset = type(self.method).presets.get(self.preset)
-        values = {f"training.{name}": value for name, value in preset.writing.items()} if preset else {}
-        choices = tuple(replace(choice, value=values.get(choice.name, choice.value)) for choice in self.choices)
-        taken = {c.name.removeprefix("training."): c.value for c in choices if c.name in values}
+        found = self.training.settings()
+        untouched = {choice.name for choice in self.choices if choice.value == found.get(_bare(choice.name))}
+        taken = {
+            name: value for name, value in (preset.writing if preset else {}).items() if f"training.{name}" in untouched
+        }
+        choices = tuple(replace(choice, value=taken.get(_bare(choice.name), choice.value)) for choice in self.choices)
         return replace(self, training=replace(self.training, **taken), choices=choices)
 
     def resolved(self) -> dict[str, Any]:
@@ -173,6 +176,11 @@ def resolve(
         model, built["method"], built["training"], built["run"], preset, choices, generation=built.get("generation")
     )
     return spec.suited(kind) if kind else spec
+
+
+def _bare(name: str) -> str:
+    """The name of a setting of training without its section; of other sections as it is."""
+    return name.removeprefix("training.")
 
 
 def full_names(method: str, overrides: Mapping[str, Any]) -> dict[str, Any]:

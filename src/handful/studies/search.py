@@ -72,7 +72,7 @@ def search(
     Raises: ConfigError for a search that cannot be done, or whose trials all failed; DataError where no development
     rows can be carved; RunError for the journal of another search.
     """
-    name = spec.method.name
+    name, spec = spec.method.name, spec.suited(task.kind)
     if not space or settings.trials == 1:
         return SearchOutcome({}, (), f"{name}: 1 trial, {'as asked' if space else 'there is nothing to search'}")
     preset = {setting: _value(spec, setting) for setting in space}
@@ -126,7 +126,8 @@ def with_overrides(spec: RunSpec, overrides: Mapping[str, Any]) -> RunSpec:
     settings = {f"{part}.{name}": value for part, values in parts.items() for name, value in values.items()}
     del settings["method.name"]
     changed = resolve(spec.method.name, model=spec.model, preset=spec.preset, overrides={**settings, **overrides})
-    return replace(spec, method=changed.method, training=changed.training, options=changed.options)
+    kept = tuple(choice for choice in spec.choices if choice.name not in overrides)
+    return replace(spec, method=changed.method, training=changed.training, options=changed.options, choices=kept)
 
 
 @final
