@@ -3,8 +3,8 @@
     python benchmarks/probe.py DATA experiments/probe.jsonl --tasks glue/sst2 extra/clinc_home --shots 16 32 100
 
 K rows of each task's pool train a logistic regression on frozen features of unit mean square norm, the next `--rows`
-rows of the pool judge it; test rows are never opened. `C` is scikit-learn's inverse penalty; "chosen" is what the
-method `head` does. At the end: means over tasks and draws. One thread.
+rows of the pool judge it; test rows are never opened. `C` is scikit-learn's inverse penalty; "chosen" is the one that
+the method `head` takes, which does not weigh classes alike. At the end: means over tasks and draws. One thread.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ from handful.runs.defaults import AUTO, METHOD, MODEL, PRESET
 from handful.runs.experiment import Trained, check_task, open_backbone, open_trained, run, score, train
 from handful.runs.inventory import inherited, take_task, with_inherited
 from handful.runs.spec import RunSpec, full_names, resolve
-from handful.runs.start import check_start, read_start
+from handful.runs.start import check_start, names_of, read_start
 from handful.runs.store import Run, read_run
 from handful.studies.auto import BUDGET, candidate_specs, choose
 from handful.training.events import Listener
@@ -182,7 +182,7 @@ def fit(
     dotted name in `settings`, or by bare name as keyword: `shots=100, learning_rate=0.01, num_vertices=3`. Where no
     `method` or `model` is named, the kind of the task decides; the method "auto" is chosen by resampling the training
     rows within `budget` seconds; `spec.choices` says why. `start` is a run to start from, or a prompt that PEFT has
-    saved; an inventory of many tasks also decides the method and its sizes.
+    saved, whose method and model are taken where none is named; an inventory of many tasks also decides the sizes.
 
     Raises: ConfigError, DataError, ModelError or RunError, all before training where it can be known then.
     """
@@ -192,8 +192,8 @@ def fit(
     given = {**(settings or {}), **overrides}
     if common and method not in (Poly.name, None):
         raise ConfigError(f"method: an inventory is of the method {Poly.name!r}, found {method!r}", "leave it out")
-    if common and isinstance(started, Run):
-        model = model or started.record["spec"]["model"]
+    if started:
+        method, model = (mine or its for mine, its in zip((method, model), names_of(started), strict=True))
     if common:
         method, given = Poly.name, {**common, **full_names(Poly.name, given)}
     task = data if isinstance(data, Task) else open_task(data, test=test, **(columns or {}))

@@ -174,7 +174,9 @@ def check_description(case: Case) -> None:
     for name, preset in cls.presets.items():
         case.require(bool(preset.reason), f"preset {name!r} should say its reason")
         cls.from_settings(preset.settings)
-        TrainingConfig.from_settings(dict(preset.training))
+        TrainingConfig.from_settings({**preset.training, **preset.writing})
+        known = preset.writing.keys() <= preset.training.keys()
+        case.require(known, f"preset {name!r}: `writing` takes the place of values in `training`, and of no others")
     stored = json.loads(json.dumps(method.settings()))
     case.require(cls.from_settings(stored) == method, f"settings() should survive JSON and give the method: {stored}")
     silent = [record["name"] for record in describe_settings(cls) if not record["description"]]

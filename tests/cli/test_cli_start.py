@@ -54,6 +54,19 @@ def test_what_is_carried_over_is_said_on_the_command_line(command: Any, first: t
     assert torch.equal(found["prompt.vectors"], vectors if wanted is None else wanted) == (wanted is not None)
 
 
+def test_a_start_names_the_method_and_the_model_that_nobody_named(command: Any, first: tuple[Path, Path], tmp_path):
+    import handful
+
+    model, start = first
+    data, test = records(tmp_path / "bars.jsonl", range(8), "bar"), records(tmp_path / "t.jsonl", range(30, 33), "bar")
+    quick = ("--test", test, "--output", tmp_path / "runs", *QUICK[2:], "--set", "training.epochs=0")
+    done = command("fit", data, *quick, "--init-from", start, "--json")
+    assert done.code == 0, done.err
+    assert (done.json["spec"]["method"]["name"], done.json["spec"]["model"]) == ("scaled-prompt", str(model))
+    fitted = handful.fit(data, test=test, start=start, epochs=0, prompt_length=3, max_length=24, shots=6, beams=1)
+    assert fitted.spec.method.name == "scaled-prompt"
+
+
 def test_a_run_on_the_test_rows_is_no_start(command: Any, first: tuple[Path, Path], tmp_path: Path) -> None:
     model, start = first
     data, test = records(tmp_path / "bars.jsonl", range(8), "bar"), records(tmp_path / "t.jsonl", range(8), "pub")

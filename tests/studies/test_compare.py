@@ -259,9 +259,9 @@ def test_only_what_all_labels_share_is_ranked():
     assert (found.friedman, found.p, found.critical_difference, found.groups) == (None, None, None, ())
     assert found.standings[0].rank.low is None
     assert "one task" in found.notes[0]
-    with pytest.raises(RunError, match=r"all 4 labels \(cells: a 2, b 3, c 1, d 1\)"):
+    with pytest.raises(RunError, match=r"all 4 labels \(cells: 'a' 2, 'b' 3, 'c' 1, 'd' 1\)"):
         rank(runs + results("d", t3=[0.5]))
-    with pytest.raises(RunError, match="at least two labels, found a"):
+    with pytest.raises(RunError, match="at least two labels, found 'a'"):
         rank(results("a", t1=[0.9]))
 
 

@@ -102,13 +102,17 @@ class RunArguments:
             return False
 
     def spec(
-        self, kind: TaskKind | None = None, method: str | None = None, common: Mapping[str, Any] | None = None
+        self,
+        kind: TaskKind | None = None,
+        method: str | None = None,
+        common: Mapping[str, Any] | None = None,
+        otherwise: tuple[str | None, str | None] = (None, None),
     ) -> RunSpec:
         """The resolved run: options win over `--set`, `--set` over the file, the file over `common`, that over the
         preset.
 
         `kind` is the task's, where that is known; `method` takes the place of the one that was given; `common` has
-        dotted names.
+        dotted names; `otherwise` are a method and a model where none is named.
         """
         from handful.runs.spec import full_names, resolve
 
@@ -117,6 +121,7 @@ class RunArguments:
         if common and method:
             given = {**common, **full_names(method, given)}
         named, model, preset = given.pop("method", None), given.pop("model", None), given.pop("preset", PRESET)
+        named, model = named or otherwise[0], model or otherwise[1]
         if common and named not in (None, method):
             wrong = f"an inventory is of the method {method!r}, found {named!r}; leave it out"
             problems.append(f"{origins['method']}: {wrong}")

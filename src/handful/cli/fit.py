@@ -51,8 +51,8 @@ def fit(
     from handful.methods.poly import Poly
     from handful.runs.experiment import run
     from handful.runs.inventory import inherited, with_inherited
-    from handful.runs.start import read_start
-    from handful.runs.store import Run, check_writable
+    from handful.runs.start import names_of, read_start
+    from handful.runs.store import check_writable
 
     is_auto = arguments.is_auto()
     if budget is not None and not is_auto:
@@ -60,18 +60,16 @@ def fit(
     if start is not None and is_auto:
         raise ConfigError("--start: a run to start from decides the method, found --method auto", "name that method")
     started = read_start(start) if start else None
-    common = inherited(started)
-    if common and isinstance(started, Run):
-        arguments.model = arguments.model or started.record["spec"]["model"]
+    common, names = inherited(started), names_of(started)
     if adapt is not None and not common:
         raise ConfigError("--adapt: says how to start from an inventory of many tasks", "give one: --init-from FOLDER")
     arguments.assignments += [f"method.adapt={adapt}"] if adapt else []
     check_writable(output)
     task = arguments.task()
     if common:
-        specs = [with_inherited(arguments.spec(task.kind, Poly.name, common), common)]
+        specs = [with_inherited(arguments.spec(task.kind, Poly.name, common, names), common)]
     else:
-        specs = auto_specs(arguments, task.kind) if is_auto else [arguments.spec(task.kind)]
+        specs = auto_specs(arguments, task.kind) if is_auto else [arguments.spec(task.kind, otherwise=names)]
     spec, backbone = choose_method(task, specs, budget) if is_auto else (specs[0], None)
     tell_choices(task, spec)
     if backbone is None:

@@ -61,9 +61,10 @@ def pretrain(
         data="", model=model, method=METHOD, preset=preset, seed=str(seed), assignments=assignments or [],
         shots=None if rows is None else str(rows),
     )  # fmt: skip
-    spec = arguments.spec()
+    spec = arguments.spec()  # what is wrong with it is said before the rows are read
     check_writable(output)
     task = mix_tasks(name, open_tasks(tasks, test_fraction))
+    spec = spec.suited(task.kind)
     tell_tasks(task, spec)
     preflight(task, spec)
     say(f"loading model {spec.model} …")

@@ -107,7 +107,8 @@ class LinearHead(nn.Module):
         Dirichlet(1, …, 1) row weights (Rubin 1981) keep every class in every probe and make the vertices differ,
         so that the head's simplex does not start as a point (sheet 1.4). Ours. `penalty` is the inverse strength C for
         features scaled to unit mean square norm, so that it means the same for every backbone; None chooses it.
-        `balanced` classes weigh the same, however many rows they have.
+        `balanced` classes weigh the same, however many rows they have; vertices then differ only where a class has two
+        rows or more.
         """
         inputs, targets = features.double().numpy(), labels.double().numpy()
         norm = float(np.sqrt((inputs**2).sum(1).mean())) or 1.0

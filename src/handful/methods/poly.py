@@ -56,12 +56,13 @@ class Poly(AbstractMethod):
     shares_tasks: ClassVar[bool] = True
     presets: ClassVar[Mapping[str, Preset]] = {
         "default": Preset(
-            "ours: 2e-4, 5e-4 and 2e-3 were tried on pools with MiniLM (docs/experiments.md)",
+            "ours: three rates tried on pools with MiniLM, two with flan-t5-small for writing (docs/experiments.md)",
             training={"learning_rate": 5e-4, "head_learning_rate": 1e-3},
             writing={"learning_rate": 2e-3},
         ),
         "pretrain": Preset(
-            "ours, for many tasks at once: 5e-4, 1e-3 and 2e-3 were tried on pools with MiniLM (docs/experiments.md)",
+            "ours, for many tasks at once: three rates tried on pools with MiniLM, two with flan-t5-small for writing "
+            "(docs/experiments.md)",
             training={"learning_rate": 5e-4, "head_learning_rate": 1e-3, "epochs": 5, "batch_size": 32},
             run={"dev": "carved", "dev_fraction": 0.1},
             writing={"learning_rate": 2e-3},

@@ -98,12 +98,16 @@ class RunSpec:
     def _with_writing_values(self) -> RunSpec:
         """With the preset's values for writing in place of those it has for labels, where nobody chose others."""
         preset = type(self.method).presets.get(self.preset)
-        found = self.training.settings()
-        untouched = {choice.name for choice in self.choices if choice.value == found.get(_bare(choice.name))}
+        chosen = {choice.name: choice.value for choice in self.choices}
         taken = {
-            name: value for name, value in (preset.writing if preset else {}).items() if f"training.{name}" in untouched
+            name: value
+            for name, value in (preset.writing if preset else {}).items()
+            if chosen.get(f"training.{name}") == getattr(self.training, name)
         }
-        choices = tuple(replace(choice, value=taken.get(_bare(choice.name), choice.value)) for choice in self.choices)
+        choices = tuple(
+            replace(choice, value=taken.get(choice.name.removeprefix("training."), choice.value))
+            for choice in self.choices
+        )
         return replace(self, training=replace(self.training, **taken), choices=choices)
 
     def resolved(self) -> dict[str, Any]:
@@ -176,11 +180,6 @@ def resolve(
         model, built["method"], built["training"], built["run"], preset, choices, generation=built.get("generation")
     )
     return spec.suited(kind) if kind else spec
-
-
-def _bare(name: str) -> str:
-    """The name of a setting of training without its section; of other sections as it is."""
-    return name.removeprefix("training.")
 
 
 def full_names(method: str, overrides: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from handful.backbone.load import Backbone
 from handful.errors import ConfigError, ModelError, RunError
 from handful.methods.base import AbstractAdapter, AbstractMethod
 from handful.methods.poly import Poly
-from handful.methods.prompt import PEFT_CONFIG, read_peft_prompt
+from handful.methods.prompt import PEFT_CONFIG, Prompt, read_peft_prompt
 from handful.runs.from_peft import PeftPoly, PeftPrompt, peft_type, read_peft_poly
 from handful.runs.store import Run, read_run
 
@@ -22,6 +22,14 @@ def read_start(folder: Path) -> Start:
     if not (folder / PEFT_CONFIG).is_file():
         return read_run(folder)
     return read_peft_poly(folder) if peft_type(folder) == "POLY" else PeftPrompt(folder, read_peft_prompt(folder))
+
+
+def names_of(start: Start | None) -> tuple[str | None, str | None]:
+    """The method and the model of a run that starts from this, where no others are named; None for what is unknown."""
+    if isinstance(start, Run):
+        spec = start.record["spec"]
+        return spec["method"]["name"], spec["model"]
+    return {PeftPoly: Poly.name, PeftPrompt: Prompt.name}.get(type(start)), None
 
 
 def check_start(method: AbstractMethod, start: Start | None) -> None:

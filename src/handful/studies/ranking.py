@@ -12,7 +12,7 @@ import numpy as np
 from handful.errors import RunError
 from handful.evaluation.estimate import Estimate, estimate_over_seeds
 from handful.evaluation.metrics import get_metric
-from handful.studies.compare import Rows, by_rows, direction, labels_of, score_of, with_label
+from handful.studies.compare import Rows, by_rows, direction, labels_of, quoted, score_of, with_label
 from handful.studies.results import Result
 
 ENOUGH_TASKS = 10
@@ -73,9 +73,7 @@ def rank(results: Sequence[Result], *, metric: str | None = None, level: float =
         get_metric(metric)
     labels = labels_of(results)
     if len(labels) < 2:
-        raise RunError(
-            f"expected runs of at least two labels, found {', '.join(labels) or 'none'}", "run another method"
-        )
+        raise RunError(f"expected runs of at least two labels, found {quoted(labels)}", "run another method")
     tables = [by_rows(with_label(results, label)) for label in labels]
     shared = _shared(labels, tables, metric)
     scores = np.array(
@@ -138,7 +136,7 @@ def _shared(labels: Sequence[str], tables: Sequence[Mapping[Rows, Result]], metr
         and (metric or len({table[rows].metric for table in tables}) == 1)
     ]
     if not shared:
-        counts = ", ".join(f"{label} {len(table)}" for label, table in zip(labels, tables, strict=True))
+        counts = ", ".join(f"{label!r} {len(table)}" for label, table in zip(labels, tables, strict=True))
         raise RunError(
             f"no rows were run and scored by all {len(labels)} labels (cells: {counts})",
             "name the labels that were run on the same tasks, shots and seeds",
