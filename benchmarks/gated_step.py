@@ -24,6 +24,7 @@ from handful.methods import method_class
 from handful.randomness import stream
 from handful.training.fit import batch_loss
 
+STEPS = 10**6
 PEER = "bias-only"
 HEAD: dict[str, Any] = {"head_init": "normal"}
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -49,7 +50,7 @@ def main() -> None:
     for label, (name, settings) in METHODS.items():
         method = method_class(name)(**settings, **HEAD)
         adapter = method.attach(load_backbone(MODEL), rows.task, generator=stream(0, "init"))
-        adapter.begin_training(10**6, rows.encoded)
+        adapter.begin_training(STEPS, rows.encoded)
         adapter.warm_start(rows.encoded, stream(0, "start"))
         steps[label] = partial(cpu_seconds, gated_step(adapter.train(), rows))
     for label in ("frozen model", "published gates", "coupled gates and biases"):
@@ -67,6 +68,7 @@ def gated_step(adapter: Any, rows: Rows) -> Any:
     draws = stream(0, "draws")
 
     def loss() -> torch.Tensor:
+        adapter.after_step(STEPS // 3)  # amid closing: some gates are closed, and each step chooses anew which
         adapter.begin_batch(rows.batch, draws)
         value = batch_loss(adapter(rows.batch), rows.batch, adapter, rows.task.kind)
         penalty = adapter.penalty()

@@ -64,6 +64,17 @@ class FittedModel:
         return self._trained.spec
 
     @property
+    def headline(self) -> str:
+        """The run's score that counts, with its interval; by which predictor, where an export is another."""
+        metric, predictor = self._trained.task.metric, self.spec.options.predictor
+        if metric not in self.scores:
+            return "not scored: there were no test rows"
+        score = self.scores[metric]
+        other = self.num_vertices > 1 and predictor != "midpoint"
+        how = f", by the predictor {predictor!r}, while an export is the midpoint" if other else ""
+        return f"{metric} {score} on {score.n:,} test rows{how}"
+
+    @property
     def max_length(self) -> int:
         """Most tokens of a text; what is longer is cut."""
         trained = self._trained
@@ -145,9 +156,9 @@ class FittedModel:
         """Write a folder that stock PEFT ("peft"), stock transformers ("dense"), handful's own loader ("compact") or
         onnxruntime ("onnx") loads, and check it there.
         """
-        trained = self._trained
+        trained, card = self._trained, f"Score of the run: {self.headline}."
         return export(
-            trained.adapter, trained.backbone, trained.task, Path(folder), format,
+            trained.adapter, trained.backbone, trained.task, Path(folder), format, card=card,
             overwrite=overwrite, max_length=trained.spec.options.max_length, generation=trained.spec.generation,
         )  # fmt: skip
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -132,6 +133,9 @@ def test_an_export_is_reloaded_and_compared(command, finished, tmp_path):
     assert record.json["difference"] < 1e-4
     assert "computed by stock transformers and PEFT in a fresh process" in record.json["verification"]
     assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
+    score = re.fullmatch(r"accuracy [\d.]+ \[[\d.]+, [\d.]+\] on \d+ test rows", record.json["score"])
+    assert score is not None
+    assert f"Score of the run: {score[0]}." in (tmp_path / "out" / "README.md").read_text()
     refused = command("export", finished, "--output", tmp_path / "out")
     assert (refused.code, "expected no such folder, found one" in refused.err) == (1, True)
 

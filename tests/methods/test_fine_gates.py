@@ -19,7 +19,7 @@ from handful.evaluation.evaluate import encode_for
 from handful.evaluation.writing import GenerationOptions
 from handful.export.shrink import shrink
 from handful.methods.fine_gates import FineGates
-from handful.methods.group_gates import Budget, plan_budget
+from handful.methods.group_gates import MULTIPLE, Budget, plan_budget
 from handful.methods.importance import _input_squares
 from handful.methods.prune import Prune
 from handful.runs.spec import resolve
@@ -185,7 +185,7 @@ def test_what_shrinking_removes_is_what_was_promised(family, groups, target, sto
 def test_heads_go_in_numbers_that_the_stock_class_takes(stored):
     backbone = stored("llama", **WIDE)
     for target, heads in ((0.2, 0), (0.3, 0), (0.45, 2), (0.9, 3)):
-        budget = plan_budget(backbone, target, "auto", 16)
+        budget = plan_budget(backbone, target, "auto", None)
         assert set(budget.closing[:3]) == {heads}, target
         assert budget.removed(budget.closing) == pytest.approx(target, abs=0.01)
 
@@ -201,21 +201,34 @@ def test_heads_that_no_export_takes_out_are_refused(family):
         assert "give less" in reason and "units-and-heads" not in reason
 
 
-@pytest.mark.parametrize(("multiple", "kept"), [(16, 2288), (64, 2304), (512, 2304), (48, 2304), (1, 2293)])
-def test_a_multiple_that_is_too_coarse_for_a_width_is_halved(multiple, kept):
+@pytest.mark.parametrize("method", [FineGates, Prune])
+def test_heads_stay_where_no_export_of_a_model_that_writes_leaves_them_out(method):
+    gpt2, llama = tiny_backbone("gpt2", purpose="lm"), tiny_backbone("llama", purpose="lm")
+    writes = Task("records", "generation", (), "bleu", pool=(Example("a", references=("b",)),))
+    (reason,) = method(groups="units-and-heads").check(gpt2, writes)
+    assert "only the format 'compact' leaves them out" in reason
+    assert method(groups="units").check(gpt2, writes) == method().check(gpt2, writes) == []
+    assert method(groups="units-and-heads", lora_rank=2).check(llama, writes) == []
+    assert method(groups="units-and-heads").check(tiny_backbone("gpt2"), toy_task()) == []
+
+
+@pytest.mark.parametrize(("multiple", "kept"), [(None, 2288), (64, 2304), (512, 2048), (48, 2304), (1, 2293)])
+def test_units_are_kept_in_the_multiple_that_is_asked_for(multiple, kept):
     with FakeTensorMode(), no_init_weights():
         config = tiny_config("roberta", hidden_size=768, num_attention_heads=12, intermediate_size=3072)
         model = AutoModel.from_config(config)
     closing = Budget(find_blocks(model), 0.169, False, multiple).closing
     assert {3072 - count for count in closing} == {kept}
-    assert kept % min(multiple, 64) == 0
+    assert kept % (multiple or MULTIPLE) == 0
+    with pytest.raises(ConfigError, match="expected at most half of the 3,072 units of a block, found 1537"):
+        _ = Budget(find_blocks(model), 0.169, False, 1537).closing
 
 
 def test_the_default_multiple_closes_in_minilm_what_it_always_did():
     """docs/experiments.md rests on these."""
     backbone = load_skeleton("minilm")
     for target, closed in ((0.05, 112), (0.1, 224), (0.2, 464), (0.3, 688), (0.4, 928), (0.5, 1152), (0.6, 1376)):
-        assert plan_budget(backbone, target, "auto", 16).closing == (closed,) * 6
+        assert plan_budget(backbone, target, "auto", None).closing == (closed,) * 6
 
 
 def test_a_target_that_rounds_to_nothing_is_refused():
@@ -300,6 +313,15 @@ def test_without_a_step_the_least_important_are_closed():
     adapter, rows, task = attach(target_sparsity=0.3)
     train(adapter, rows, task, epochs=0)
     assert adapter.diagnostics()["removed"] > 0.28
+
+
+@pytest.mark.parametrize("target", [0.02, 0.4])
+def test_published_gates_that_have_not_moved_are_not_said_to_have_collapsed(target):
+    adapter, rows, _ = attach(mode="faithful", target_sparsity=target, init_std=0.0)
+    assert adapter.notes == []
+    adapter.begin_training(10, rows)
+    (note,) = adapter.notes
+    assert note.startswith("the gates have not closed") and "preset 'published'" in note
 
 
 def test_published_gates_close_under_moderate_pressure_and_collapse_under_much():

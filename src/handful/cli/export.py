@@ -48,12 +48,13 @@ def export(
         show_json(
             {
                 "folder": str(report.folder), "form": report.plan.form, "summary": report.plan.summary,
-                "difference": report.difference, "verification": report.verification,
+                "score": fitted.headline, "difference": report.difference, "verification": report.verification,
                 "size": asdict(report.size) if report.size else None,
             }
         )  # fmt: skip
         return
     print(f"{report.folder}: {report.plan.summary}")
+    print(f"the run's score: {fitted.headline}")
     print(report.verification)
     for sentence in report.size.sentences() if report.size else ():
         print(sentence)

@@ -63,6 +63,11 @@ class FineGates(AbstractMethod):
             "ours: coupled gates (docs/experiments.md)",
             training={"epochs": 20, "learning_rate": 1e-2, "head_learning_rate": 3e-3},
         ),
+        "published": Preset(
+            "gates as published, with our head and a rate at which few rows close them (docs/experiments.md)",
+            {"mode": "faithful", "target_sparsity": 0.4},
+            training={"epochs": 20, "learning_rate": 3e-2, "head_learning_rate": 3e-3},
+        ),
         "repo": Preset("the authors' GLUE script (sheet 4.1)", _FAITHFUL, _REPO_TRAINING, _REPO_RUN),
         "peft": Preset(
             "defaults of the authors' pull request to PEFT (sheet 1.2 and 2)",
@@ -155,8 +160,9 @@ class FineGates(AbstractMethod):
         Groups, setting("coupled: gates on units, on heads too, or auto: on what a stock checkpoint can do without")
     ] = "auto"
     multiple: Annotated[
-        int, setting("coupled: the units kept are a multiple of this, or of less in narrow models", ge=1, le=512)
-    ] = 16
+        int | None,
+        setting("coupled: the units kept are a multiple of this; none: of 16, or of less in narrow models", ge=1),
+    ] = None
     importance: Annotated[Importance, setting("coupled: what decides the scores at the start")] = "taylor"
     slope: Annotated[float, setting("coupled: width of a gate's soft zone is 1/slope of all ranks", gt=0)] = 5.0
     dense_share: Annotated[float, setting("coupled: share of training before gates close", ge=0, lt=1)] = 0.05

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 Groups = Literal["auto", "units", "units-and-heads"]
 
 
-FINEST = 48
-"""Units go in multiples of at most this part of a width, so that a budget is met within a percent."""
+MULTIPLE, FINEST = 16, 48
+"""Units go in multiples of 16, and of at most a 48th of a width, so that a budget is met within a percent."""
 
 
 @final
@@ -43,14 +43,15 @@ class Budget:
     """How many groups each block may lose so that `target` of all gateable parameters are gone, the same in each layer.
 
     Widths that are equal in all layers are what a stock checkpoint can have (sheet 3.4). Units kept are a multiple of
-    `multiple`, halved until `FINEST` of it fit into the width. Heads go as far as the target's share allows and, where
-    it is the stock class that takes fewer, in numbers that it takes; units make up for the rest.
+    `multiple`; by default of `MULTIPLE`, halved until `FINEST` of it fit into the width. Heads go as far as the share
+    of the target allows and, where it is the stock class that takes fewer, in numbers that it takes; units make up for
+    the rest.
     """
 
     blocks: Blocks
     target: float
     heads: bool
-    multiple: int
+    multiple: int | None
 
     @cached_property
     def gated(self) -> tuple[Attention | FeedForward, ...]:
@@ -77,6 +78,12 @@ class Budget:
     @cached_property
     def closing(self) -> tuple[int, ...]:
         """How many groups each block loses. Raises: ConfigError where the target is too much, or rounds to nothing."""
+        fewest = min(block.units for block in self.blocks.feed_forward)
+        if self.multiple and self.multiple > fewest // 2:
+            raise ConfigError(
+                f"method.multiple: expected at most half of the {fewest:,} units of a block, found {self.multiple}",
+                "give less, or leave it out",
+            )
         if self.target > self.largest_target:
             others = not self.heads and head_rule(self.blocks.model.config) != "none"
             raise ConfigError(
@@ -124,7 +131,9 @@ class Budget:
         return left / sum(self.blocks.unit_cost(block) * block.units for block in self.blocks.feed_forward)
 
     def _multiple(self, size: int) -> int:
-        multiple = self.multiple
+        if self.multiple:
+            return self.multiple
+        multiple = MULTIPLE
         while multiple > max(1, size // FINEST):
             multiple //= 2
         return multiple
@@ -139,16 +148,18 @@ class Budget:
         return sum(cost * count for cost, count in zip(self.costs, closed, strict=True)) / self.blocks.parameters()
 
 
-def plan_budget(backbone: Backbone, target: float, groups: Groups, multiple: int) -> Budget:
+def plan_budget(backbone: Backbone, target: float, groups: Groups, multiple: int | None) -> Budget:
     """The budget of a method on a backbone; groups "auto" are those that a stock checkpoint can do without.
 
     Raises: ConfigError where heads are asked for that no export takes out.
     """
     rule = head_rule(backbone.config)
-    if groups == "units-and-heads" and rule == "none":
+    only_compact = backbone.purpose_is_lm and rule == "compact"
+    if groups == "units-and-heads" and (rule == "none" or only_compact):
+        why = "only the format 'compact' leaves them out, which is for models that do not write"
         raise ConfigError(
             f"method.groups: expected 'units' or 'auto', found 'units-and-heads', but heads have to stay: "
-            f"{why_heads_stay(backbone.config)}"
+            f"{why if only_compact else why_heads_stay(backbone.config)}"
         )
     heads = groups == "units-and-heads" or (groups == "auto" and rule == "stock")
     return Budget(find_blocks(backbone.model), target, heads, multiple)

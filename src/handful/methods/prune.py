@@ -54,8 +54,9 @@ class Prune(AbstractMethod):
         "auto"
     )
     multiple: Annotated[
-        int, setting("the units kept are a multiple of this, or of less in narrow models", ge=1, le=512)
-    ] = 16
+        int | None,
+        setting("the units kept are a multiple of this; none: of 16, or of less in narrow models", ge=1),
+    ] = None
     train_biases: Annotated[bool, setting("train the biases of all attention and feed-forward matrices too")] = True
     train_head: Annotated[bool, setting("train the head, and do not leave it at its start")] = True
     lora_rank: Annotated[
