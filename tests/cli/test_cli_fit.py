@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from handful.backbone.tiny import tiny_config, tiny_tokenizer
+
 
 def only_run(root: Path) -> Path:
     """The one run folder there is."""
@@ -220,6 +222,34 @@ def test_a_check_loads_no_weights(command, table, quick, tiny_folder, tmp_path):
     outcome = command("check", table(), *quick, "--model", bare)
     assert outcome.code == 0, outcome.err
     assert command("fit", table(), *quick, "--model", bare).code == 1
+
+
+@pytest.mark.parametrize("method", ["fine-gates", "prune"])
+@pytest.mark.parametrize(
+    ("family", "settings", "reason"),
+    [
+        ("modernbert", {}, "no exact export of a gated modernbert is known; it is for bert, "),
+        (
+            "bert",
+            {"quantization_config": {"quant_method": "gptq", "bits": 4}},
+            "the weights are quantised, and gates cannot be folded into them; load the model in full precision",
+        ),
+        ("bert", {"hidden_act": "sigmoid"}, "the activation 'sigmoid' is not 0 at 0"),
+    ],
+    ids=["family", "quantised", "activation"],
+)
+def test_a_check_refuses_to_gate_a_model_by_its_configuration_alone(
+    command, table, quick, tmp_path, family, settings, reason, method
+):
+    tiny_config(family, **settings).save_pretrained(tmp_path / "model")
+    tiny_tokenizer(family).save_pretrained(tmp_path / "model")
+    bare = (table(), *quick, "--model", tmp_path / "model")
+    outcome = command("check", *bare, "--method", method)
+    assert outcome.code == 2, outcome.err
+    assert f"error: method {method!r} cannot be used with model '{tmp_path / 'model'}':\n  {reason}" in outcome.err
+    (problem,) = command("check", *bare, "--method", method, "--json").json["problems"]
+    assert reason in problem["message"]
+    assert command("check", *bare, "--method", "head").code == 0
 
 
 @pytest.mark.parametrize(

@@ -66,6 +66,20 @@ def test_prefix_subspaces_of_every_shape_keep_the_contract(options):
     check("prefix-subspace", "bert", **options)
 
 
+@pytest.mark.parametrize("family", QUICK_FAMILIES)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"init_mean": 0.0, "num_vertices": 3, "lora_rank": 2, "penalty_weight": 5.0},
+        {"init_mean": 0.0, "squash": "shift", "train_biases": False, "match_features": 0.1, "penalty_start": 0.5},
+    ],
+    ids=lambda options: "-".join(options) or "plain",
+)
+def test_published_gates_of_every_kind_keep_the_contract(options, family):
+    check("fine-gates", family, mode="faithful", **options)
+
+
 @pytest.mark.parametrize("name", ["head", "prefix-subspace", "full", "lora"])
 def test_a_pooler_that_no_checkpoint_holds_is_part_of_the_contract(name):
     check(name, "roberta", "family")

@@ -15,13 +15,16 @@ from handful.evaluation.evaluate import encode_for
 from handful.evaluation.writing import GenerationOptions
 from handful.export import folder
 from handful.export.formats import check_export, export
+from handful.export.plan import SHRINKING
 from handful.methods.bias import Bias
 from handful.methods.fine_gates import FineGates
 from handful.methods.full import Full
+from handful.methods.matrix_gates import MatrixGatesAdapter
 from handful.methods.peft_bridge import IA3, LoRA, PromptTuning
 from handful.methods.prefix import Prefix
 from handful.methods.prefix_subspace import PrefixSubspace
 from handful.methods.prompt import Prompt
+from handful.methods.prune import Prune
 from handful.methods.scaled_prompt import ScaledPrompt
 
 RECORDS = tuple(
@@ -37,9 +40,14 @@ BEAMS = GenerationOptions(beams=3, max_new_tokens=8, target_length=20)
 def trained(method, backbone, strength=0.1):
     adapter = method.attach(backbone, TASK, generator=torch.Generator().manual_seed(0)).eval()
     generator = torch.Generator().manual_seed(1)
+    rows = encode_for(adapter, RECORDS, TASK, 64, BEAMS)
+    adapter.begin_training(0, rows)
+    adapter.warm_start(rows, generator)
     with torch.no_grad():
         for parameter in adapter.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=generator) * strength)
+        for side in adapter.sides if isinstance(adapter, MatrixGatesAdapter) else ():
+            adapter.logits[:, (side.start + side.stop) // 2 : side.stop] = -3
     adapter.begin_batch(None)
     return adapter
 
@@ -61,11 +69,21 @@ CASES = [
     (Full(), "t5", "dense"),
     (Full(), "gpt2", "dense"),
     (Bias(), "bart", "dense"),
-    (FineGates(), "llama", "dense"),
+    (FineGates(target_sparsity=0.45), "llama", "dense"),
+    (FineGates(lora_rank=2), "t5", "dense"),
+    (FineGates(), "gpt2", "dense"),
+    *((FineGates(mode="faithful", init_mean=0.3), family, "dense") for family in ("llama", "t5", "gpt2")),
+    (Prune(target_sparsity=0.45, lora_rank=2), "llama", "dense"),
+    (Prune(lora_rank=2), "t5", "dense"),
+    (Prune(), "gpt2", "dense"),
 ]
 
 
-@pytest.mark.parametrize(("method", "family", "form"), CASES, ids=lambda part: getattr(part, "name", None) or part)
+def identity(part):
+    return "faithful-gates" if getattr(part, "mode", None) == "faithful" else getattr(part, "name", part)
+
+
+@pytest.mark.parametrize(("method", "family", "form"), CASES, ids=identity)
 def test_stock_libraries_get_our_scores_and_write_our_tokens(method, family, form, stored, in_process, tmp_path):
     backbone = stored(family, purpose="lm")
     adapter = trained(method, backbone)
@@ -75,6 +93,11 @@ def test_stock_libraries_get_our_scores_and_write_our_tokens(method, family, for
     assert report.difference == 0.0 if exact else report.difference <= 1e-5
     assert "; 3 of 3 texts written with 3 beams have the same tokens" in report.verification
     assert json.loads((tmp_path / "out" / "generation_config.json").read_text())["num_beams"] == 3
+    if method.name in SHRINKING:
+        parts = report.size.parts
+        assert parts.parameters[1] < parts.parameters[0]
+        assert max(parts.units) < 128
+        assert set(parts.heads) == ({1} if family == "llama" else {4})  # t5 and gpt2 are stock with all of them
     adapter.detach()
 
 

@@ -1,9 +1,6 @@
 """Dense, compact and ONNX exports of models with zeros in them, and of other methods as ONNX."""
 
-import copy
 import json
-from dataclasses import dataclass
-from typing import ClassVar, final
 
 import numpy as np
 import pytest
@@ -11,7 +8,6 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
-from handful.backbone.blocks import find_blocks, matrix
 from handful.backbone.skeleton import load_skeleton
 from handful.backbone.tiny import tiny_backbone
 from handful.errors import ConfigError, RunError
@@ -20,61 +16,41 @@ from handful.export import plan as planning
 from handful.export import verify
 from handful.export.formats import FORMATS, check_export, export
 from handful.export.size import measure
-from handful.methods.base import AbstractMethod
+from handful.methods.fine_gates import FineGates
 from handful.methods.full import Full
-from handful.methods.head import AbstractHeadedAdapter, Head
+from handful.methods.head import Head
 from handful.methods.peft_bridge import LoRA, PromptTuning
 from handful.methods.prefix import Prefix
+from handful.methods.prune import Prune
 from handful.testing import toy_task
 
 
-@final
-@dataclass(frozen=True)
-class Closing(AbstractMethod):
-    """Stands in for the methods that close units and heads: the first of every layer, more of them in later ones."""
+@torch.no_grad()
+def closed(backbone, task, share=0.4):
+    """Published gates, soft but for those of the first units of every layer, of more in later ones, and of a head.
 
-    name: ClassVar = "prune"
-    summary: ClassVar = "closes"
-    source: ClassVar = "a test"
-    presets: ClassVar = {}
+    Units are closed by a row, by a column or by both.
+    """
+    method = FineGates(mode="faithful", init_mean=0.3)
+    adapter = method.attach(backbone, task, generator=torch.Generator().manual_seed(0)).eval()
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in adapter.named_parameters():
+        if name != "logits":
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    starts = {(side.matrix, side.side): side.start for side in adapter.sides}
 
-    share: float = 0.4
+    def close(name, side, first, stop):
+        adapter.logits[0, starts[name, side] + first : starts[name, side] + stop] = -3
 
-    def attach(self, backbone, task, *, generator):
-        return ClosingAdapter(backbone, task, self, generator)
-
-
-class ClosingAdapter(AbstractHeadedAdapter):
-    def __init__(self, backbone, task, method, generator):
-        super().__init__(backbone, task, generator=generator)
-        self.method = method
-
-    @torch.no_grad()
-    def merged_model(self):
-        model = copy.deepcopy(self.backbone.model)
-        blocks = find_blocks(model)
-        for index, block in enumerate(blocks.feed_forward):
-            matrix(model.get_submodule(block.output))[:, : int(block.units * self.method.share) + 16 * index] = 0
-        for block in blocks.attention[1:] if self.method.share else ():
-            matrix(model.get_submodule(block.output))[:, : block.columns_per_group] = 0
-        return model
-
-    def forward(self, batch):
-        model, self.backbone.model = self.backbone.model, self.merged_model()
-        try:
-            return self.head(self.backbone.features(batch.inputs))
-        finally:
-            self.backbone.model = model
-
-
-def closed(backbone, task, **settings):
-    adapter = Closing(**settings).attach(backbone, task, generator=torch.Generator().manual_seed(0)).eval()
-    with torch.no_grad():
-        for parameter in adapter.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)) * 0.3)
-        if task.kind == "regression":
-            adapter.head.scale.fill_(50.0)
-            adapter.head.offset.fill_(1000.0)
+    for index, block in enumerate(adapter.blocks.feed_forward):
+        count = min(int(block.units * share) + 16 * index, block.units)
+        close(block.inputs[-1], "rows", 0, count // 2)
+        close(block.output, "columns", count // 4, count)
+    for block in adapter.blocks.attention[1:] if share else ():
+        close(block.output, "columns", 0, block.columns_per_group)
+    if task.kind == "regression":
+        adapter.head.scale.fill_(50.0)
+        adapter.head.offset.fill_(1000.0)
     return adapter
 
 
@@ -135,6 +111,7 @@ def test_a_smaller_export_gives_our_scores_and_says_how_small_it_is(
     readme = (tmp_path / "out" / "README.md").read_text()
     assert all(f"- {sentence}" in readme for sentence in size.sentences())
     assert f"Parameters: {parts.parameters[0]:,}, now {parts.parameters[1]:,}" in readme
+    adapter.detach()
     after = backbone.model.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before if name not in backbone.fresh)
 
@@ -151,7 +128,9 @@ def test_the_dense_classifier_is_small_in_stock_transformers(stored, in_process,
 
 def test_with_nothing_closed_nothing_is_said_about_size(stored, in_process, tmp_path):
     backbone, task = stored("bert", "mean"), toy_task()
-    report = export(closed(backbone, task, share=0.0), backbone, task, tmp_path / "out", "dense")
+    adapter = closed(backbone, task, share=0.0)
+    report = export(adapter, backbone, task, tmp_path / "out", "dense")
+    adapter.detach()
     assert not report.size.parts.changed  # the first layer needs all its units
     assert report.size.parts.zeros == (
         "closed feed-forward units: 48 (6,192 parameters); a stock bert has one width for all layers, here 128",
@@ -216,20 +195,19 @@ def test_nothing_is_saved_when_the_file_gives_other_scores(stored, in_process, m
     assert list((tmp_path / "to").iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["fine-gates", "prune"])
-def test_what_can_become_of_a_smaller_model_is_known_before_training(name, monkeypatch):
-    monkeypatch.setattr(Closing, "name", name)
+@pytest.mark.parametrize(
+    "method", [FineGates(), FineGates(mode="faithful"), Prune()], ids=["coupled", "faithful", "prune"]
+)
+def test_what_can_become_of_a_smaller_model_is_known_before_training(method):
     for format in FORMATS:
-        plan = check_export(Closing(), "bert", "mean", format=format)
+        plan = check_export(method, "bert", "mean", format=format)
         assert plan.possible == (format != "peft")
-    assert (
-        "which no PEFT adapter can; use 'dense', 'compact' or 'onnx'" in check_export(Closing(), "bert", "mean").summary
-    )
-    refused = check_export(Closing(), "modernbert", "mean", format="dense")
+    assert "which no PEFT adapter can; use 'dense', 'compact' or 'onnx'" in check_export(method, "bert", "mean").summary
+    refused = check_export(method, "modernbert", "mean", format="dense")
     assert "no exact export of a gated modernbert is known; there is for bert, " in refused.summary
     backbone = tiny_backbone("bert")
     backbone.config.hidden_act = "sigmoid"
-    assert "not 0 at 0" in check_export(Closing(), backbone, "mean", format="compact").summary
+    assert "not 0 at 0" in check_export(method, backbone, "mean", format="compact").summary
 
 
 @pytest.mark.parametrize(

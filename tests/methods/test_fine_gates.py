@@ -1,4 +1,4 @@
-"""Adapters of gates: checks 1, 7, 8 and 10 of the FineGates sheet, budgets, collapse, and pruning beside them."""
+"""Adapters of gates: checks 1 to 3, 7, 8 and 10 of the FineGates sheet, budgets, collapse, and pruning beside them."""
 
 import copy
 import math
@@ -86,6 +86,7 @@ def test_noise_is_in_training_only_and_the_same_for_all_rows_of_a_batch():
     first, second = run(generator), run(generator)
     assert not torch.allclose(first, second)
     torch.testing.assert_close(first[0], first[1])  # rows share the draw
+    assert torch.equal(*(run(torch.Generator().manual_seed(5)) for _ in range(2)))
     adapter.eval()
     assert torch.equal(run(generator), run(generator))
 
@@ -325,16 +326,17 @@ def test_published_gates_that_have_not_moved_are_not_said_to_have_collapsed(targ
 
 
 def test_published_gates_close_under_moderate_pressure_and_collapse_under_much():
-    """Sheet 2, observation 3, and that the collapse is said."""
+    """Sheet 2, observations 2 and 3, and that the collapse is said. Of six seeds the first closes 43 to 47 %."""
     found = {}
-    for weight in (5.0, 300.0):
+    for weight, rate, epochs in ((20.0, 3e-2, 60), (300.0, 1e-2, 100)):
         adapter, rows, task = attach(mode="faithful", target_sparsity=0.4, penalty_weight=weight, init_std=0.02)
-        train(adapter, rows, task, epochs=100, learning_rate=1e-2, schedule="constant", gradient_clip=0.0)
+        train(adapter, rows, task, epochs=epochs, learning_rate=rate, schedule="constant", gradient_clip=0.0)
         found[weight] = adapter.diagnostics(), adapter.notes
     (mild, no_notes), (hard, notes) = found.values()
-    assert hard["open_probability"] == pytest.approx(0.6, abs=0.05) and hard["closed"] < 0.04 and hard["soft"] > 0.5
+    assert mild["open_probability"] == pytest.approx(0.6, abs=0.01)
+    assert 0.4 < mild["closed"] < 0.5 and mild["removed"] > 0.64 and mild["removable"] > 0.1 and not no_notes
+    assert hard["open_probability"] == pytest.approx(0.6, abs=0.01) and hard["closed"] < 0.04 and hard["soft"] > 0.9
     assert "lock-step collapse" in notes[0]
-    assert mild["closed"] > 0.04 and not no_notes
 
 
 def test_removed_is_counted_from_open_rows_and_columns():
@@ -378,27 +380,66 @@ def test_the_sources_weight_is_shared_out_over_the_sides_of_all_matrices():
     assert adapter.penalty().item() == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("mode", ["faithful", "coupled"])
-@pytest.mark.parametrize("u", [-0.1, 0.0, 0.05, 0.2])
-def test_gates_in_training_are_open_as_often_as_the_noise_says(mode, u):
-    adapter, _, _ = attach(mode=mode, **({"init_std": 0.0} if mode == "faithful" else {"target_sparsity": 0.3}))
-    std = adapter.method.noise_std
+def drawn_at(u, **settings):
+    """An adapter of which every gate has the location u, and of a million draws the noise and the share of open gates.
+
+    Both in training.
+    """
+    adapter, _, _ = attach(**settings)
     with torch.no_grad():
-        if mode == "faithful":
-            adapter.logits.fill_(math.atanh(u - 0.5))
-        else:
+        if adapter.method.mode == "coupled":
             adapter.threshold.fill_(0.0)
             adapter.scores.fill_(u / adapter.learning.slope)
+        else:
+            adapter.logits.fill_(u - 0.5 if adapter.method.squash == "shift" else math.atanh(u - 0.5))
     adapter.train()
     generator = torch.Generator().manual_seed(0)
-    draws, opened = [], []
-    for _ in range(400_000 // adapter.num_gates):
+    noise, opened = [], []
+    for _ in range(10**6 // adapter.num_gates + 1):
         adapter.begin_batch(None, generator)
-        draws.append(adapter._noise)
+        noise.append(adapter._noise)
         opened.append((adapter.values() > 0).double().mean())
-    assert float(torch.cat(draws).std()) == pytest.approx(std, rel=5e-3)
-    expected = 0.5 * math.erfc(-u / std / math.sqrt(2))
-    assert float(torch.stack(opened).mean()) == pytest.approx(expected, abs=4e-3)
+    return adapter, torch.cat(noise), float(torch.stack(opened).mean())
+
+
+def open_share(u, std):
+    """Φ(u / σ)."""
+    return 0.5 * math.erfc(-u / std / math.sqrt(2))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"mode": "faithful"}, {"mode": "faithful", "squash": "shift", "noise_std": 0.5}, {"mode": "coupled"}],
+    ids=["repo", "stg", "coupled"],
+)
+@pytest.mark.parametrize("u", [-0.4, -0.2, -0.1, 0.0, 0.05, 0.2, 0.6, 1.0, 1.4])
+def test_gates_in_training_are_open_as_often_as_the_noise_says(settings, u):
+    """Sheet 9, check 2."""
+    adapter, noise, opened = drawn_at(u, **settings)
+    std = adapter.method.noise_std
+    assert float(noise.std()) == pytest.approx(std, rel=3e-3)
+    assert opened == pytest.approx(open_share(u, std), abs=3e-3)
+    if adapter.method.mode == "faithful":
+        assert adapter.diagnostics()["open_probability"] == pytest.approx(open_share(u, 0.5), abs=1e-6)
+
+
+@pytest.mark.parametrize(("noise_std", "apart"), [(0.1, 0.977 - 0.655), (0.5, 0.0)])
+def test_the_penalty_counts_as_many_open_gates_as_there_are_only_where_its_noise_is_theirs(noise_std, apart):
+    adapter, _, opened = drawn_at(0.2, mode="faithful", noise_std=noise_std)
+    assert opened - adapter.diagnostics()["open_probability"] == pytest.approx(apart, abs=3e-3)
+
+
+def test_gates_are_closed_up_to_one_logit_and_open_from_another():
+    """Sheet 9, check 3."""
+    adapter, _, _ = attach(mode="faithful")
+    m = torch.linspace(-2, 2, adapter.num_gates)
+    with torch.no_grad():
+        adapter.logits.copy_(m)
+    closed, whole = m <= -0.549306, m >= 0.549306
+    assert torch.equal(adapter.values(deterministic=True) == 0, closed)
+    assert torch.equal(adapter.values(deterministic=True) == 1, whole)
+    counts = {kind: sum(side[kind] for side in adapter.gate_map()) for kind in ("closed", "open", "gates")}
+    assert counts == {"closed": int(closed.sum()), "open": int(whole.sum()), "gates": len(m)}
 
 
 def test_matched_features_are_those_of_the_model_as_it_was():
@@ -600,5 +641,13 @@ def test_a_simplex_of_gates_draws_between_its_vertices():
     assert not any(torch.equal(drawn, other) for other in (*vertices, middle))
     expected = (0.5 + adapter.logits.mean(0).tanh()).clamp(0, 1)
     torch.testing.assert_close(middle, expected)
+    start = adapter.logits.detach().clone()
     train(adapter, rows, task, epochs=2)
-    assert torch.equal(scores(adapter, rows), scores(adapter, rows))
+    assert (adapter.logits != start).any(1).all()  # every vertex learns
+    expected = scores(adapter, rows)
+    with torch.no_grad():
+        for vertex in range(3):
+            adapter.begin_batch(batch, vertex=vertex)
+            assert not torch.allclose(adapter(batch), expected[:4])
+        adapter.logits.copy_(adapter.logits.mean(0).expand_as(adapter.logits))
+    torch.testing.assert_close(scores(adapter, rows), expected)  # predictions are the midpoint's

@@ -35,6 +35,14 @@ def test_points_of_the_formula():
     assert float((location(starts) < 1).double().mean()) < 2e-5
 
 
+@pytest.mark.parametrize("beyond", [1e-9, 1e-6, 1e-3, 0.1, 0.5, 5.0])
+def test_a_gate_is_closed_up_to_a_logit_and_wholly_open_from_its_opposite(beyond):
+    m = torch.tensor([-CLOSING_LOGIT - beyond, CLOSING_LOGIT + beyond], dtype=torch.float64)
+    assert location(m).clamp(0, 1).tolist() == [0, 1]
+    inside = location(m.sign() * max(CLOSING_LOGIT - beyond, 0)).clamp(0, 1)
+    assert ((inside > 0) & (inside < 1)).all()
+
+
 def test_squashes():
     m = torch.tensor([0.3])
     assert location(m, "none") == 0.3 and location(m, "shift") == 0.8
