@@ -19,7 +19,7 @@ from handful.evaluation.evaluate import encode_for
 from handful.evaluation.writing import GenerationOptions
 from handful.export.shrink import shrink
 from handful.methods.fine_gates import FineGates
-from handful.methods.group_gates import MULTIPLE, Budget, plan_budget
+from handful.methods.group_gates import Budget, plan_budget
 from handful.methods.importance import _input_squares
 from handful.methods.prune import Prune
 from handful.runs.spec import resolve
@@ -186,7 +186,7 @@ def test_what_shrinking_removes_is_what_was_promised(family, groups, target, sto
 def test_heads_go_in_numbers_that_the_stock_class_takes(stored):
     backbone = stored("llama", **WIDE)
     for target, heads in ((0.2, 0), (0.3, 0), (0.45, 2), (0.9, 3)):
-        budget = plan_budget(backbone, target, "auto", None)
+        budget = plan_budget(backbone, target, "auto", 16)
         assert set(budget.closing[:3]) == {heads}, target
         assert budget.removed(budget.closing) == pytest.approx(target, abs=0.01)
 
@@ -213,14 +213,14 @@ def test_heads_stay_where_no_export_of_a_model_that_writes_leaves_them_out(metho
     assert method(groups="units-and-heads").check(tiny_backbone("gpt2"), toy_task()) == []
 
 
-@pytest.mark.parametrize(("multiple", "kept"), [(None, 2288), (64, 2304), (512, 2048), (48, 2304), (1, 2293)])
+@pytest.mark.parametrize(("multiple", "kept"), [(16, 2288), (64, 2304), (512, 2048), (48, 2304), (1, 2293)])
 def test_units_are_kept_in_the_multiple_that_is_asked_for(multiple, kept):
     with FakeTensorMode(), no_init_weights():
         config = tiny_config("roberta", hidden_size=768, num_attention_heads=12, intermediate_size=3072)
         model = AutoModel.from_config(config)
     closing = Budget(find_blocks(model), 0.169, False, multiple).closing
     assert {3072 - count for count in closing} == {kept}
-    assert kept % (multiple or MULTIPLE) == 0
+    assert kept % multiple == 0
     with pytest.raises(ConfigError, match="expected at most half of the 3,072 units of a block, found 1537"):
         _ = Budget(find_blocks(model), 0.169, False, 1537).closing
 
@@ -229,7 +229,7 @@ def test_the_default_multiple_closes_in_minilm_what_it_always_did():
     """docs/experiments.md rests on these."""
     backbone = load_skeleton("minilm")
     for target, closed in ((0.05, 112), (0.1, 224), (0.2, 464), (0.3, 688), (0.4, 928), (0.5, 1152), (0.6, 1376)):
-        assert plan_budget(backbone, target, "auto", None).closing == (closed,) * 6
+        assert plan_budget(backbone, target, "auto", 16).closing == (closed,) * 6
 
 
 def test_a_target_that_rounds_to_nothing_is_refused():

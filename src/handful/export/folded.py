@@ -22,6 +22,7 @@ from handful.data.task import Task
 from handful.errors import ModelError
 from handful.export.folder import ExportJob
 from handful.export.plan import ExportPlan
+from handful.export.precision import KeepFloat64
 from handful.export.shrink import Shrinkage, Shrunk, count, sample_inputs, shrink
 from handful.export.size import LENGTH, Scores, Size, measure, tensor_bytes, weight_bytes
 from handful.methods.head import AbstractHeadedAdapter
@@ -100,9 +101,17 @@ class Folded:
 
     @torch.no_grad()
     def rounding(self, inputs: Mapping[str, torch.Tensor]) -> float:
-        """How far the full model's scores (B, C) in float32 are from those in float64."""
-        scorer = self.scorer(self.full)
-        return float((scorer.scores(inputs) - copy.deepcopy(scorer).double().scores(inputs)).abs().max())
+        """How far scores (B, C) in float32 are from those in float64: the full model's and the smaller one's, summed.
+
+        Two models that are equal in exact arithmetic can be as far apart in float32, and no farther.
+        """
+        total = 0.0
+        for model in (self.full, self.shrunk.model):
+            scorer = self.scorer(model)
+            with KeepFloat64():
+                exact = copy.deepcopy(scorer).double().scores(inputs)
+            total += float((scorer.scores(inputs) - exact).abs().max())
+        return total
 
     def measured(self, folder: Path, scores: Scores | None = None) -> Size:
         """How much smaller and faster what was written into `folder` is; `scores` are computed by what is in it."""

@@ -187,7 +187,7 @@ class ExportJob:
         what = "tokens" if self.generation else "rows"
         who = f"scores of {len(expected)} {what}, computed by {loader.libraries} in a fresh process"
         close = is_close(difference, expected, self.unit)
-        known = "" if close or not noise else f"; float32 rounds them by {noise():.2g}"
+        known = "" if close or not noise else f"; roundings of float32 make up to {noise():.2g}"
         allowed = bind(allowance, expected, self.unit, noise)
         written = self._verify_writing(partial, loader, difference, allowed) if self.generation else ""
         return difference, f"{who}, differ by at most {difference:.2g}{known}{written}"

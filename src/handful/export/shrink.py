@@ -27,8 +27,9 @@ from handful.backbone.closed import (
 )
 from handful.backbone.resize import Kept, clear, configure, cut
 from handful.errors import RunError
+from handful.export.precision import KeepFloat64
 
-TOLERANCE = 1e-6
+TOLERANCE = 1e-9
 
 
 @final
@@ -165,7 +166,8 @@ def compare_outputs(model: Any, small: Any) -> None:
     Raises: RunError where their outputs differ.
     """
     inputs = sample_inputs(model, rows=2, length=12, padded=True)
-    expected, found = (copy.deepcopy(each).double().eval()(**inputs)[0] for each in (model, small))
+    with KeepFloat64():
+        expected, found = (copy.deepcopy(each).double().eval()(**inputs)[0] for each in (model, small))
     difference = float((found - expected).abs().max())
     if not difference <= TOLERANCE * float(expected.abs().max()):
         raise RunError(

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from handful.errors import RunError
 
 RELATIVE_TOLERANCE = 1e-5
-ROUNDINGS = 4
+ROUNDINGS = 2
 
 SCRIPT = """
 import sys
@@ -65,8 +65,8 @@ def compare(
 ) -> float:
     """The largest absolute difference of two sets of scores (B, C).
 
-    `rounding` gives how far float32 scores of this model are from those in float64: two orders of the same arithmetic
-    may differ by a few times that, and in some deep models it is more than the tolerance.
+    `rounding` gives how far float32 scores of both models are, summed, from those in float64: in some deep models that
+    is more than the tolerance. Twice that may be the difference, as no two programs round alike.
     Raises: RunError where it is above 1e-5 of the largest score, or of `unit` where that is more, and above roundings.
     """
     difference = float((found - expected).abs().max())

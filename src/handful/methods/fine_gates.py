@@ -29,7 +29,7 @@ from handful.errors import ConfigError, ModelError
 from handful.methods.base import AbstractMethod, Preset, setting
 from handful.methods.gated import matching_obstacles
 from handful.methods.gates import Squash
-from handful.methods.group_gates import Closing, GroupGatesAdapter, Groups, plan_budget
+from handful.methods.group_gates import MULTIPLE, Closing, GroupGatesAdapter, Groups, plan_budget
 from handful.methods.head import HEAD_INIT, HeadInit
 from handful.methods.importance import Importance
 from handful.methods.matrix_gates import MatrixGatesAdapter
@@ -160,9 +160,8 @@ class FineGates(AbstractMethod):
         Groups, setting("coupled: gates on units, on heads too, or auto: on what a stock checkpoint can do without")
     ] = "auto"
     multiple: Annotated[
-        int | None,
-        setting("coupled: the units kept are a multiple of this; none: of 16, or of less in narrow models", ge=1),
-    ] = None
+        int, setting("coupled: the units kept are a multiple of this; where it is 16, of less in narrow models", ge=1)
+    ] = MULTIPLE
     importance: Annotated[Importance, setting("coupled: what decides the scores at the start")] = "taylor"
     slope: Annotated[float, setting("coupled: width of a gate's soft zone is 1/slope of all ranks", gt=0)] = 5.0
     dense_share: Annotated[float, setting("coupled: share of training before gates close", ge=0, lt=1)] = 0.05

@@ -34,7 +34,7 @@ Groups = Literal["auto", "units", "units-and-heads"]
 
 
 MULTIPLE, FINEST = 16, 48
-"""Units go in multiples of 16, and of at most a 48th of a width, so that a budget is met within a percent."""
+"""Units go in multiples of 16; of less where that is more than a 48th of a width: a budget is met within a percent."""
 
 
 @final
@@ -43,7 +43,7 @@ class Budget:
     """How many groups each block may lose so that `target` of all gateable parameters are gone, the same in each layer.
 
     Widths that are equal in all layers are what a stock checkpoint can have (sheet 3.4). Units kept are a multiple of
-    `multiple`; by default of `MULTIPLE`, halved until `FINEST` of it fit into the width. Heads go as far as the share
+    `multiple`; where that is `MULTIPLE`, halved until `FINEST` of it fit into the width. Heads go as far as the share
     of the target allows and, where it is the stock class that takes fewer, in numbers that it takes; units make up for
     the rest.
     """
@@ -51,7 +51,7 @@ class Budget:
     blocks: Blocks
     target: float
     heads: bool
-    multiple: int | None
+    multiple: int
 
     @cached_property
     def gated(self) -> tuple[Attention | FeedForward, ...]:
@@ -79,7 +79,7 @@ class Budget:
     def closing(self) -> tuple[int, ...]:
         """How many groups each block loses. Raises: ConfigError where the target is too much, or rounds to nothing."""
         fewest = min(block.units for block in self.blocks.feed_forward)
-        if self.multiple and self.multiple > fewest // 2:
+        if self.multiple != MULTIPLE and self.multiple > fewest // 2:
             raise ConfigError(
                 f"method.multiple: expected at most half of the {fewest:,} units of a block, found {self.multiple}",
                 "give less, or leave it out",
@@ -131,10 +131,8 @@ class Budget:
         return left / sum(self.blocks.unit_cost(block) * block.units for block in self.blocks.feed_forward)
 
     def _multiple(self, size: int) -> int:
-        if self.multiple:
-            return self.multiple
-        multiple = MULTIPLE
-        while multiple > max(1, size // FINEST):
+        multiple = self.multiple
+        while self.multiple == MULTIPLE and multiple > max(1, size // FINEST):
             multiple //= 2
         return multiple
 
@@ -148,7 +146,7 @@ class Budget:
         return sum(cost * count for cost, count in zip(self.costs, closed, strict=True)) / self.blocks.parameters()
 
 
-def plan_budget(backbone: Backbone, target: float, groups: Groups, multiple: int | None) -> Budget:
+def plan_budget(backbone: Backbone, target: float, groups: Groups, multiple: int) -> Budget:
     """The budget of a method on a backbone; groups "auto" are those that a stock checkpoint can do without.
 
     Raises: ConfigError where heads are asked for that no export takes out.

@@ -104,18 +104,18 @@ class MatrixGatesAdapter(AbstractGatedAdapter):
 
     @property
     def notes(self) -> list[str]:
-        """What should be said about the gates as they are: that nothing is closed, and why (sheet 2)."""
+        """What should be said about the gates as they are: that few or none are closed, and why (sheet 2)."""
         if not self.steps:
             return []
         found, target = self.diagnostics(), self.method.target_sparsity
-        if found["closed"] >= 0.1 * target:
+        if found["closed"] >= target / 3:
             return []
         said = f"mean open probability {found['open_probability']:.2f}, target {1 - target:.2f}"
         counted = f"{found['closed']:.1%} of the gates are closed and {found['soft']:.0%} are soft"
         if abs(found["open_probability"] - (1 - target)) < min(0.05, target / 4):
             return [
-                f"lock-step collapse: the penalty's target is met ({said}), but only {counted}: nothing can be "
-                "removed; try a smaller method.pressure (or penalty_weight)"
+                f"lock-step collapse: the penalty's target is met ({said}), but only {counted}: next to "
+                "nothing can be removed; try a smaller method.pressure (or penalty_weight)"
             ]
         return [
             f"the gates have not closed: the penalty's target is not met ({said}) and only {counted}; train for "

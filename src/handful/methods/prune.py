@@ -22,7 +22,7 @@ from handful.data.task import Task
 from handful.errors import ConfigError, ModelError
 from handful.methods.base import AbstractMethod, Preset, setting
 from handful.methods.gated import matching_obstacles
-from handful.methods.group_gates import GroupGatesAdapter, Groups, plan_budget
+from handful.methods.group_gates import MULTIPLE, GroupGatesAdapter, Groups, plan_budget
 from handful.methods.head import HEAD_INIT, HeadInit
 from handful.methods.importance import Importance
 from handful.methods.search_space import EPOCHS, SearchSpace, around
@@ -54,9 +54,8 @@ class Prune(AbstractMethod):
         "auto"
     )
     multiple: Annotated[
-        int | None,
-        setting("the units kept are a multiple of this; none: of 16, or of less in narrow models", ge=1),
-    ] = None
+        int, setting("the units kept are a multiple of this; where it is 16, of less in narrow models", ge=1)
+    ] = MULTIPLE
     train_biases: Annotated[bool, setting("train the biases of all attention and feed-forward matrices too")] = True
     train_head: Annotated[bool, setting("train the head, and do not leave it at its start")] = True
     lora_rank: Annotated[
