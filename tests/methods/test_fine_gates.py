@@ -380,6 +380,27 @@ def test_the_sources_weight_is_shared_out_over_the_sides_of_all_matrices():
     assert adapter.penalty().item() == pytest.approx(expected, rel=1e-5)
 
 
+def test_with_kurtosis_closed_gates_leave_the_target_to_the_open_ones():
+    """The weights come from the inputs of the forward before; closed gates are pressed no more (sheet 2)."""
+    adapter, rows, _ = attach(mode="faithful", kurtosis=True, init_std=0.0, penalty_weight=1.0, target_sparsity=0.4)
+    plain, _, _ = attach(mode="faithful", init_std=0.0, penalty_weight=1.0, target_sparsity=0.4)
+    assert adapter.penalty().item() == plain.penalty().item()  # before any forward there is nothing to weigh by
+    side = adapter.sides[0]
+    with torch.no_grad():
+        for each in (adapter, plain):
+            each.logits[:, side.start : side.start + 4] = -20.0
+    scores(adapter, rows)
+    mean = adapter.gating.mean_inputs[side.matrix]
+    tokens = adapter.backbone.model.embeddings(rows.batch(range(8)).inputs["input_ids"])
+    torch.testing.assert_close(mean, tokens.mean((0, 1)))
+    open_p = 0.5 * math.erfc(-(0.5 + math.tanh(1.0)) / 0.5 / math.sqrt(2))
+    assert adapter.penalty().item() == pytest.approx(abs(open_p - 0.6), rel=1e-5)
+    assert plain.penalty().item() < adapter.penalty().item()
+    adapter.penalty().backward()
+    gradient = adapter.logits.grad[0, side.slice]
+    assert (gradient[:4] == 0).all() and (gradient[4:] > 0).all() and gradient[4:].unique().numel() > 4
+
+
 def drawn_at(u, **settings):
     """An adapter of which every gate has the location u, and of a million draws the noise and the share of open gates.
 

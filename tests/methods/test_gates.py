@@ -4,8 +4,9 @@ import math
 
 import pytest
 import torch
+from scipy.stats import kurtosis
 
-from handful.methods.gates import deviation, location, open_probability
+from handful.methods.gates import KURTOSIS_TEMPERATURE, deviation, kurtosis_weights, location, open_probability
 
 CLOSING_LOGIT = math.atanh(0.5)
 """Under "tanh" a gate is closed at m ≤ −0.5493 and wholly open at m ≥ 0.5493."""
@@ -73,3 +74,33 @@ def test_the_deviation_is_of_each_side_apart():
     p = torch.tensor([1.0, 0.0, 0.5, 0.5, 0.5])
     found = deviation(p, torch.tensor([0, 0, 1, 1, 1]), torch.tensor([2.0, 3.0]), 0.6)
     torch.testing.assert_close(found, torch.tensor([0.1, 0.1]))
+
+
+def test_a_weighted_deviation_is_of_the_weighted_mean_of_each_side():
+    p, weights = torch.tensor([1.0, 0.0, 0.5, 0.7]), torch.tensor([0.25, 0.75, 0.0, 1.0])
+    found = deviation(p, torch.tensor([0, 0, 1, 1]), torch.tensor([2.0, 2.0]), 0.6, weights)
+    torch.testing.assert_close(found, torch.tensor([0.35, 0.1]))
+
+
+def test_kurtosis_weights_are_those_of_the_open_part_of_the_scaled_matrix():
+    """Sheet 2, kurtosis variant, against scipy's Pearson kurtosis."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(7, 12, generator=generator, dtype=torch.float64) ** 3
+    mean_input = torch.randn(12, generator=generator, dtype=torch.float64)
+    open_rows, open_columns = torch.ones(7, dtype=torch.bool), torch.ones(12, dtype=torch.bool)
+    open_rows[[1, 4]] = open_columns[[0, 5, 11]] = False
+    rows, columns = kurtosis_weights(weight, mean_input, open_rows, open_columns)
+    assert rows[[1, 4]].tolist() == [0, 0] and columns[[0, 5, 11]].tolist() == [0, 0, 0]
+    assert float(rows.sum()) == pytest.approx(1) and float(columns.sum()) == pytest.approx(1)
+    inner = (weight * mean_input)[open_rows][:, open_columns].numpy()
+    for found, axis in ((rows[open_rows], 1), (columns[open_columns], 0)):
+        expected = torch.from_numpy(-(kurtosis(inner, axis, fisher=False) ** 0.5) / KURTOSIS_TEMPERATURE).softmax(0)
+        torch.testing.assert_close(found, expected)
+        assert found.argmin() == kurtosis(inner, axis).argmax()  # the row with the greatest outlier is pressed least
+
+
+@pytest.mark.parametrize("value", [0.0, 0.3])
+def test_rows_without_any_spread_have_the_least_kurtosis(value):
+    everything = torch.ones(3, dtype=torch.bool)
+    for found in kurtosis_weights(torch.full((3, 3), value), torch.ones(3), everything, everything):
+        torch.testing.assert_close(found, torch.full((3,), 1 / 3))

@@ -36,12 +36,14 @@ class Gates:
 class Gating:
     """Puts gates in front of and behind matrices of a model until `remove`; `gates` may be set anew at any time.
 
-    A matrix without an entry in `gates` computes what it always did, through its own `forward`.
+    A matrix without an entry in `gates` computes what it always did, through its own `forward`. Where `mean_inputs` is
+    not None, it has the mean (in,) over all tokens of what went last into each gated matrix.
     """
 
     def __init__(self, model: nn.Module, names: Iterable[str]):
         self.modules = {name: model.get_submodule(name) for name in names}
         self.gates: Mapping[str, Gates] = {}
+        self.mean_inputs: dict[str, torch.Tensor] | None = None
         for name, module in self.modules.items():
             module.forward = partial(self._forward, name, module)
 
@@ -49,6 +51,8 @@ class Gating:
         gates = self.gates.get(name)
         if gates is None:
             return type(module).forward(module, x)
+        if self.mean_inputs is not None:
+            self.mean_inputs[name] = x.detach().flatten(0, -2).mean(0, dtype=torch.float32)
         bias: Any = module.bias
         if gates.low_rank is None:
             return _GatedLinear.apply(x, matrix(module), bias, gates.rows, gates.columns)  # type: ignore[return-value]

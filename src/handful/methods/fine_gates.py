@@ -43,9 +43,11 @@ _REPO_TRAINING = {
 }  # fmt: skip
 _REPO_RUN = {"pooling": "family"}
 _BELONGS = {
-    "faithful": ("squash", "init_mean", "init_std", "penalty_std", "pressure", "penalty_weight", "penalty_start"),
+    "faithful": (
+        "squash", "init_mean", "init_std", "penalty_std", "pressure", "penalty_weight", "penalty_start", "kurtosis",
+    ),
     "coupled": ("groups", "multiple", "importance", "slope", "dense_share", "close_share"),
-}
+}  # fmt: skip
 """Settings that only one mode has."""
 
 
@@ -155,6 +157,13 @@ class FineGates(AbstractMethod):
     penalty_start: Annotated[
         float, setting("faithful: share of training before the penalty", source=_SHEET.format(2), ge=0, lt=1)
     ] = 0.0
+    kurtosis: Annotated[
+        bool,
+        setting(
+            "faithful: press rows and columns without outliers more, and count open gates alone",
+            source=_SHEET.format(2) + ", off there too",
+        ),
+    ] = False
 
     groups: Annotated[
         Groups, setting("coupled: gates on units, on heads too, or auto: on what a stock checkpoint can do without")

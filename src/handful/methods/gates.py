@@ -30,10 +30,42 @@ def open_probability(u: torch.Tensor, std: float) -> torch.Tensor:
     return torch.special.ndtr(u / std)
 
 
-def deviation(p: torch.Tensor, axes: torch.Tensor, sizes: torch.Tensor, keep: float) -> torch.Tensor:
+def deviation(
+    p: torch.Tensor, axes: torch.Tensor, sizes: torch.Tensor, keep: float, weights: torch.Tensor | None = None
+) -> torch.Tensor:
     """|mean p − keep| for each axis (a row or a column side of one matrix): (A,).
 
-    `p` (n,) of all gates, `axes` (n,) the axis that each belongs to, `sizes` (A,) how many each has (sheet 2).
+    `p` (n,) of all gates, `axes` (n,) the axis that each belongs to, `sizes` (A,) how many each has (sheet 2). With
+    `weights` (n,), which sum to 1 on each axis, it is a weighted mean.
     """
-    means = torch.zeros_like(sizes).index_add(0, axes, p) / sizes
-    return (means - keep).abs()
+    total = torch.zeros_like(sizes).index_add(0, axes, p if weights is None else weights * p)
+    return ((total / sizes if weights is None else total) - keep).abs()
+
+
+KURTOSIS_TEMPERATURE = 100.0
+"""τ of `kurtosis_weights`, that of the authors' code."""
+
+
+@torch.no_grad()
+def kurtosis_weights(
+    weight: torch.Tensor, mean_input: torch.Tensor, open_rows: torch.Tensor, open_columns: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """softmax(−√κ / τ) over the open rows (out,), and over the open columns (in,), of a matrix; 0 where closed.
+
+    κ is Pearson's kurtosis E[(m − E m)⁴] / E[(m − E m)²]² of a row, or column, of M = W ∘ x̄ without what is closed, x̄
+    (in,) the mean input: rows without outliers are pressed a little more. As closed gates count no more, those that are
+    open have to come down to the target by themselves (the authors' code, sheet 2).
+    """
+    found = (weight * mean_input)[open_rows][:, open_columns]
+    return tuple(  # type: ignore[return-value]
+        torch.zeros_like(mask, dtype=found.dtype).masked_scatter(
+            mask, (-_kurtosis(found, dim).sqrt() / KURTOSIS_TEMPERATURE).softmax(0)
+        )
+        for mask, dim in ((open_rows, 1), (open_columns, 0))
+    )
+
+
+def _kurtosis(values: torch.Tensor, dim: int) -> torch.Tensor:
+    """Pearson's kurtosis along an axis; of constants 1, the least that there is."""
+    squares = (values - values.mean(dim, keepdim=True)).square()
+    return (squares.square().mean(dim) / squares.mean(dim).square()).nan_to_num(1.0)

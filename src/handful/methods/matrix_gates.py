@@ -11,7 +11,7 @@ from handful.backbone.blocks import find_blocks, matrix
 from handful.backbone.load import Backbone
 from handful.data.task import Task
 from handful.methods.gated import AbstractGatedAdapter, matrix_sides
-from handful.methods.gates import deviation, location, open_probability
+from handful.methods.gates import deviation, kurtosis_weights, location, open_probability
 from handful.methods.simplex import midpoint_weights, mix
 
 if TYPE_CHECKING:
@@ -23,7 +23,8 @@ class MatrixGatesAdapter(AbstractGatedAdapter):
     """y = r ⊙ (W (c ⊙ x) + b), r and c drawn once a forward in training and shared by its examples (sheet 1).
 
     Penalty: Σₐ κₐ |mean p − (1 − s)| over the A = 2·matrices sides, with κₐ = λ / A, or κ·nₐ where the pressure κ on a
-    single gate is given: it means the same for every size of model (sheet 2).
+    single gate is given: it means the same for every size of model (sheet 2). With kurtosis, "mean p" is weighted by
+    `kurtosis_weights`, from the inputs of the forward before (of this process's rows).
     """
 
     def __init__(self, backbone: Backbone, task: Task, method: FineGates, *, generator: torch.Generator):
@@ -51,6 +52,8 @@ class MatrixGatesAdapter(AbstractGatedAdapter):
         if method.penalty_weight is not None:
             coefficients = torch.full((count,), method.penalty_weight / count)
         self.register_buffer("_coefficients", coefficients, persistent=False)
+        if method.kurtosis:
+            self.gating.mean_inputs = {}
         self.begin_batch(None)
 
     _sizes: torch.Tensor
@@ -75,10 +78,22 @@ class MatrixGatesAdapter(AbstractGatedAdapter):
         matching = self.matching_penalty()
         if float(self.progress) < self.method.penalty_start:
             return matching
-        p = open_probability(self.locations(self._point), self.method.penalty_std)
-        off = deviation(p, self._axes, self._sizes, 1 - self.method.target_sparsity)
+        u = self.locations(self._point)
+        p, weights = open_probability(u, self.method.penalty_std), self._weights(u.detach() > 0)
+        off = deviation(p, self._axes, self._sizes, 1 - self.method.target_sparsity, weights)
         penalty = (self._coefficients * off).sum()
         return penalty if matching is None else penalty + matching
+
+    def _weights(self, is_open: torch.Tensor) -> torch.Tensor | None:
+        """Of each gate (n,) in the mean of its side, or None where all weigh the same."""
+        means = self.gating.mean_inputs
+        if not means:
+            return None
+        parts = []
+        for rows, columns in zip(self.sides[::2], self.sides[1::2], strict=True):
+            weight = matrix(self.gating.modules[rows.matrix])
+            parts += kurtosis_weights(weight, means[rows.matrix], is_open[rows.slice], is_open[columns.slice])
+        return torch.cat(parts)
 
     @torch.no_grad()
     def diagnostics(self) -> dict[str, float]:
