@@ -238,15 +238,16 @@ def test_a_check_loads_no_weights(command, table, quick, tiny_folder, tmp_path):
     ],
     ids=["family", "quantised", "activation"],
 )
-def test_a_check_refuses_to_gate_a_model_by_its_configuration_alone(
+def test_gating_is_refused_by_a_models_configuration_alone(
     command, table, quick, tmp_path, family, settings, reason, method
 ):
     tiny_config(family, **settings).save_pretrained(tmp_path / "model")
     tiny_tokenizer(family).save_pretrained(tmp_path / "model")
     bare = (table(), *quick, "--model", tmp_path / "model")
-    outcome = command("check", *bare, "--method", method)
-    assert outcome.code == 2, outcome.err
-    assert f"error: method {method!r} cannot be used with model '{tmp_path / 'model'}':\n  {reason}" in outcome.err
+    for verb in ("check", "fit"):  # there are no weights that could be loaded
+        outcome = command(verb, *bare, "--method", method)
+        assert outcome.code == 2, outcome.err
+        assert f"error: method {method!r} cannot be used with model '{tmp_path / 'model'}':\n  {reason}" in outcome.err
     (problem,) = command("check", *bare, "--method", method, "--json").json["problems"]
     assert reason in problem["message"]
     assert command("check", *bare, "--method", "head").code == 0

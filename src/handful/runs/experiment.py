@@ -18,6 +18,7 @@ from typing import Any, final
 import numpy as np
 
 from handful.backbone.load import Backbone, hub_name, load_backbone
+from handful.backbone.skeleton import load_skeleton
 from handful.data.split import Split, closed_keys, distinct
 from handful.data.task import Task, TaskKind
 from handful.errors import ConfigError, RunError
@@ -105,16 +106,33 @@ def open_backbone(spec: RunSpec, kind: TaskKind) -> Backbone:
     return load_backbone(spec.model, pooling=spec.options.pooling)
 
 
-def attach(task: Task, spec: RunSpec, backbone: Backbone) -> AbstractAdapter:
-    """A fresh adapter. Raises: ConfigError when the method cannot work on this backbone and task."""
+def open_skeleton(spec: RunSpec, kind: TaskKind) -> Backbone:
+    """What `open_backbone` would give, without its weights."""
+    return load_skeleton(spec.model, pooling=spec.options.pooling, purpose="lm" if kind == "generation" else "features")
+
+
+def open_checked(task: Task, spec: RunSpec) -> Backbone:
+    """The spec's model. Raises: ConfigError before its weights are read where the method cannot work on it."""
+    skeleton = open_skeleton(spec, task.kind)
+    with suppress(RuntimeError):  # where torch needs content; the loaded model is checked again
+        check_method(task, spec, skeleton)
+    return open_backbone(spec, task.kind)
+
+
+def check_method(task: Task, spec: RunSpec, backbone: Backbone) -> None:
+    """Raises: ConfigError when the method cannot work on this backbone and task."""
     reasons = spec.method.check(backbone, task)
     if task.members and not spec.method.shares_tasks:
         reasons.append("it knows of one task, and cannot learn many at once; 'poly' can")
     if reasons:
         raise ConfigError(
-            f"method {spec.method.name!r} cannot be used with model {spec.model!r}:\n  " + "\n  ".join(reasons),
-            "`handful check` says this before a model is loaded for training",
+            f"method {spec.method.name!r} cannot be used with model {spec.model!r}:\n  " + "\n  ".join(reasons)
         )
+
+
+def attach(task: Task, spec: RunSpec, backbone: Backbone) -> AbstractAdapter:
+    """A fresh adapter. Raises: ConfigError as `check_method` does."""
+    check_method(task, spec, backbone)
     return spec.method.attach(backbone, task, generator=stream(spec.options.seed, "init"))
 
 
@@ -135,7 +153,7 @@ def train(
     spec = spec.suited(task.kind)
     split = split or make_split(task, spec)
     notes = start_notes(start, split) if start else ()
-    backbone = backbone or open_backbone(spec, task.kind)
+    backbone = backbone or open_checked(task, spec)
     adapter = attach(task, spec, backbone)
     length = spec.options.max_length
     try:
@@ -193,7 +211,7 @@ def run(
     spec = spec.suited(task.kind)
     split = make_split(task, spec)
     check_writable(root)
-    backbone = backbone or open_backbone(spec, task.kind)
+    backbone = backbone or open_checked(task, spec)
     if start:
         spec = replace(spec, start=start.key)
     key = spec.key(split.fingerprint, backbone.fingerprint)

@@ -9,12 +9,11 @@ from math import ceil
 from typing import final
 
 from handful.backbone.load import Backbone
-from handful.backbone.skeleton import load_skeleton
 from handful.data.split import Split
 from handful.data.task import Example, Task
 from handful.evaluation.evaluate import encode_rows, longest_reference, longest_row
 from handful.methods.base import AbstractAdapter
-from handful.runs.experiment import attach, check_task, make_split
+from handful.runs.experiment import attach, check_task, make_split, open_skeleton
 from handful.runs.spec import RunSpec
 
 
@@ -50,8 +49,7 @@ def preflight(task: Task, spec: RunSpec) -> Preflight:
     check_task(task)
     spec = spec.suited(task.kind)
     split = make_split(task, spec)
-    purpose = "lm" if spec.generation else "features"
-    skeleton = load_skeleton(spec.model, pooling=spec.options.pooling, purpose=purpose)
+    skeleton = open_skeleton(spec, task.kind)
     adapter = _attached(task, spec, skeleton)
     max_length = longest_row(adapter, spec.options.max_length, spec.generation) if adapter else spec.options.max_length
     train, dev = (encode_rows(skeleton, rows, task, max_length, spec.generation) for rows in (split.train, split.dev))
