@@ -76,6 +76,17 @@ def test_one_backbone_serves_one_model_after_another(task, tiny_folder):
     np.testing.assert_array_equal(again.predict_proba(TEXTS), expected)
 
 
+def test_a_speed_can_be_asked_for_instead_of_a_budget(task, tiny_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("HANDFUL_CACHE", str(tmp_path))
+    monkeypatch.setattr("handful.export.speedup.in_turns", lambda *arguments: [(1.0, 0.5)])
+    model = handful.fit(task, method="fine-gates", model=str(tiny_folder), settings=QUICK, shots=16, speedup=1.1)
+    choice = model.spec.choices[0]
+    assert choice.name == "method.target_sparsity" and choice.reason.startswith("measured: 1.1 times as fast")
+    assert model.spec.method.target_sparsity == choice.value
+    with pytest.raises(ConfigError, match="expected a method with a budget"):
+        handful.fit(task, model=str(tiny_folder), settings=QUICK, speedup=1.1)
+
+
 def test_the_method_can_be_chosen(task, tiny_folder, monkeypatch):
     monkeypatch.setattr("handful.studies.auto.REPEATS", 1)
     monkeypatch.setattr("handful.studies.auto.CANDIDATES", ("head", "prefix"))

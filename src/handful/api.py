@@ -22,12 +22,13 @@ from handful.evaluation.evaluate import encode_for, longest_row
 from handful.evaluation.predict import Predictions, check_predictor, predict_rows
 from handful.evaluation.writing import GenerationOptions, write, writing_vertex
 from handful.export.formats import ExportReport, export
+from handful.export.speedup import check_speedup, with_speedup
 from handful.methods.base import check_settings
 from handful.methods.head import AbstractHeadedAdapter
 from handful.methods.poly import Poly
 from handful.randomness import stream
 from handful.runs.defaults import AUTO, METHOD, MODEL, PRESET
-from handful.runs.experiment import Trained, check_task, open_backbone, open_trained, run, score, train
+from handful.runs.experiment import Trained, check_task, open_backbone, open_checked, open_trained, run, score, train
 from handful.runs.inventory import inherited, take_task, with_inherited
 from handful.runs.spec import RunSpec, full_names, resolve
 from handful.runs.start import check_start, names_of, read_start
@@ -182,6 +183,7 @@ def fit(
     backbone: Backbone | None = None,
     start: str | Path | None = None,
     budget: float = BUDGET,
+    speedup: float | None = None,
     on_event: Listener | None = None,
     **overrides: Any,
 ) -> FittedModel:
@@ -194,6 +196,8 @@ def fit(
     `method` or `model` is named, the kind of the task decides; the method "auto" is chosen by resampling the training
     rows within `budget` seconds; `spec.choices` says why. `start` is a run to start from, or a prompt that PEFT has
     saved, whose method and model are taken where none is named; an inventory of many tasks also decides the sizes.
+    `speedup` is how many times as fast the export is to be, by "fine-gates" or "prune", instead of a budget of
+    parameters: it is measured on this machine, once, and `spec.choices` says what follows from it.
 
     Raises: ConfigError, DataError, ModelError or RunError, all before training where it can be known then.
     """
@@ -219,6 +223,10 @@ def fit(
     if method == AUTO:
         backbone = backbone or open_backbone(spec, task.kind)
         spec = choose(task, specs, backbone=backbone, budget=budget).spec
+    if speedup is not None:
+        check_speedup(spec, speedup)
+        backbone = backbone or open_checked(task, spec)
+        spec = with_speedup(spec, backbone, speedup)
     if output is not None:
         saved, trained = run(task, spec, Path(output), backbone=backbone, start=started, on_event=on_event, again=again)
         return FittedModel(trained, saved, _estimates(saved))

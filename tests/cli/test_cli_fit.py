@@ -277,3 +277,34 @@ def test_fit_starts_from_another_run(command, table, quick, finished, tmp_path):
     assert refused.code == 1 and "none of its parameters (method 'prefix-subspace') fits" in refused.err
     missing = command("fit", table(), *quick, "--start", tmp_path / "nowhere")
     assert missing.code == 1 and "no such run folder" in missing.err
+
+
+def test_a_speed_takes_the_place_of_a_budget(command, table, quick, tmp_path, monkeypatch):
+    monkeypatch.setenv("HANDFUL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("handful.export.speedup.in_turns", lambda *arguments: [(1.0, 0.5)])
+    asked = (table(), *quick, "--method", "prune", "--speedup", 1.1)
+    outcome = command("fit", *asked, "--json")
+    assert outcome.code == 0, outcome.err
+    (choice,) = [c for c in outcome.json["choices"] if c["name"] == "method.target_sparsity"]
+    assert choice["reason"].startswith("measured: 1.1 times as fast (8 × ")
+    assert outcome.json["spec"]["method"]["target_sparsity"] == choice["value"]
+    assert f"method.target_sparsity = {choice['value']}  (measured: 1.1 times" in outcome.err
+    assert "measuring how fast" in outcome.err and "2.00 × without" in outcome.err
+    again = command("fit", *asked)
+    assert again.code == 0 and "already trained" in again.err and "measuring" not in again.err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--method", "lora", "--speedup", 1.5), "expected a method with a budget, fine-gates (coupled) or prune"),
+        (("--method", "prune", "--speedup", 0.5), "--speedup: expected more than 1, found 0.5"),
+        (("--method", "prune", "--speedup", 2, "--set", "target_sparsity=0.5"), "target_sparsity = 0.5 already"),
+        (("--method", "auto", "--speedup", 2), "chooses among methods that make nothing faster"),
+        (("--method", "prune", "--speedup", "fast"), "invalid value for '--speedup'"),
+    ],
+)
+def test_a_speed_that_means_nothing_is_refused(command, table, quick, options, message, tmp_path):
+    outcome = command("fit", table(), *quick, *options)
+    assert outcome.code == 2 and message in " ".join(outcome.err.split())
+    assert not list((tmp_path / "runs").glob("*/run.json"))

@@ -26,6 +26,13 @@ def fit(
     budget: Annotated[
         float | None, typer.Option(min=1, help="Seconds for --method auto to choose in.", show_default="300")
     ] = None,
+    speedup: Annotated[
+        float | None,
+        typer.Option(
+            help="Of fine-gates and prune: how many times as fast the export is to be; measured, instead of a budget.",
+            show_default="a budget of parameters",
+        ),
+    ] = None,
     start: Annotated[
         Path | None,
         typer.Option(
@@ -48,8 +55,9 @@ def fit(
 
     Stopped by Ctrl-C or a power cut, the same command continues from the last checkpoint.
     """
+    from handful.export.speedup import check_speedup, with_speedup
     from handful.methods.poly import Poly
-    from handful.runs.experiment import run
+    from handful.runs.experiment import open_checked, run
     from handful.runs.inventory import inherited, with_inherited
     from handful.runs.start import names_of, read_start
     from handful.runs.store import check_writable
@@ -57,6 +65,8 @@ def fit(
     is_auto = arguments.is_auto()
     if budget is not None and not is_auto:
         raise ConfigError("--budget: only --method auto chooses within a time", "leave it out")
+    if speedup is not None and is_auto:
+        raise ConfigError("--speedup: method 'auto' chooses among methods that make nothing faster", "name a method")
     if start is not None and is_auto:
         raise ConfigError("--start: a run to start from decides the method, found --method auto", "name that method")
     started = read_start(start) if start else None
@@ -71,6 +81,10 @@ def fit(
     else:
         specs = auto_specs(arguments, task.kind) if is_auto else [arguments.spec(task.kind, otherwise=names)]
     spec, backbone = choose_method(task, specs, budget) if is_auto else (specs[0], None)
+    if speedup is not None:
+        check_speedup(spec, speedup)
+        backbone = open_checked(task, spec)
+        spec = with_speedup(spec, backbone, speedup, say)
     tell_choices(task, spec)
     if backbone is None:
         say(f"loading model {spec.model} …")

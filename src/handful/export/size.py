@@ -23,6 +23,7 @@ BUDGET = 2.0
 ROWS, LENGTH = 8, 128
 
 Scores = Callable[[Mapping[str, torch.Tensor]], torch.Tensor]
+Clock = Callable[[], float]
 
 
 @final
@@ -56,9 +57,8 @@ class Size:
             lines[0] += f"; {parts.removed:.1%} of those in attention and feed-forward matrices are gone"
         before, after = self.bytes
         lines.append(f"File of weights: {before / 1e6:,.1f} MB, now {after / 1e6:,.1f} MB")
-        threads = "1 thread" if speed.threads == 1 else f"{speed.threads} threads"
         lines.append(
-            f"Time on the CPU ({speed.cpu}) for {speed.rows} × {speed.length} tokens with {threads}: "
+            f"Time on the CPU ({speed.cpu}) for {speed.rows} × {speed.length} tokens with {threads(speed.threads)}: "
             f"{speed.seconds[0] * 1e3:,.1f} ms, now {speed.seconds[1] * 1e3:,.1f} ms ({speed.ratio:.2f} × as fast)"
         )
         if parts.units:
@@ -72,6 +72,11 @@ def _listed(numbers: tuple[int, ...]) -> str:
     return f"{numbers[0]:,}" if len(set(numbers)) == 1 else ", ".join(f"{number:,}" for number in numbers)
 
 
+def threads(number: int) -> str:
+    """'1 thread' or 'N threads'."""
+    return "1 thread" if number == 1 else f"{number} threads"
+
+
 def weight_bytes(folder: Path) -> int:
     """Bytes of all files of weights in a folder."""
     return sum(path.stat().st_size for path in folder.iterdir() if path.suffix in (".safetensors", ".onnx"))
@@ -82,7 +87,6 @@ def tensor_bytes(model: nn.Module) -> int:
     return sum(parameter.nbytes for parameter in model.parameters())
 
 
-@torch.no_grad()
 def measure(
     full: Scores,
     small: Scores,
@@ -96,20 +100,28 @@ def measure(
 
     Raises: RunError where their scores differ.
     """
-    rows = ROWS
+    rows = pick_rows(full, inputs)
     batch = inputs(rows)
-    first, expected = _timed(full, batch)
-    if first > BUDGET / 4:
-        rows, batch = 1, inputs(1)
-        first, expected = _timed(full, batch)
-    second, found = _timed(small, batch)
-    compare(found, expected, unit, rounding and partial(rounding, batch))
-    turns = max(3, min(15, int(BUDGET / (first + second))))
-    seconds = [(_timed(full, batch)[0], _timed(small, batch)[0]) for _ in range(turns)]
+    compare(_timed(small, batch)[1], _timed(full, batch)[1], unit, rounding and partial(rounding, batch))
+    seconds = in_turns(full, small, batch)
     medians = tuple(statistics.median(column) for column in zip(*seconds, strict=True))
     ratio = statistics.median(before / after for before, after in seconds)
     length = next(iter(batch.values())).shape[1]
     return Speed(rows, length, torch.get_num_threads(), (medians[0], medians[1]), ratio, cpu_name())
+
+
+def pick_rows(full: Scores, inputs: Callable[[int], Mapping[str, torch.Tensor]]) -> int:
+    """How many rows of `inputs(rows)` a measurement takes: `ROWS`, or one where these take too long."""
+    return ROWS if _timed(full, inputs(ROWS))[0] <= BUDGET / 4 else 1
+
+
+def in_turns(
+    full: Scores, small: Scores, batch: Mapping[str, torch.Tensor], clock: Clock = time.perf_counter
+) -> list[tuple[float, float]]:
+    """Seconds of both on the same batch, one after the other, as often as `BUDGET` allows: at least three times."""
+    spent = _timed(full, batch)[0] + _timed(small, batch)[0]
+    turns = max(3, min(15, int(BUDGET / spent)))
+    return [(_timed(full, batch, clock)[0], _timed(small, batch, clock)[0]) for _ in range(turns)]
 
 
 def cpu_name() -> str:
@@ -122,7 +134,10 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine() or "name unknown"
 
 
-def _timed(scores: Scores, batch: Mapping[str, torch.Tensor]) -> tuple[float, torch.Tensor]:
-    started = time.perf_counter()
+@torch.no_grad()
+def _timed(
+    scores: Scores, batch: Mapping[str, torch.Tensor], clock: Clock = time.perf_counter
+) -> tuple[float, torch.Tensor]:
+    started = clock()
     result = scores(batch)
-    return time.perf_counter() - started, result
+    return clock() - started, result
