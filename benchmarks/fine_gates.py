@@ -5,7 +5,7 @@
 
 Tables in Markdown: means over the seeds, and paired differences (Student's t over the pairs of task and seed that both
 have): of every arm and the whole model, of the gates and every other arm of the same size, and of an arm called
-"gates, … %, CHANGE" and the gates without that change. An arm without a run of every task and seed is left out, and
+"KIND, SIZE, CHANGE" and the one without that change. An arm without a run of every task and seed is left out, and
 named. The picture: accuracy by what an export really leaves out, means over tasks and seeds.
 """
 
@@ -82,6 +82,11 @@ def kind(label: str) -> str:
     return label.split(",")[0]
 
 
+def plain(label: str) -> str:
+    """The arm without its change: "gates, 40 %" of "gates, 40 %, simplex"."""
+    return ",".join(label.split(",")[:2])
+
+
 def size(label: str) -> float:
     """What an arm was asked for: .4 of "gates, 40 %" and of "published, s = .4", 0 of the whole model."""
     percent, target = re.search(r"(\d+) %", label), re.search(r"s = (\.\d+)", label)
@@ -90,14 +95,13 @@ def size(label: str) -> float:
 
 def pairs(labels: Iterable[str]) -> list[tuple[str, str]]:
     """Which arms are compared."""
-    labels = list(labels)
-    gates = {size(label): label for label in labels if re.fullmatch(r"gates, \d+ %", label)}
-    changed = [label for label in labels if kind(label).startswith("gates") and label not in gates.values()]
-    others = [label for label in labels if not kind(label).startswith("gates") and label != WHOLE]
+    arms = [label for label in labels if label != WHOLE]
+    gates = {size(label): label for label in arms if kind(label) == "gates" and plain(label) == label}
+    others = [label for label in arms if kind(label) != "gates" and plain(label) == label]
     return [
-        *((label, WHOLE) for label in labels if label != WHOLE),
+        *((label, WHOLE) for label in arms),
         *((gates[size(label)], label) for label in others if size(label) in gates),
-        *((label, gates[size(label)]) for label in changed if size(label) in gates),
+        *((label, plain(label)) for label in arms if plain(label) != label and plain(label) in arms),
     ]
 
 
@@ -144,9 +148,9 @@ def draw(found: dict[str, Cells], shots: int, tasks: list[str], file: Path) -> N
     axes.axhline(
         mean(list(found[WHOLE].values()), "score"), color="0.6", linewidth=1, linestyle=":", label="whole model"
     )
-    plain = {label: cells for label, cells in found.items() if label != WHOLE and "%," not in label}
-    for name in dict.fromkeys(map(kind, plain)):
-        mine = [list(cells.values()) for label, cells in plain.items() if kind(label) == name]
+    lines = {label: cells for label, cells in found.items() if label != WHOLE and plain(label) == label}
+    for name in dict.fromkeys(map(kind, lines)):
+        mine = [list(cells.values()) for label, cells in lines.items() if kind(label) == name]
         removed = "left_out_dense" if name == "published" else "removed"
         points = sorted((mean(cells, removed), mean(cells, "score")) for cells in mine)
         bold = name == "gates"
