@@ -24,7 +24,9 @@ from handful.errors import RunError
 from handful.evaluation.evaluate import encode_rows
 from handful.evaluation.predict import predict_rows
 from handful.evaluation.writing import GenerationOptions, token_nll
+from handful.export import speedup
 from handful.methods import method_class
+from handful.runs.spec import resolve
 from handful.runs.store import read_run
 from handful.testing import toy_task
 from handful.training.config import TrainingConfig
@@ -127,6 +129,9 @@ def main(folder: Path) -> None:
         tensors, told = Case(name).run(folder / "checkpoint" if name == "continued" else None)
         save_file(tensors, folder / f"{name}-{rank}.safetensors")
         (folder / f"{name}-{rank}.json").write_text(json.dumps(told))
+    os.environ["HANDFUL_CACHE"] = str(folder / f"cache-{rank}")
+    speedup.in_turns = lambda *arguments: [(1.0, 0.8 if rank == "0" else 0.9)]
+    (folder / f"speed-{rank}.json").write_text(json.dumps(asked_for_speed()))
     case = Case("lora")
     if rank == "1":
         case.after_step = case.adapter.after_step = lambda step: sys.exit(3)
@@ -135,6 +140,11 @@ def main(folder: Path) -> None:
     except RunError as error:
         (folder / "lost.txt").write_text(error.message)
         raise
+
+
+def asked_for_speed() -> float:
+    """The budget that a speed becomes."""
+    return speedup.with_speedup(resolve("prune"), the_backbone(), 1.1).method.target_sparsity  # type: ignore[attr-defined]
 
 
 def launch(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -194,6 +204,17 @@ def test_two_processes_give_the_numbers_of_one(launched, name):
     assert stories[0] == stories[1] and stories[0][:3] == told[:3]
     assert stories[0][3] == pytest.approx(told[3], rel=TOLERANCE)
     assert bool(told[2]) == (name in ("broken", "observation"))
+
+
+def test_a_speed_becomes_the_same_budget_in_both(launched, monkeypatch, tmp_path):
+    """Each of them would have measured another."""
+    monkeypatch.setenv("HANDFUL_CACHE", str(tmp_path))
+    monkeypatch.setattr(speedup, "in_turns", lambda *arguments: [(1.0, 0.8)])
+    found = [json.loads((launched / f"speed-{rank}.json").read_text()) for rank in (0, 1)]
+    assert found == [asked_for_speed()] * 2
+    monkeypatch.setattr(speedup, "in_turns", lambda *arguments: [(1.0, 0.9)])
+    monkeypatch.setenv("HANDFUL_CACHE", str(tmp_path / "other"))
+    assert asked_for_speed() != found[0]
 
 
 def test_a_lost_process_ends_the_others(launched):

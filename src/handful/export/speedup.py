@@ -33,6 +33,7 @@ from handful.methods.fine_gates import FineGates
 from handful.methods.group_gates import Budget, plan_budget
 from handful.methods.prune import Prune
 from handful.runs.spec import Choice, RunSpec
+from handful.training.process_group import ProcessGroup
 
 POINTS = 8
 """Budgets that are timed, evenly up to the largest."""
@@ -99,7 +100,8 @@ def with_speedup(
     method = spec.method
     assert isinstance(method, FineGates | Prune)
     plan = partial(plan_budget, backbone, groups=method.groups, multiple=method.multiple)
-    curve = _kept_curve(backbone, plan, spec.options.max_length, on_message)
+    group = ProcessGroup(backbone.device)
+    curve = group.agree(_kept_curve(backbone, plan, spec.options.max_length, on_message) if group.is_main else None)
     on_message(f"speed ({curve.where}): {curve}")
     if speedup > curve.fastest:
         raise ConfigError(
