@@ -22,13 +22,13 @@ from handful.evaluation.evaluate import encode_for, longest_row
 from handful.evaluation.predict import Predictions, check_predictor, predict_rows
 from handful.evaluation.writing import GenerationOptions, write, writing_vertex
 from handful.export.formats import ExportReport, export
-from handful.export.speedup import check_speedup, with_speedup
+from handful.export.speedup import ask_for_speed
 from handful.methods.base import check_settings
 from handful.methods.head import AbstractHeadedAdapter
 from handful.methods.poly import Poly
 from handful.randomness import stream
 from handful.runs.defaults import AUTO, METHOD, MODEL, PRESET
-from handful.runs.experiment import Trained, check_task, open_backbone, open_checked, open_trained, run, score, train
+from handful.runs.experiment import Trained, check_task, open_backbone, open_trained, run, score, train
 from handful.runs.inventory import inherited, take_task, with_inherited
 from handful.runs.spec import RunSpec, full_names, resolve
 from handful.runs.start import check_start, names_of, read_start
@@ -224,9 +224,7 @@ def fit(
         backbone = backbone or open_backbone(spec, task.kind)
         spec = choose(task, specs, backbone=backbone, budget=budget).spec
     if speedup is not None:
-        check_speedup(spec, speedup)
-        backbone = backbone or open_checked(task, spec)
-        spec = with_speedup(spec, backbone, speedup)
+        spec, backbone = ask_for_speed(task, spec, speedup, backbone=backbone)
     if output is not None:
         saved, trained = run(task, spec, Path(output), backbone=backbone, start=started, on_event=on_event, again=again)
         return FittedModel(trained, saved, _estimates(saved))

@@ -55,9 +55,9 @@ def fit(
 
     Stopped by Ctrl-C or a power cut, the same command continues from the last checkpoint.
     """
-    from handful.export.speedup import check_speedup, with_speedup
+    from handful.export.speedup import ask_for_speed
     from handful.methods.poly import Poly
-    from handful.runs.experiment import open_checked, run
+    from handful.runs.experiment import run
     from handful.runs.inventory import inherited, with_inherited
     from handful.runs.start import names_of, read_start
     from handful.runs.store import check_writable
@@ -82,9 +82,7 @@ def fit(
         specs = auto_specs(arguments, task.kind) if is_auto else [arguments.spec(task.kind, otherwise=names)]
     spec, backbone = choose_method(task, specs, budget) if is_auto else (specs[0], None)
     if speedup is not None:
-        check_speedup(spec, speedup)
-        backbone = open_checked(task, spec)
-        spec = with_speedup(spec, backbone, speedup, say)
+        spec, backbone = ask_for_speed(task, spec, speedup, on_message=say)
     tell_choices(task, spec)
     if backbone is None:
         say(f"loading model {spec.model} …")

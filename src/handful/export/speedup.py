@@ -25,6 +25,7 @@ import torch
 from handful.backbone.load import Backbone
 from handful.backbone.packaged import cache_folder
 from handful.backbone.resize import Kept, cut
+from handful.data.task import Task
 from handful.errors import ConfigError
 from handful.export.plan import SHRINKING
 from handful.export.shrink import sample_inputs
@@ -32,6 +33,7 @@ from handful.export.size import LENGTH, cpu_name, in_turns, pick_rows, threads
 from handful.methods.fine_gates import FineGates
 from handful.methods.group_gates import Budget, plan_budget
 from handful.methods.prune import Prune
+from handful.runs.experiment import make_split, open_checked
 from handful.runs.spec import Choice, RunSpec
 from handful.training.process_group import ProcessGroup
 
@@ -53,7 +55,7 @@ class SpeedCurve:
 
     @property
     def slope(self) -> float:
-        """B of time = 1 − b · removed: the median over what was measured, since other work may slow any of it down."""
+        """The b of time = 1 − b · removed: a median, since other work may have slowed down any of what was measured."""
         slopes = [(1 - time) / share for share, time in zip(self.removed, self.times, strict=True)]
         return min(statistics.median(slopes), 1.0)
 
@@ -89,14 +91,31 @@ def check_speedup(spec: RunSpec, speedup: float) -> None:
         )
 
 
+def ask_for_speed(
+    task: Task,
+    spec: RunSpec,
+    speedup: float,
+    *,
+    backbone: Backbone | None = None,
+    on_message: Callable[[str], None] = lambda message: None,
+) -> tuple[RunSpec, Backbone]:
+    """`with_speedup` on the spec's model, which is loaded for it; everything that is wrong before is said before.
+
+    Raises: as `with_speedup`, and as the run itself would before training.
+    """
+    check_speedup(spec, speedup)
+    make_split(task, spec)
+    backbone = backbone or open_checked(task, spec)
+    return with_speedup(spec, backbone, speedup, on_message), backbone
+
+
 def with_speedup(
     spec: RunSpec, backbone: Backbone, speedup: float, on_message: Callable[[str], None] = lambda message: None
 ) -> RunSpec:
     """The spec with the least budget of parameters, in whole percents, that makes its model so many times as fast.
 
-    Raises: ConfigError as `check_speedup` does, and where no budget makes it that fast.
+    Raises: ConfigError where no budget makes it that fast.
     """
-    check_speedup(spec, speedup)
     method = spec.method
     assert isinstance(method, FineGates | Prune)
     plan = partial(plan_budget, backbone, groups=method.groups, multiple=method.multiple)
