@@ -124,7 +124,7 @@ def show(found: dict[str, Cells], tasks: list[str]) -> None:
     for label, cells in found.items():
         mine = [[record for (task, _), record in cells.items() if task == each] for each in tasks]
         removed = sorted({round(r.get("left_out_dense", r.get("removed", 0.0)), 2) for part in mine for r in part})
-        shares = "–".join(f"{share:.2f}".lstrip("0") or "0" for share in {removed[0], removed[-1]})
+        shares = "–".join(f"{share:.2f}".lstrip("0") or "0" for share in sorted({removed[0], removed[-1]}))
         scores = [f"{brief(mean(part, 'score'))}/{mean(part, 'nll'):.2f}".replace("/0.", "/.") for part in mine]
         print(f"| {label} | {shares if removed[-1] else 0} | {' | '.join(scores)} |")
     print(f"\n| difference | {' | '.join(names)} | all |\n|---|{'---|' * (len(tasks) + 1)}")

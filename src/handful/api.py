@@ -22,7 +22,7 @@ from handful.evaluation.evaluate import encode_for, longest_row
 from handful.evaluation.predict import Predictions, check_predictor, predict_rows
 from handful.evaluation.writing import GenerationOptions, write, writing_vertex
 from handful.export.formats import ExportReport, export
-from handful.export.speedup import ask_for_speed
+from handful.export.speedup import check_speedup, with_speedup
 from handful.methods.base import check_settings
 from handful.methods.head import AbstractHeadedAdapter
 from handful.methods.poly import Poly
@@ -205,6 +205,8 @@ def fit(
     started = read_start(Path(start)) if start else None
     common = inherited(started)
     given = {**(settings or {}), **overrides}
+    if speedup is not None:
+        check_speedup(method, speedup, given)
     if common and method not in (Poly.name, None):
         raise ConfigError(f"method: an inventory is of the method {Poly.name!r}, found {method!r}", "leave it out")
     if started:
@@ -224,7 +226,7 @@ def fit(
         backbone = backbone or open_backbone(spec, task.kind)
         spec = choose(task, specs, backbone=backbone, budget=budget).spec
     if speedup is not None:
-        spec, backbone = ask_for_speed(task, spec, speedup, backbone=backbone)
+        spec, backbone = with_speedup(task, spec, speedup, backbone=backbone)
     if output is not None:
         saved, trained = run(task, spec, Path(output), backbone=backbone, start=started, on_event=on_event, again=again)
         return FittedModel(trained, saved, _estimates(saved))

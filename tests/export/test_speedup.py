@@ -1,17 +1,18 @@
 """A budget in measured time: models of the right shapes are timed, and the least budget that does is taken."""
 
-import json
-
 import pytest
 import torch
 
 from handful.backbone.blocks import find_blocks
 from handful.backbone.tiny import tiny_backbone
-from handful.errors import ConfigError
+from handful.errors import ConfigError, DataError
+from handful.evaluation.evaluate import encode_for
 from handful.export import speedup
+from handful.export.shrink import shrink
 from handful.export.speedup import SpeedCurve, check_speedup, measure_curve, with_speedup
 from handful.methods.group_gates import plan_budget
 from handful.runs.spec import resolve
+from handful.testing import toy_task
 
 
 @pytest.fixture(autouse=True)
@@ -40,6 +41,21 @@ def spec(method="fine-gates", **overrides):
     return resolve(method, overrides=overrides)
 
 
+def asked(backbone, value, given=None, **options):
+    """The spec that a speed leads to."""
+    return with_speedup(toy_task(), given or spec(), value, backbone=backbone, **options)[0]
+
+
+def left_out(backbone, method, layout):
+    """The share of the gateable parameters that an export of the method leaves out."""
+    task = toy_task()
+    adapter = method.attach(backbone, task, generator=torch.Generator().manual_seed(0))
+    adapter.warm_start(encode_for(adapter, task.pool, task, 64), torch.Generator().manual_seed(0))
+    merged = adapter.merged_model()
+    adapter.detach()
+    return shrink(merged, layout=layout).record.removed
+
+
 @pytest.mark.parametrize(
     ("family", "groups"),
     [(family, "auto") for family in ("bert", "llama", "t5", "gpt2")]
@@ -55,20 +71,35 @@ def test_models_of_the_budgets_shapes_are_timed(family, groups, timed):
     curve = measure_curve(backbone.model, plan, speedup._inputs(backbone.model, 2, length=8), "here")
     whole = find_blocks(backbone.model).parameters()
     assert timed == [round(whole * (1 - share)) for share in curve.removed]
-    assert curve.removed == tuple(sorted(curve.removed)) and curve.removed[-1] == plan(0.5).largest_target
+    assert curve.removed == tuple(sorted(curve.removed)) and len(curve.removed) > 3
     assert curve.slope == pytest.approx(1) and curve.removed_for(2.0) == pytest.approx(0.5)
     assert all(torch.equal(tensor, before[name]) for name, tensor in backbone.model.state_dict().items())
 
 
+@pytest.mark.parametrize(
+    ("family", "settings", "layout"),
+    [
+        ("bert", {}, "padded"),
+        ("bert", {"groups": "units-and-heads"}, "ragged"),
+        ("gpt2", {"multiple": 3}, "padded"),
+        ("llama", {}, "padded"),
+        ("t5", {}, "padded"),
+    ],
+)
+@pytest.mark.parametrize("value", [1.1, 1.25])
+def test_the_least_budget_is_chosen_of_which_an_export_leaves_out_enough(family, settings, layout, value, timed):
+    backbone = tiny_backbone(family)
+    method = asked(backbone, value, spec("prune", **settings)).method
+    assert left_out(backbone, method, layout) >= 1 - 1 / value - 1e-9
+    if method.target_sparsity > 0.02:
+        less = plan_budget(backbone, method.target_sparsity - 0.01, method.groups, method.multiple)
+        assert speedup._removed(less) < 1 - 1 / value
+
+
 @pytest.mark.parametrize("method", ["fine-gates", "prune"])
-def test_the_least_budget_that_does_is_chosen_and_said(method, timed):
-    backbone, messages = tiny_backbone("bert"), []
-    given = spec(method)
-    found = with_speedup(given, backbone, 1.25, messages.append)
-    budget = plan_budget(backbone, found.method.target_sparsity, "auto", 16)
-    assert budget.removed(budget.closing) >= 0.2
-    less = plan_budget(backbone, found.method.target_sparsity - 0.01, "auto", 16)
-    assert less.removed(less.closing) < 0.2
+def test_what_is_chosen_is_said(method, timed):
+    given, messages = spec(method), []
+    found = asked(tiny_backbone("bert"), 1.25, given, on_message=messages.append)
     choice = found.choices[0]
     assert (choice.name, choice.value) == ("method.target_sparsity", found.method.target_sparsity)
     assert "1.25 times as fast" in choice.reason and "tokens" in choice.reason and "thread" in choice.reason
@@ -76,25 +107,31 @@ def test_the_least_budget_that_does_is_chosen_and_said(method, timed):
     assert [message.partition(" ")[0] for message in messages] == ["measuring", "speed"]
 
 
+def test_the_fastest_there_is_can_be_asked_for(timed):
+    backbone = tiny_backbone("bert")
+    most = plan_budget(backbone, 0.5, "auto", 16).largest_target
+    assert speedup._least_target(lambda target: plan_budget(backbone, target, "auto", 16), most - 1e-6) == most
+
+
 def test_what_was_measured_is_kept(timed, cache):
     backbone = tiny_backbone("bert")
-    first = with_speedup(spec(), backbone, 1.3)
+    first = asked(backbone, 1.3)
     count = len(timed)
     assert count > 3
-    assert with_speedup(spec(), backbone, 1.3) == first and len(timed) == count
-    with_speedup(spec(), backbone, 1.5)
+    assert asked(backbone, 1.3) == first and len(timed) == count
+    asked(backbone, 1.5)
     assert len(timed) == count  # one measurement answers every question
-    with_speedup(spec(groups="units-and-heads"), backbone, 1.3)
+    asked(backbone, 1.3, spec(groups="units-and-heads"))
     assert len(timed) > count
     for file in (cache / "speeds").iterdir():
         file.write_text('{"removed": ')
     count = len(timed)
-    assert with_speedup(spec(), backbone, 1.3) == first and len(timed) > count
+    assert asked(backbone, 1.3) == first and len(timed) > count
     for file in (cache / "speeds").iterdir():
         assert file.suffix == ".json"
     (cache / "speeds").rename(cache / "away")
     (cache / "speeds").write_text("no folder")
-    assert with_speedup(spec(), backbone, 1.3) == first
+    assert asked(backbone, 1.3) == first
 
 
 def test_time_is_taken_as_falling_evenly_with_what_is_removed():
@@ -106,39 +143,70 @@ def test_time_is_taken_as_falling_evenly_with_what_is_removed():
 
 
 @pytest.mark.parametrize(
-    ("given", "value", "message", "hint"),
+    ("method", "value", "given", "message"),
     [
-        (spec("bias"), 1.5, "--speedup: expected a method with a budget, fine-gates", "--method"),
-        (spec(mode="faithful"), 1.5, "found 'fine-gates' in mode 'faithful'", "--method"),
-        (spec(), 1.0, "--speedup: expected more than 1, found 1", "1.5"),
-        (spec(), float("nan"), "--speedup: expected more than 1, found nan", "1.5"),
-        (spec(target_sparsity=0.3), 1.5, "the budget is given as method.target_sparsity = 0.3 already", "one of them"),
+        ("auto", 1.5, [], "method 'auto' chooses among methods that make nothing faster"),
+        (None, 1.0, [], "expected more than 1, found 1"),
+        (None, float("nan"), [], "expected more than 1, found nan"),
+        ("prune", 1.5, ["epochs", "target_sparsity"], "method.target_sparsity is the budget already"),
+        ("prune", 1.5, ["method.target_sparsity"], "method.target_sparsity is the budget already"),
     ],
 )
-def test_a_speed_that_cannot_be_a_budget_is_refused(given, value, message, hint):
-    with pytest.raises(ConfigError) as refused:
-        check_speedup(given, value)
-    assert message in refused.value.message and hint in refused.value.hint
+def test_a_speed_that_cannot_be_a_budget_is_refused(method, value, given, message):
+    with pytest.raises(ConfigError, match=message) as refused:
+        check_speedup(method, value, given)
+    assert refused.value.hint
+    check_speedup("prune", 1.5, ["method.multiple"])
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (spec("bias"), "expected a method with a budget, fine-gates .* found 'bias'"),
+        (spec(mode="faithful"), "found 'fine-gates' in mode 'faithful'"),
+        (spec("prune", multiple=100), "expected at most half of the 128 units"),
+    ],
+)
+def test_methods_without_a_budget_and_wrong_ones_are_refused(given, message, timed):
+    with pytest.raises(ConfigError, match=message):
+        asked(tiny_backbone("bert"), 1.5, given)
+    assert not timed
+
+
+def test_models_and_rows_that_cannot_be_are_refused_before_anything_is_timed(timed):
+    with pytest.raises(ConfigError, match="no exact export of a gated modernbert is known"):
+        asked(tiny_backbone("modernbert"), 1.5)
+    with pytest.raises(DataError, match="expected"):
+        asked(tiny_backbone("bert"), 1.5, spec(shots=10**6))
+    assert not timed
 
 
 def test_a_speed_beyond_reach_is_refused_with_what_can_be_had(timed):
     backbone = tiny_backbone("bert")
-    most = plan_budget(backbone, 0.5, "auto", 16).largest_target
+    budget = plan_budget(backbone, 0.5, "auto", 16)
+    most = speedup._removed(plan_budget(backbone, budget.largest_target, "auto", 16))
+    assert most < budget.largest_target  # one unit is left in every block, which an export pads to 16
     with pytest.raises(ConfigError, match=f"50 cannot be reached: .* about {1 / (1 - most):.2f} times as fast"):
-        with_speedup(spec(), backbone, 50)
+        asked(backbone, 50)
 
 
-def test_a_measurement_that_saw_no_gain_says_so(monkeypatch):
-    monkeypatch.setattr(speedup, "in_turns", lambda *arguments: [(1.0, 1.01)])
-    with pytest.raises(ConfigError, match="cannot be reached"):
-        with_speedup(spec(), tiny_backbone("bert"), 1.2)
+def test_a_measurement_that_saw_no_gain_is_not_kept(monkeypatch, cache):
+    monkeypatch.setattr(speedup, "in_turns", lambda *arguments: [(1.0, 1.3)])
+    with pytest.raises(ConfigError, match="cannot be reached") as refused:
+        asked(tiny_backbone("bert"), 1.2)
+    assert f"delete {cache / 'speeds'}" in refused.value.hint
+    monkeypatch.setattr(speedup, "in_turns", lambda *arguments: [(1.0, 0.7)])
+    asked(tiny_backbone("bert"), 1.2)
+    (file,) = (cache / "speeds").iterdir()
+    assert file.suffix == ".json"
 
 
 def test_times_are_really_measured(cache):
-    """On a tiny model they mean nothing, but there are some, of every budget."""
-    with pytest.raises(ConfigError, match="cannot be reached"):
-        with_speedup(spec(), tiny_backbone("bert"), 1000)
-    (file,) = (cache / "speeds").iterdir()
-    found = json.loads(file.read_text())
-    assert len(found["removed"]) == len(found["times"]) == speedup.POINTS
-    assert all(time > 0 for time in found["times"]) and found["where"].startswith("8 × ")
+    """On a tiny model they mean nothing, but there are some, of every shape: 16 to 112 of 128 units."""
+    backbone = tiny_backbone("bert")
+
+    def plan(target):
+        return plan_budget(backbone, target, "auto", 16)
+
+    curve = measure_curve(backbone.model, plan, speedup._inputs(backbone.model, 2, length=8), "here")
+    assert len(curve.removed) == len(curve.times) == 7 and all(time > 0 for time in curve.times)

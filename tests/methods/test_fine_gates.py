@@ -611,6 +611,18 @@ def test_a_head_that_stays_is_no_parameter_of_training():
         assert torch.equal(adapter.head.state_dict()[name], before[name])
 
 
+@pytest.mark.parametrize("family", ["deberta-v2", "bert"])
+@pytest.mark.parametrize("settings", [{"mode": "faithful", "lora_rank": 2}, {"lora_rank": 2}, {"mode": "faithful"}])
+def test_gates_train_in_half_precision(family, settings):
+    adapter, rows, task = attach(family, **settings)
+    name, module = next(iter(adapter.gating.modules.items()))
+    kinds = []
+    handle = module.register_forward_hook(lambda module, arguments, output: kinds.append(output.dtype))
+    result = train(adapter, rows, task, epochs=1, precision="bf16")
+    handle.remove()
+    assert not result.stopped and torch.bfloat16 in kinds and adapter.diagnostics()["soft"] >= 0, name
+
+
 def test_detaching_gives_the_backbone_back():
     for settings in ({"mode": "faithful"}, {}):
         adapter, rows, task = attach("roberta", lora_rank=2, **settings)

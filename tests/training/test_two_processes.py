@@ -144,7 +144,8 @@ def main(folder: Path) -> None:
 
 def asked_for_speed() -> float:
     """The budget that a speed becomes."""
-    return speedup.with_speedup(resolve("prune"), the_backbone(), 1.1).method.target_sparsity  # type: ignore[attr-defined]
+    spec, _ = speedup.with_speedup(toy_task(), resolve("prune"), 1.1, backbone=the_backbone())
+    return spec.method.target_sparsity  # type: ignore[attr-defined]
 
 
 def launch(*arguments: object) -> subprocess.CompletedProcess[str]:

@@ -59,7 +59,7 @@ class Gating:
         inner = x if gates.columns is None else x * gates.columns
         down, up = gates.low_rank
         y = F.linear(inner, matrix(module), bias) + F.linear(F.linear(inner, down), up)
-        return y if gates.rows is None else y * gates.rows
+        return y if gates.rows is None else (y * gates.rows).to(y.dtype)  # y is half under autocast, the gates are not
 
     @contextmanager
     def open(self) -> Iterator[None]:

@@ -189,8 +189,22 @@ def stock_copy(model: PreTrainedModel) -> PreTrainedModel:
     if getattr(model, "pooler", None) is None and getattr(fresh, "pooler", None) is not None:
         fresh.pooler = None
     fresh.load_state_dict(model.state_dict(), assign=True)
-    fresh.tie_weights()
+    _tie_as(model, fresh)
     return fresh.eval().requires_grad_(False)
+
+
+def _tie_as(model: nn.Module, fresh: nn.Module) -> None:
+    """Tie what is one tensor in the model, and nothing else.
+
+    `tie_weights` goes by the configuration, which says of every T5 that the output layer is the embedding; in flan-t5
+    it is not.
+    """
+    seen: dict[int, str] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        first = seen.setdefault(id(parameter), name)
+        if first != name:
+            holder, _, leaf = name.rpartition(".")
+            setattr(fresh.get_submodule(holder), leaf, fresh.get_parameter(first))
 
 
 def class_path(model: PreTrainedModel) -> str:

@@ -101,6 +101,10 @@ class RunArguments:
         except ConfigError:  # an unreadable file, which `spec` complains about
             return False
 
+    def given(self) -> list[str]:
+        """The names of all settings that were given, as they were given."""
+        return list(self._given([])[0])
+
     def spec(
         self,
         kind: TaskKind | None = None,

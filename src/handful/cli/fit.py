@@ -55,7 +55,7 @@ def fit(
 
     Stopped by Ctrl-C or a power cut, the same command continues from the last checkpoint.
     """
-    from handful.export.speedup import ask_for_speed
+    from handful.export.speedup import check_speedup, with_speedup
     from handful.methods.poly import Poly
     from handful.runs.experiment import run
     from handful.runs.inventory import inherited, with_inherited
@@ -65,8 +65,8 @@ def fit(
     is_auto = arguments.is_auto()
     if budget is not None and not is_auto:
         raise ConfigError("--budget: only --method auto chooses within a time", "leave it out")
-    if speedup is not None and is_auto:
-        raise ConfigError("--speedup: method 'auto' chooses among methods that make nothing faster", "name a method")
+    if speedup is not None:
+        check_speedup(AUTO if is_auto else None, speedup, arguments.given())
     if start is not None and is_auto:
         raise ConfigError("--start: a run to start from decides the method, found --method auto", "name that method")
     started = read_start(start) if start else None
@@ -82,7 +82,7 @@ def fit(
         specs = auto_specs(arguments, task.kind) if is_auto else [arguments.spec(task.kind, otherwise=names)]
     spec, backbone = choose_method(task, specs, budget) if is_auto else (specs[0], None)
     if speedup is not None:
-        spec, backbone = ask_for_speed(task, spec, speedup, on_message=say)
+        spec, backbone = with_speedup(task, spec, speedup, on_message=say)
     tell_choices(task, spec)
     if backbone is None:
         say(f"loading model {spec.model} …")
@@ -167,6 +167,8 @@ def tell_next(saved: Run) -> None:
     say("next:")
     say(f"  handful predict {saved.folder} --input new.csv")
     format = method_class(saved.record["spec"]["method"]["name"]).export_format
+    if saved.record["adapter"].get("removable_compact", 0) > saved.record["adapter"].get("removable", 0):
+        format = "compact"  # leaves out more of what is closed
     say(f"  handful export {saved.folder} --output out{'' if format == 'peft' else f' --format {format}'}")
 
 

@@ -13,7 +13,7 @@ import inspect
 import json
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -22,6 +22,8 @@ from typing import Any, final
 
 import torch
 
+from handful.backbone.blocks import head_rule
+from handful.backbone.closed import choose_kept
 from handful.backbone.load import Backbone
 from handful.backbone.packaged import cache_folder
 from handful.backbone.resize import Kept, cut
@@ -33,7 +35,8 @@ from handful.export.size import LENGTH, cpu_name, in_turns, pick_rows, threads
 from handful.methods.fine_gates import FineGates
 from handful.methods.group_gates import Budget, plan_budget
 from handful.methods.prune import Prune
-from handful.runs.experiment import make_split, open_checked
+from handful.runs.defaults import AUTO
+from handful.runs.experiment import check_method, make_split, open_checked
 from handful.runs.spec import Choice, RunSpec
 from handful.training.process_group import ProcessGroup
 
@@ -73,25 +76,19 @@ class SpeedCurve:
         return ", ".join(f"{1 / time:.2f} × without {share:.0%}" for share, time in points)
 
 
-def check_speedup(spec: RunSpec, speedup: float) -> None:
-    """Raises: ConfigError where a run's budget cannot be a speed, or is given in parameters already."""
-    method = spec.method
-    if not isinstance(method, FineGates | Prune) or getattr(method, "mode", "coupled") != "coupled":
+def check_speedup(method: str | None, speedup: float, given: Collection[str]) -> None:
+    """Raises: ConfigError where a speed means nothing: for method "auto", below 1, or beside a budget among `given`."""
+    if method == AUTO:
         raise ConfigError(
-            f"--speedup: expected a method with a budget, {' (coupled) or '.join(SHRINKING)}, found {method.name!r}"
-            + (f" in mode {method.mode!r}" if isinstance(method, FineGates) else ""),
-            "name one of them with --method, or leave --speedup out",
+            f"--speedup: method {AUTO!r} chooses among methods that make nothing faster", "name one with --method"
         )
     if not speedup > 1:
         raise ConfigError(f"--speedup: expected more than 1, found {speedup:g}", "1.5 is half as fast again")
-    if method.target_sparsity != type(method)().target_sparsity:
-        raise ConfigError(
-            f"--speedup: the budget is given as method.target_sparsity = {method.target_sparsity:g} already",
-            "leave one of them out",
-        )
+    if {"target_sparsity", "method.target_sparsity"} & set(given):
+        raise ConfigError("--speedup: method.target_sparsity is the budget already", "leave one of them out")
 
 
-def ask_for_speed(
+def with_speedup(
     task: Task,
     spec: RunSpec,
     speedup: float,
@@ -99,73 +96,95 @@ def ask_for_speed(
     backbone: Backbone | None = None,
     on_message: Callable[[str], None] = lambda message: None,
 ) -> tuple[RunSpec, Backbone]:
-    """`with_speedup` on the spec's model, which is loaded for it; everything that is wrong before is said before.
+    """The spec with the least budget that makes its model so many times as fast, in whole percents; and the model.
 
-    Raises: as `with_speedup`, and as the run itself would before training.
-    """
-    check_speedup(spec, speedup)
-    make_split(task, spec)
-    backbone = backbone or open_checked(task, spec)
-    return with_speedup(spec, backbone, speedup, on_message), backbone
-
-
-def with_speedup(
-    spec: RunSpec, backbone: Backbone, speedup: float, on_message: Callable[[str], None] = lambda message: None
-) -> RunSpec:
-    """The spec with the least budget of parameters, in whole percents, that makes its model so many times as fast.
-
-    Raises: ConfigError where no budget makes it that fast.
+    Raises: ConfigError for a method without a budget, and where no budget makes it that fast; what the run itself
+    would before a model is loaded.
     """
     method = spec.method
-    assert isinstance(method, FineGates | Prune)
+    if not isinstance(method, FineGates | Prune) or getattr(method, "mode", "coupled") != "coupled":
+        raise ConfigError(
+            f"--speedup: expected a method with a budget, {' (coupled) or '.join(SHRINKING)}, found {method.name!r}"
+            + (f" in mode {method.mode!r}" if isinstance(method, FineGates) else ""),
+            "name one of them with --method, or leave --speedup out",
+        )
+    make_split(task, spec)
+    if backbone:
+        check_method(task, spec, backbone)
+    backbone = backbone or open_checked(task, spec)
     plan = partial(plan_budget, backbone, groups=method.groups, multiple=method.multiple)
-    group = ProcessGroup(backbone.device)
-    curve = group.agree(_kept_curve(backbone, plan, spec.options.max_length, on_message) if group.is_main else None)
+    length = min(LENGTH, spec.options.max_length, backbone.max_length)
+    group, file = ProcessGroup(backbone.device), _file(backbone, plan(0.5), length)
+    curve = group.agree(_curve(backbone, plan, length, file, on_message) if group.is_main else None)
     on_message(f"speed ({curve.where}): {curve}")
     if speedup > curve.fastest:
         raise ConfigError(
             f"--speedup: {speedup:g} cannot be reached: without {curve.removed[-1]:.0%} of its attention and "
             f"feed-forward parameters, the most that can go, the model is about {curve.fastest:.2f} times as fast",
-            "ask for less",
+            f"ask for less; to measure anew, on a machine that does nothing else, delete {file}",
         )
-    needed = curve.removed_for(speedup)
-    percents = [percent / 100 for percent in range(1, 100) if percent / 100 <= plan(0.5).largest_target]
-    target = next((percent for percent in percents if _removed(plan(percent)) >= needed), percents[-1])
-    reason = f"measured: {speedup:g} times as fast ({curve.where})"
-    choice = Choice("method.target_sparsity", target, reason)
-    return replace(spec, method=replace(method, target_sparsity=target), choices=(choice, *spec.choices))
+    target = _least_target(plan, curve.removed_for(speedup))
+    choice = Choice("method.target_sparsity", target, f"measured: {speedup:g} times as fast ({curve.where})")
+    chosen = replace(spec, method=replace(method, target_sparsity=target), choices=(choice, *spec.choices))
+    return chosen, backbone
 
 
 Plan = Callable[[float], Budget]
 
 
+def _least_target(plan: Plan, needed: float) -> float:
+    """The least budget, in whole percents or the largest, of which an export leaves out at least that share."""
+    largest = plan(0.5).largest_target
+    percents = [percent / 100 for percent in range(1, 100) if percent / 100 < largest]
+    return next((target for target in percents if _removed(plan(target)) >= needed), largest)
+
+
 def _removed(budget: Budget) -> float:
-    """The share that the budget really removes; 0 where it is rounded to nothing, or more than there is."""
+    """The share that an export leaves out; 0 where the budget is rounded to nothing."""
     try:
-        return budget.removed(budget.closing)
+        return 1 - _exported(budget).parameters(budget.blocks) / budget.blocks.parameters()
     except ConfigError:
         return 0.0
 
 
-def _kept_curve(backbone: Backbone, plan: Plan, max_length: int, on_message: Callable[[str], None]) -> SpeedCurve:
-    """What was measured before for this model, these budgets and this machine, or is now."""
-    length, budget = min(LENGTH, max_length, backbone.max_length), plan(0.5)
-    machine = f"{threads(torch.get_num_threads())} of {cpu_name()}"
+def _exported(budget: Budget) -> Kept:
+    """As many units and heads of each block as an export keeps: `dense`, or `compact` where only that removes heads.
+
+    Raises: ConfigError as the budget does.
+    """
+    blocks = budget.blocks
+    left = [size - gone for size, gone in zip(budget.sizes, budget.closing, strict=True)]
+    groups = left[: len(blocks.attention)] if budget.heads else [block.groups for block in blocks.attention]
+    layout = "ragged" if budget.heads and head_rule(blocks.model.config) == "compact" else "padded"
+    return choose_kept(blocks, Kept.first(left[-len(blocks.feed_forward) :], groups), layout)
+
+
+def _file(backbone: Backbone, budget: Budget, length: int) -> Path:
+    """Where a measurement is kept: by the model, what goes of it, the texts' length and the machine."""
     model = [backbone.fingerprint, type(backbone.model).__name__, budget.heads, budget.multiple]
-    identity = json.dumps([*model, length, machine, torch.__version__])
-    file = cache_folder() / "speeds" / f"{hashlib.sha256(identity.encode()).hexdigest()[:16]}.json"
+    identity = json.dumps([*model, length, _machine(), torch.__version__])
+    return cache_folder() / "speeds" / f"{hashlib.sha256(identity.encode()).hexdigest()[:16]}.json"
+
+
+def _machine() -> str:
+    return f"{threads(torch.get_num_threads())} of {cpu_name()}"
+
+
+def _curve(backbone: Backbone, plan: Plan, length: int, file: Path, on_message: Callable[[str], None]) -> SpeedCurve:
+    """What was measured before and is in the file, or is measured now."""
     if found := _read(file):
         return found
     on_message(f"measuring how fast {backbone.name} is without parts of it, once …")
     whole = copy.deepcopy(backbone.model).to(torch.device("cpu"), torch.float32)  # type: ignore[arg-type]
     inputs = partial(_inputs, whole, length=length)
     rows = pick_rows(_forward(whole), inputs)
-    curve = measure_curve(whole, plan, inputs(rows), f"{rows} × {length} tokens, {machine}")
-    with suppress(OSError):  # it is measured again where it cannot be kept
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial_file = file.with_suffix(".partial")
-        partial_file.write_text(json.dumps(asdict(curve)), encoding="utf-8")
-        partial_file.replace(file)
+    curve = measure_curve(whole, plan, inputs(rows), f"{rows} × {length} tokens, {_machine()}")
+    if curve.slope > 0:  # what shows no gain was disturbed
+        with suppress(OSError):  # it is measured again where it cannot be kept
+            file.parent.mkdir(parents=True, exist_ok=True)
+            partial_file = file.with_suffix(".partial")
+            partial_file.write_text(json.dumps(asdict(curve)), encoding="utf-8")
+            partial_file.replace(file)
     return curve
 
 
@@ -184,9 +203,10 @@ def measure_curve(whole: Any, plan: Plan, batch: Mapping[str, torch.Tensor], whe
     It is this process's own time on the CPU, which other work disturbs less than the clock's.
     """
     largest = plan(0.5).largest_target
+    budgets = [plan(largest * point / POINTS) for point in range(1, POINTS + 1)]
+    _exported(budgets[-1])  # what is wrong with every budget is said
     times: dict[float, float] = {}
-    for point in range(1, POINTS + 1):
-        budget = plan(largest * point / POINTS)
+    for budget in budgets:
         share = _removed(budget)
         if share > 0 and share not in times:
             pairs = in_turns(_forward(whole), _forward(_without(whole, budget)), batch, time.process_time)
@@ -195,11 +215,9 @@ def measure_curve(whole: Any, plan: Plan, batch: Mapping[str, torch.Tensor], whe
 
 
 def _without(whole: Any, budget: Budget) -> Any:
-    """A copy of a model without as much as the budget says; which units and heads stay makes no difference to time."""
-    small, blocks = copy.deepcopy(whole), budget.blocks
-    left = [size - gone for size, gone in zip(budget.sizes, budget.closing, strict=True)]
-    groups = left[: len(blocks.attention)] if budget.heads else [block.groups for block in blocks.attention]
-    cut(replace(blocks, model=small), Kept.first(left[-len(blocks.feed_forward) :], groups))
+    """A copy of a model as an export would be; which units and heads stay makes no difference to its time."""
+    small = copy.deepcopy(whole)
+    cut(replace(budget.blocks, model=small), _exported(budget))
     return small
 
 

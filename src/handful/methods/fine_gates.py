@@ -41,7 +41,7 @@ _REPO_TRAINING = {
     "epochs": 100, "learning_rate": 1e-3, "head_learning_rate": 1e-3, "schedule": "constant", "warmup": 0.0,
     "gradient_clip": 0.0, "trunk_dropout": True,
 }  # fmt: skip
-_REPO_RUN = {"pooling": "family"}
+_REPO_RUN = {"pooling": "family", "max_length": 512}
 _BELONGS = {
     "faithful": (
         "squash", "init_mean", "init_std", "penalty_std", "pressure", "penalty_weight", "penalty_start", "kurtosis",
