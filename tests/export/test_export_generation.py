@@ -228,7 +228,7 @@ def test_texts_of_another_search_are_judged_by_those_without_beams(stored, in_pr
         (Prompt(), "dense", "use the format 'peft'"),
         (Prefix(), "peft", "stock PEFT has no working prefix for t5"),
         (Full(), "onnx", "a model that writes texts is exported as peft or dense"),
-        (FineGates(), "compact", "a model that writes texts is exported as peft or dense"),
+        (FineGates(), "compact", "a model that writes texts is exported as dense"),
     ],
 )
 def test_what_cannot_be_exported_is_said_before_training(method, form, words):

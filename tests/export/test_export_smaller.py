@@ -98,7 +98,9 @@ def test_a_smaller_export_gives_our_scores_and_says_how_small_it_is(
         path.stat().st_size for path in (tmp_path / "out").iterdir() if path.suffix in (".safetensors", ".onnx")
     )
     assert size.speed.threads == torch.get_num_threads()
-    assert size.speed.cpu and f"Time on the CPU ({size.speed.cpu}) for " in " ".join(size.sentences())
+    (said,) = [sentence for sentence in size.sentences() if sentence.startswith(f"CPU time ({size.speed.cpu}) for ")]
+    assert size.speed.ratio == size.speed.seconds[0] / size.speed.seconds[1]  # as a reader would divide
+    assert said.endswith("computed by onnxruntime and before by torch" if form == "onnx" else "× as fast)")
     assert size.speed.rows in (1, 8) and size.speed.length == 128  # one row where the machine is busy
     if form == "dense":
         assert len(set(parts.units)) == 1
@@ -288,13 +290,13 @@ def test_a_slow_model_is_measured_on_one_row_and_other_scores_are_an_error():
     def inputs(count):
         return {"input_ids": torch.zeros(count, 16, dtype=torch.long)}
 
-    speed = measure(slow, slow, inputs)
-    assert (speed.rows, speed.length) == (8, 16)
+    speed = measure(slow, slow, inputs, runtime="another")
+    assert (speed.rows, speed.length, speed.runtime) == (8, 16, "another")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("handful.export.size.BUDGET", 0.0)
         rows.clear()
         assert measure(slow, slow, inputs).rows == 1
-        assert len(rows) == 1 + 1 + 1 + 2 * 3
+        assert rows == [8] + [1] * (2 + 2 + 2 * 3)  # to choose, to compare, to count turns, three turns
     with pytest.raises(RunError, match="other scores"):
         measure(slow, lambda inputs: torch.ones(1, 2), inputs)
     assert np.isfinite(speed.ratio)

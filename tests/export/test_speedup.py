@@ -26,7 +26,7 @@ def timed(monkeypatch):
     """Times in proportion to parameters; the list gets, of every model that was timed, how many its blocks have."""
     seen = []
 
-    def take_turns(full, small, batch, clock):
+    def take_turns(full, small, batch):
         sizes = [find_blocks(forward.__closure__[0].cell_contents).parameters() for forward in (full, small)]
         with torch.no_grad():
             assert small(batch).isfinite().all()

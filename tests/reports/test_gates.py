@@ -173,9 +173,12 @@ def test_lines_join_targets_of_one_method_whatever_a_search_chose(fakes):
 def test_speed_that_exports_measured_is_shown_and_a_damaged_export_is_named(study):
     runs = [r for r in read_results([study])[0] if (r.label, r.cell.task) == ("gates, 40 %", "trec")]
     for run, ratio in zip(runs, (1.4, 1.6), strict=False):
-        for name, extra in (("dense", 0.0), ("compact", 0.1)):
+        for name, extra, left, runtime in (
+            ("dense", 0.0, 80, "torch"), ("compact", 0.1, 70, "torch"), ("onnx", 0.9, 70, "onnxruntime"),
+        ):  # fmt: skip
             (run.run.folder / name).mkdir()
-            content = {"size": {"speed": {"ratio": ratio + extra}}}
+            speed = {"seconds": [ratio + extra, 1.0], "runtime": runtime}
+            content = {"size": {"speed": speed, "parts": {"gateable": [100, left]}}}
             (run.run.folder / name / "export.json").write_text(json.dumps(content))
     (runs[2].run.folder / "export.json").write_text('{"size": {"speed": 3}}')
     report = report_of(study)
@@ -183,9 +186,13 @@ def test_speed_that_exports_measured_is_shown_and_a_damaged_export_is_named(stud
     (panel,) = figure.panels
     assert panel.title == "trec"
     assert [x for x, _ in panel.drawing.lines["gates"]] == [pytest.approx(1.6)]  # the median of 1.5 and 1.7
-    assert panel.drawing.start == 1
+    assert panel.drawing.start == 1 and figure.legend == ("gates",)
+    (row,) = figure.numbers.records()
+    assert row["times as fast"] == pytest.approx(1.6) and row["of the export, removed %"] == pytest.approx(30)
     assert "of several of a run, the fastest" in figure.note
-    assert report.skipped == ((str(runs[2].run.folder), "export.json: TypeError: 'int' object is not subscriptable"),)
+    assert report.skipped == (
+        (str(runs[2].run.folder), "export.json: AttributeError: 'int' object has no attribute 'get'"),
+    )
 
 
 def test_an_export_of_a_run_that_says_no_size_counts_for_nothing(study):

@@ -167,7 +167,7 @@ def obstacles(config: PreTrainedConfig) -> list[str]:
     family = config.model_type
     if family not in FAMILIES:
         return [f"no exact export of a gated {family} is known; it is for {', '.join(sorted(FAMILIES))}"]
-    if getattr(config, "quantization_config", None):
+    if getattr(config, "quantization_config", None) is not None:
         return ["the weights are quantised, and gates cannot be folded into them; load the model in full precision"]
     if getattr(config, "add_cross_attention", False):
         return [f"a {family} with cross-attention has blocks of another kind"]

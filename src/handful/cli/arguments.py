@@ -21,6 +21,14 @@ if TYPE_CHECKING:
     from handful.runs.spec import RunSpec
 
 TEST_FRACTION = 0.2
+Speedup = Annotated[
+    float | None,
+    typer.Option(
+        help="Of fine-gates and prune: how many times as fast the export is to be; 'fit' measures what that takes.",
+        show_default="a budget of parameters",
+    ),
+]
+"""An option of `check` and `fit`."""
 
 
 def _option(flag: str, text: str, default: str, metavar: str | None = None) -> Any:

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from handful.cli.arguments import RunArguments, spread_arguments
+from handful.cli.arguments import RunArguments, Speedup, spread_arguments
 from handful.cli.console import say, show_json
 from handful.errors import ConfigError, HandfulError
+from handful.runs.defaults import AUTO
 
 if TYPE_CHECKING:
     from handful.data.task import Task
@@ -24,10 +25,12 @@ Result = TypeVar("Result")
 def check(
     arguments: RunArguments,
     output: Annotated[Path, typer.Option(help="Folder for run folders.")] = Path("runs"),
+    speedup: Speedup = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Check data, settings, model name, output folder and export, and say what 'fit' would do. Trains nothing."""
     from handful.cli.fit import auto_specs, tell_choices
+    from handful.export.speedup import check_speedup, with_budget
     from handful.runs.preflight import preflight
     from handful.runs.store import check_writable
 
@@ -47,6 +50,9 @@ def check(
     spec = specs[0] if specs else None
     is_new = not output.exists()
     attempt(lambda: check_writable(output))
+    if speedup is not None:
+        attempt(lambda: check_speedup(AUTO if is_auto else None, speedup, arguments.given()))
+        attempt(lambda: spec and not is_auto and with_budget(spec))
     if is_new and output.is_dir():
         output.rmdir()  # a check leaves nothing behind
     found = attempt(lambda: preflight(task, spec)) if task and spec else None

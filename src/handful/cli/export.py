@@ -14,12 +14,13 @@ def export(
     run: Annotated[Path, typer.Argument(help="The folder that 'handful fit' made.")],
     output: Annotated[Path, typer.Option(help="The folder to write.")],
     format: Annotated[
-        str,
+        str | None,
         typer.Option(
+            show_default="what the method is best exported as",
             help="peft: an adapter for stock PEFT; dense: a whole model for stock transformers; compact: of gates or "
-            "pruning, each layer as small as it can be, for handful's loader; onnx: one file with the head inside."
+            "pruning, each layer as small as it can be, for handful's loader; onnx: one file with the head inside.",
         ),
-    ] = "peft",
+    ] = None,
     task: Annotated[str | None, typer.Option(help="Of an inventory of many tasks: this one.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an older export of that name.")] = False,
     model: Annotated[
@@ -33,14 +34,18 @@ def export(
     from handful.cli.predict import open_model
     from handful.errors import ConfigError, nearest
     from handful.export.folder import refuse_existing
-    from handful.export.plan import FORMATS
+    from handful.export.plan import FORMATS, best_format
     from handful.runs.inventory import member_record
     from handful.runs.store import read_run
 
-    if format not in FORMATS:
+    if format is not None and format not in FORMATS:
         raise ConfigError(f"unknown export format {format!r}", nearest(format, FORMATS))
     refuse_existing(output, overwrite)
-    member_record(read_run(run), task)
+    found = read_run(run)
+    member_record(found, task)
+    if format is None:
+        format = best_format(found.record)
+        say(f"--format {format}  (none was named)")
     fitted = open_model(run, model, task)
     say(f"writing and checking {output} …")
     report = fitted.export(output, format, overwrite=overwrite)

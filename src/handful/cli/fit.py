@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from handful.cli.arguments import RunArguments, spread_arguments
+from handful.cli.arguments import RunArguments, Speedup, spread_arguments
 from handful.cli.console import FitProgress, format_cell, say, show_json
 from handful.errors import ConfigError
 from handful.runs.defaults import AUTO
@@ -26,13 +26,7 @@ def fit(
     budget: Annotated[
         float | None, typer.Option(min=1, help="Seconds for --method auto to choose in.", show_default="300")
     ] = None,
-    speedup: Annotated[
-        float | None,
-        typer.Option(
-            help="Of fine-gates and prune: how many times as fast the export is to be; measured, instead of a budget.",
-            show_default="a budget of parameters",
-        ),
-    ] = None,
+    speedup: Speedup = None,
     start: Annotated[
         Path | None,
         typer.Option(
@@ -146,7 +140,7 @@ def tell_choices(task: Task, spec: RunSpec) -> None:
 def show_run(saved: Run) -> None:
     """The score and what it cost, on stdout."""
     from handful.evaluation.estimate import Estimate
-    from handful.runs.card import headline
+    from handful.runs.card import headline, left_out
 
     record = saved.record
     fitted, rows = record["fit"], record["rows"]
@@ -155,20 +149,20 @@ def show_run(saved: Run) -> None:
         print(f"  {name} {Estimate.from_dict(record['scores'][name])}  {signature}")
     print(f"trained {fitted['parameters']:,} of {record['backbone']['parameters']:,} parameters", end=" ")
     print(f"on {rows['train']:,} rows in {fitted['steps']:,} steps, {fitted['seconds']:.1f} s")
+    if sentence := left_out(record):
+        print(sentence)
     print(f"run {saved.folder}")
 
 
 def tell_next(saved: Run) -> None:
     """What there is to know about a run, and what can be done with it."""
-    from handful.methods import method_class
+    from handful.export.plan import best_format
 
     for line in (*record_warnings(saved.record), *saved.record["notes"]):
         say(f"  {line}")
     say("next:")
     say(f"  handful predict {saved.folder} --input new.csv")
-    format = method_class(saved.record["spec"]["method"]["name"]).export_format
-    if saved.record["adapter"].get("removable_compact", 0) > saved.record["adapter"].get("removable", 0):
-        format = "compact"  # leaves out more of what is closed
+    format = best_format(saved.record)
     say(f"  handful export {saved.folder} --output out{'' if format == 'peft' else f' --format {format}'}")
 
 

@@ -44,7 +44,7 @@ def report(error: BaseException) -> int:
     if os.environ.get("HANDFUL_DEBUG") == "1":
         traceback.print_exception(error)
     if isinstance(error, KeyboardInterrupt):
-        _complain("stopped", "nothing that was saved is lost; the same command continues from its last checkpoint")
+        _complain("stopped", "nothing that was saved is lost; started again, a fit continues from its last checkpoint")
         return EXIT_INTERRUPTED
     if isinstance(error, BrokenPipeError):  # the reader of stdout, such as `head`, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

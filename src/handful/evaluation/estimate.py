@@ -116,6 +116,8 @@ def bootstrap_score(
         draws = _resample_rows(metric, predictions, targets, generator, resamples)
     tail = ndtr(sqrt(rows / (rows - 1)) * stdtrit(rows - 1, (1 - level) / 2))
     low, high = np.quantile(draws, [tail, 1 - tail], axis=-1)
+    if metric.needs == "texts" and low == high:
+        return Estimate(mean, None, None, rows, level, "every record scores alike: resampling cannot tell")
     return Estimate(mean, min(float(low.min()), mean), max(float(high.max()), mean), rows, level, method)
 
 

@@ -17,7 +17,7 @@ from handful.evaluation.writing import GenerationOptions
 from handful.export.folded import Folded
 from handful.export.folder import ExportJob, ExportReport
 from handful.export.loaders import Loader
-from handful.export.plan import planned
+from handful.export.plan import SHRINKING, method_of, planned
 from handful.export.size import Size
 from handful.methods.base import AbstractAdapter
 
@@ -43,12 +43,12 @@ def export_dense(
     plan, adapter = planned(adapter, backbone, task, "dense")
     limit = longest_row(adapter, max_length or backbone.max_length, generation)
     job = ExportJob(adapter, backbone, task, folder, limit, card, overwrite, generation)
-    folded = Folded(job, plan, "padded")
+    folded, shrinks = Folded(job, plan, "padded"), method_of(adapter).name in SHRINKING
 
     def fill(partial: Path) -> Size | None:
         save_model(folded.shrunk.model, partial)
         record = folded.shrunk.record
-        return folded.measured(partial) if record.changed or record.zeros else None
+        return folded.measured(partial) if record.changed or record.zeros or shrinks else None
 
     kind = type(folded.full)
     whole = backbone.kind != "encoder-decoder" or plan.form != "features"

@@ -113,10 +113,10 @@ class Folded:
             total += float((scorer.scores(inputs) - exact).abs().max())
         return total
 
-    def measured(self, folder: Path, scores: Scores | None = None) -> Size:
+    def measured(self, folder: Path, scores: Scores | None = None, runtime: str = "torch") -> Size:
         """How much smaller and faster what was written into `folder` is; `scores` are computed by what is in it."""
         small = scores or self.scorer(self.shrunk.model).scores
-        speed = measure(self.scorer(self.full).scores, small, self.inputs, self.job.unit, self.rounding)
+        speed = measure(self.scorer(self.full).scores, small, self.inputs, self.job.unit, self.rounding, runtime)
         return Size(self.shrunk.record, (tensor_bytes(self.full), weight_bytes(folder)), speed)
 
 

@@ -262,9 +262,15 @@ class ExportJob:
             f"The pretrained model is {_plain(self.backbone.name)}{f' (hub: {hub})' if hub else ''}. {cut} "
             f"to {loader.max_length} tokens. Written by handful {__version__}; what was verified, and how, "
             f"stands in {RECORD}.",
+            *(("", _UNUSED_POOLER) if self._lacks_pooler(plan, loader) else ()),
             *(("", *(f"- {sentence}" for sentence in size.sentences())) if size else ()),
         ]
         return "\n".join(lines) + (f"\n\n{self.card}\n" if self.card else "\n")
+
+    def _lacks_pooler(self, plan: ExportPlan, loader: Loader) -> bool:
+        """Whether transformers will say that a pooler is missing, which the code does not use."""
+        stock = plan.form == "features" and loader.file == "stock"
+        return stock and getattr(self.backbone.model, "pooler", ...) is None
 
     def _record(
         self, plan: ExportPlan, difference: float | None, verification: str, size: Size | None
@@ -280,6 +286,11 @@ class ExportJob:
             "verification": verification,
             "size": asdict(size) if size else None,
         }
+
+
+_UNUSED_POOLER = (
+    "transformers may report weights of a pooler as missing and newly initialised: the code above does not use them."
+)
 
 
 def _unpadded(tokens: list[int], pad: object) -> list[int]:
@@ -299,7 +310,10 @@ def refuse_existing(folder: Path, overwrite: bool) -> None:
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     if not overwrite:
-        raise RunError(f"{folder}: expected no such folder, found one", "give another one, or overwrite it")
+        raise RunError(
+            f"{folder}: expected no such folder, found one",
+            "give another one; an older export is replaced with --overwrite",
+        )
     if not (folder / RECORD).is_file():
         raise RunError(
             f"{folder}: expected an older export to overwrite, found no {RECORD} in it", "remove the folder yourself"

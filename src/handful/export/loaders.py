@@ -74,9 +74,9 @@ _POOLED = {
     "mean": "features = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)",
     "last": "features = hidden[torch.arange(len(mask)), (mask * torch.arange(mask.shape[1])).argmax(1)]",
 }
-_PREFIX = """seen = torch.nn.functional.pad(mask, ({length}, 0), value=1)  # PEFT's own forward would drop token types
+_PREFIX = """seen = torch.nn.functional.pad(mask, ({length}, 0), value=1)  # {why}
 past = model.get_prompt(len(mask))
-hidden = model.get_base_model()(**inputs | dict(attention_mask=seen), past_key_values=past).last_hidden_state"""
+output = model.get_base_model()(**inputs | dict(attention_mask=seen), past_key_values=past)"""
 _PROMPT = """pad = lambda name, value: torch.nn.functional.pad(inputs[name], ({length}, 0), value=value)
 longer = dict(attention_mask=pad("attention_mask", 1), token_type_ids=pad("token_type_ids", 0))
 words = torch.cat((model.get_prompt(len(mask)), model.word_embeddings(inputs["input_ids"])), 1)
@@ -178,7 +178,7 @@ class Loader:
             return _ONNX_CODE.format(
                 texts=texts, max_length=self.max_length, activation=activation, normalised=normalised
             )
-        body = ["return model(**inputs).logits"] if self.form == "classifier" else self._features()
+        body = self._logits() if self.form == "classifier" else self._features()
         return _CODE.format(
             imports=self._imports(),
             setup="\n".join(self._setup()),
@@ -249,10 +249,19 @@ class Loader:
         lines.append(f"model = {self._auto}.from_pretrained(base, {', '.join(options)}){encoder}")
         return [*lines, "model = PeftModel.from_pretrained(model, folder).eval()"]
 
+    def _logits(self) -> list[str]:
+        if self.injected != "prefix":
+            return ["return model(**inputs).logits"]
+        why = "PEFT's own forward asks for past_key_values by name, which transformers 5.24 calls cache"
+        return ['mask = inputs["attention_mask"]', _PREFIX.format(length=self.length, why=why), "return output.logits"]
+
     def _features(self) -> list[str]:
         hidden = "hidden = model(**inputs).last_hidden_state"
-        if self.injected != "layers" and self.token_types:
-            hidden = (_PREFIX if self.injected == "prefix" else _PROMPT).format(length=self.length)
+        if self.injected == "prefix" and self.token_types:
+            prefix = _PREFIX.format(length=self.length, why="PEFT's own forward would drop token types")
+            hidden = f"{prefix}\nhidden = output.last_hidden_state"
+        elif self.injected == "prompt" and self.token_types:
+            hidden = _PROMPT.format(length=self.length)
         elif self.injected == "prompt":
             hidden += f"[:, {self.length}:]"
         result = 'return torch.nn.functional.linear(features, head["weight"], head["bias"])'

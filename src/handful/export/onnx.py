@@ -63,7 +63,7 @@ def export_onnx(
         with torch.no_grad():
             expected = folded.scorer(folded.full).scores(batch)
         compare(run(batch), expected, job.unit, bind(folded.rounding, batch))
-        return folded.measured(partial, run)
+        return folded.measured(partial, run, "onnxruntime")
 
     return job.write(plan, Loader.of(job, plan, file="onnx"), fill, folded.rounding)
 
@@ -96,6 +96,7 @@ def open_onnx(file: Path) -> Any:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # waiting is no time that a forward takes
     return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Literal, final
+from typing import Any, Literal, final
 
 from handful.backbone.blocks import FAMILIES, obstacles
 from handful.backbone.classifier import output_layer
 from handful.backbone.load import Backbone
 from handful.data.task import Task
 from handful.errors import ConfigError, nearest
+from handful.methods import method_class
 from handful.methods.base import AbstractAdapter, AbstractMethod
 from handful.methods.head import AbstractHeadedAdapter, Head, HeadAdapter
 from handful.methods.peft_bridge import IA3, LoRA, Peft, PromptTuning
@@ -72,7 +74,8 @@ def check_export(
         return ExportPlan(None, obstacle)
     if task is not None and task.kind == "generation":
         if format not in WRITING_FORMATS:
-            return ExportPlan(None, f"a model that writes texts is exported as {' or '.join(WRITING_FORMATS)}")
+            formats = WRITING_FORMATS[1:] if method.name in SHRINKING else WRITING_FORMATS
+            return ExportPlan(None, f"a model that writes texts is exported as {' or '.join(formats)}")
         return ExportPlan("language-model", f"{_ARTICLES[format]} for {family}'s stock language model")
     if format == "onnx":
         return ExportPlan(
@@ -97,6 +100,13 @@ def planned(
 
 
 _ARTICLES = {"peft": "a PEFT adapter", "dense": "a dense model", "compact": "a compact model", "onnx": "an ONNX model"}
+
+
+def best_format(record: Mapping[str, Any]) -> str:
+    """The format for a run by its record: its method's, or "compact" where that leaves out more of what is closed."""
+    if record["adapter"].get("removable_compact", 0) > record["adapter"].get("removable", 0):
+        return "compact"
+    return method_class(record["spec"]["method"]["name"]).export_format
 
 
 def method_of(adapter: AbstractAdapter) -> AbstractMethod:

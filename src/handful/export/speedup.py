@@ -12,7 +12,6 @@ import hashlib
 import inspect
 import json
 import statistics
-import time
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -88,6 +87,18 @@ def check_speedup(method: str | None, speedup: float, given: Collection[str]) ->
         raise ConfigError("--speedup: method.target_sparsity is the budget already", "leave one of them out")
 
 
+def with_budget(spec: RunSpec) -> FineGates | Prune:
+    """The spec's method. Raises: ConfigError where it has no budget."""
+    method = spec.method
+    if isinstance(method, FineGates | Prune) and getattr(method, "mode", "coupled") == "coupled":
+        return method
+    raise ConfigError(
+        f"--speedup: expected a method with a budget, {' (coupled) or '.join(SHRINKING)}, found {method.name!r}"
+        + (f" in mode {method.mode!r}" if isinstance(method, FineGates) else ""),
+        "name one of them with --method, or leave --speedup out",
+    )
+
+
 def with_speedup(
     task: Task,
     spec: RunSpec,
@@ -101,13 +112,7 @@ def with_speedup(
     Raises: ConfigError for a method without a budget, and where no budget makes it that fast; what the run itself
     would before a model is loaded.
     """
-    method = spec.method
-    if not isinstance(method, FineGates | Prune) or getattr(method, "mode", "coupled") != "coupled":
-        raise ConfigError(
-            f"--speedup: expected a method with a budget, {' (coupled) or '.join(SHRINKING)}, found {method.name!r}"
-            + (f" in mode {method.mode!r}" if isinstance(method, FineGates) else ""),
-            "name one of them with --method, or leave --speedup out",
-        )
+    method = with_budget(spec)
     make_split(task, spec)
     if backbone:
         check_method(task, spec, backbone)
@@ -118,10 +123,12 @@ def with_speedup(
     curve = group.agree(_curve(backbone, plan, length, file, on_message) if group.is_main else None)
     on_message(f"speed ({curve.where}): {curve}")
     if speedup > curve.fastest:
+        can_spare_heads = head_rule(backbone.config) != "none" and not (backbone.purpose_is_lm or plan(0.5).heads)
+        others = ", or method.groups 'units-and-heads'" if can_spare_heads else ""
         raise ConfigError(
             f"--speedup: {speedup:g} cannot be reached: without {curve.removed[-1]:.0%} of its attention and "
             f"feed-forward parameters, the most that can go, the model is about {curve.fastest:.2f} times as fast",
-            f"ask for less; to measure anew, on a machine that does nothing else, delete {file}",
+            f"ask for less{others}; to measure anew, on a machine that does nothing else, delete {file}",
         )
     target = _least_target(plan, curve.removed_for(speedup))
     choice = Choice("method.target_sparsity", target, f"measured: {speedup:g} times as fast ({curve.where})")
@@ -198,18 +205,18 @@ def _read(file: Path) -> SpeedCurve | None:
 
 
 def measure_curve(whole: Any, plan: Plan, batch: Mapping[str, torch.Tensor], where: str) -> SpeedCurve:
-    """Models of rising budgets, each in turn with the whole one; the median of what it takes of the other's time.
+    """Models of rising budgets, each in turn with the whole one; the median of what it takes of the other's CPU time.
 
-    It is this process's own time on the CPU, which other work disturbs less than the clock's.
+    Raises: ConfigError as the largest budget does.
     """
     largest = plan(0.5).largest_target
     budgets = [plan(largest * point / POINTS) for point in range(1, POINTS + 1)]
-    _exported(budgets[-1])  # what is wrong with every budget is said
+    _exported(budgets[-1])
     times: dict[float, float] = {}
     for budget in budgets:
         share = _removed(budget)
         if share > 0 and share not in times:
-            pairs = in_turns(_forward(whole), _forward(_without(whole, budget)), batch, time.process_time)
+            pairs = in_turns(_forward(whole), _forward(_without(whole, budget)), batch)
             times[share] = statistics.median(after / before for before, after in pairs)
     return SpeedCurve(tuple(times), tuple(times.values()), where)
 

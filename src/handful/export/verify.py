@@ -55,7 +55,7 @@ def stock_scores(folder: Path, code: str, inputs: Mapping[str, torch.Tensor], fu
             last = (result.stderr.strip().splitlines() or ["no message"])[-1]
             raise RunError(
                 f"the export cannot be loaded by the stock libraries: {last}",
-                "nothing was saved; versions of transformers and PEFT that work are in requirements/test.txt",
+                "nothing was saved; `pip install 'handful[peft]'` has versions that work together",
             )
         return load_file(made)["made"]
 

@@ -87,9 +87,9 @@ class Budget:
         if self.target > self.largest_target:
             others = not self.heads and head_rule(self.blocks.model.config) != "none"
             raise ConfigError(
-                f"method.target_sparsity: {self.target:g} of the parameters cannot be removed: with one unit "
-                f"{'and as few heads as can be ' * self.heads}left in every block {self.largest_target:.3f} of them "
-                "are gone",
+                f"method.target_sparsity: {self.target:g} of the attention and feed-forward parameters cannot be "
+                f"removed: with one unit {'and as few heads as can be ' * self.heads}left in every block "
+                f"{self.largest_target:.3f} of them are gone",
                 "give less" + (", or groups 'units-and-heads'" if others else ""),
             )
         heads = self._heads()

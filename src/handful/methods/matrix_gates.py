@@ -18,6 +18,12 @@ if TYPE_CHECKING:
     from handful.methods.fine_gates import FineGates
 
 
+_MORE = (
+    "train for longer, with a greater training.learning_rate (the preset 'published' has 3e-2), or with a greater "
+    "method.pressure"
+)
+
+
 @final
 class MatrixGatesAdapter(AbstractGatedAdapter):
     """y = r ⊙ (W (c ⊙ x) + b), r and c drawn once a forward in training and shared by its examples (sheet 1).
@@ -119,20 +125,20 @@ class MatrixGatesAdapter(AbstractGatedAdapter):
 
     @property
     def notes(self) -> list[str]:
-        """What should be said about the gates as they are: that few or none are closed, and why (sheet 2)."""
+        """What should be said about the gates as they are: that few are closed, or fewer than asked (sheet 2)."""
         if not self.steps:
             return []
         found, target = self.diagnostics(), self.method.target_sparsity
-        if found["closed"] >= target / 3:
+        off, near = found["open_probability"] - (1 - target), min(0.05, target / 4)
+        if found["closed"] >= target / 3 and off < near:
             return []
         said = f"mean open probability {found['open_probability']:.2f}, target {1 - target:.2f}"
         counted = f"{found['closed']:.1%} of the gates are closed and {found['soft']:.0%} are soft"
-        if abs(found["open_probability"] - (1 - target)) < min(0.05, target / 4):
+        if found["closed"] >= target / 3:
+            return [f"the penalty's target is not met ({said}): {counted}; {_MORE}"]
+        if abs(off) < near:
             return [
                 f"lock-step collapse: the penalty's target is met ({said}), but only {counted}: next to "
                 "nothing can be removed; try a smaller method.pressure (or penalty_weight)"
             ]
-        return [
-            f"the gates have not closed: the penalty's target is not met ({said}) and only {counted}; train for "
-            "longer, with a greater training.learning_rate (preset 'published'), or with a greater method.pressure"
-        ]
+        return [f"the gates have not closed: the penalty's target is not met ({said}) and only {counted}; {_MORE}"]

@@ -121,12 +121,16 @@ class Where(NamedTuple):
 @final
 @dataclass(frozen=True)
 class _Point:
-    """A label there: its score, the % of parameters removed, and how many times as fast its fastest exports are."""
+    """A label there: its score, the % of parameters removed, how many times as fast its fastest exports are.
+
+    And the % of parameters that those leave out.
+    """
 
     label: str
     score: Estimate
     removed: float | None
     speed: float | None
+    left_out: float | None
 
 
 def tradeoff_figures(summaries: Sequence[Summary], results: Sequence[Result], damaged: Damaged) -> tuple[Figure, ...]:
@@ -138,15 +142,22 @@ def tradeoff_figures(summaries: Sequence[Summary], results: Sequence[Result], da
     speed = [
         _panel(where, here, lines, "speed") for where, here in points.items() if any(p.speed is not None for p in here)
     ]
-    numbers = [
-        {
-            **where._asdict(), "method": p.label, "line": lines.get(p.label), "removed %": p.removed,
-            "multiply-adds left %": None if p.removed is None else 100 - p.removed, "times as fast": p.speed,
-            "score": p.score,
-        }
+    told_apart = [
+        (where._asdict(), p, {"method": p.label, "line": lines.get(p.label)})
         for where, here in points.items()
         for p in here
+    ]
+    numbers = [
+        {**where, **who, "removed %": p.removed, "score": p.score,
+         "multiply-adds left %": None if p.removed is None else 100 - p.removed}
+        for where, p, who in told_apart
     ]  # fmt: skip
+    fast = [
+        {**where, **who, "times as fast": p.speed, "of the export, removed %": p.left_out, "score": p.score}
+        for where, p, who in told_apart
+        if p.speed is not None
+    ]
+    of_fast = tuple(dict.fromkeys(lines[record["method"]] for record in fast))
     told = "Mean and 95 % interval, over seeds; where there is one seed, over its test rows. Lines join the targets of "
     told += "a method; dashed: what removes nothing. Dots stand a little apart so as not to hide each other. "
     what = (
@@ -160,10 +171,9 @@ def tradeoff_figures(summaries: Sequence[Summary], results: Sequence[Result], da
         ),
         Figure(
             "Score by measured speed",
-            told + f"Speed is what exports in the run folders measured ({EXPORT}): of several of a run, the fastest.",
-            tuple(speed),
-            numbers_table("score-by-speed", "Score by speed", [n for n in numbers if n["times as fast"] is not None]),
-            names, names,
+            f"{told}Speed is what dense and compact exports in the run folders measured ({EXPORT}): of several of a "
+            "run, the fastest.",
+            tuple(speed), numbers_table("score-by-speed", "Score by speed", fast), of_fast, names,
         ),
     )  # fmt: skip
     return tuple(figure for figure in figures if figure.panels)
@@ -180,19 +190,20 @@ def _points(summaries: Sequence[Summary], results: Sequence[Result], damaged: Da
             continue
         removed = [100 * gates.dense for run in runs if (gates := gates_of(run))]
         speeds = [speed for run in runs if removed and (speed := _speed(run, damaged)) is not None]
+        speed, left_out = (median(values) for values in zip(*speeds, strict=True)) if speeds else (None, None)
         points[Where(one.task, one.metric, one.shots)].append(
             _Point(
-                one.label, score_estimate(one, results), mean(removed) if removed else None,
-                median(speeds) if speeds else None,
+                one.label, score_estimate(one, results), mean(removed) if removed else None, speed,
+                None if left_out is None else 100 * left_out,
             )
         )  # fmt: skip
     return {where: here for where, here in sorted(points.items()) if any(p.label in gated for p in here)}
 
 
-def _speed(result: Result, damaged: Damaged) -> float | None:
+def _speed(result: Result, damaged: Damaged) -> tuple[float, float] | None:
     try:
         return measured_speed(result)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
         damaged(result, f"{EXPORT}: {type(error).__name__}: {error}")
         return None
 

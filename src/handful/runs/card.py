@@ -32,6 +32,19 @@ def headline(record: Mapping[str, Any]) -> str:
     return f"{metric} {Estimate.from_dict(record['scores'][metric])} on {record['rows']['test']:,} test rows"
 
 
+def left_out(record: Mapping[str, Any]) -> str | None:
+    """In one sentence, how much of the model the gates of a run, or its pruning, let an export leave out."""
+    adapter = record["adapter"]
+    if "removable" not in adapter:
+        return None
+    compact = adapter.get("removable_compact", 0)
+    more = f", and 'compact' {compact:.1%}" if compact > adapter["removable"] else ""
+    return (
+        f"closed {adapter['removed']:.1%} of the parameters in attention and feed-forward matrices; an export as "
+        f"'dense' leaves out {adapter['removable']:.1%}{more}"
+    )
+
+
 def cut_references(rows: Mapping[str, Any]) -> list[str]:
     """A sentence on references that are too long to be learnt whole, by the "rows" of a record; none where none are."""
     count, most = rows.get("truncated_references"), rows.get("target_length")

@@ -112,13 +112,18 @@ def _told_apart(results: list[Result]) -> list[Result]:
     for label in {result.label for result in results}:
         same = [settings[id(r)] for r in results if r.label == label and "study" not in r.record]
         names = set().union(*same) if same else set()
-        varying[label] = {name for name in names if len({repr(one.get(name)) for one in same}) > 1}
+        varying[label] = {name for name in names if len({repr(one.get(name)) for one in _having(name, same)}) > 1}
     return [
         result
         if "study" in result.record or not varying[result.label]
         else replace(result, label=_with_settings(result.label, settings[id(result)], varying[result.label]))
         for result in results
     ]
+
+
+def _having(name: str, settings: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    """Those that a setting could tell apart: settings of writing only tell runs apart that write."""
+    return [one for one in settings if name in one] if name.startswith("generation.") else settings
 
 
 def settings_of(spec: Mapping[str, Any]) -> dict[str, Any]:
@@ -131,4 +136,5 @@ def settings_of(spec: Mapping[str, Any]) -> dict[str, Any]:
 
 def _with_settings(label: str, settings: Mapping[str, Any], names: Iterable[str]) -> str:
     parts = [f"{name.rpartition('.')[2]}={settings[name]}" for name in sorted(names) if name in settings]
-    return f"{label} ({', '.join(parts)})"
+    line = ", ".join(parts).replace("\n", "\\n")
+    return f"{label} ({line})"
