@@ -311,3 +311,28 @@ def test_a_speed_that_means_nothing_is_refused(command, table, quick, options, m
     outcome = command("fit", table(), *quick, *options)
     assert outcome.code == 2 and message in " ".join(outcome.err.split())
     assert not list((tmp_path / "runs").glob("*/run.json"))
+
+
+@pytest.mark.parametrize(("groups", "form"), [("auto", "dense"), ("units-and-heads", "compact")])
+def test_what_gates_leave_out_is_said_and_the_export_is_the_one_that_leaves_out_most(
+    command, table, quick, tmp_path, groups, form
+):
+    fitted = command("fit", table(), *quick, "--method", "prune", "--set", f"groups={groups}")
+    assert fitted.code == 0, fitted.err
+    (file,) = (tmp_path / "runs").glob("*/run.json")
+    adapter = json.loads(file.read_text())["adapter"]
+    assert f"closed {adapter['removed']:.1%} of the parameters in attention and feed-forward matrices" in fitted.out
+    assert f"'dense' leaves out {adapter['removable']:.1%}" in fitted.out
+    assert ("and 'compact'" in fitted.out) == (form == "compact")
+    assert f"--format {form}" in fitted.err
+    exported = command("export", file.parent, "--output", tmp_path / "out")
+    assert exported.code == 0, exported.err
+    assert f"--format {form}  (none was named)" in exported.err and f"a {form} model" in exported.out
+
+
+def test_a_check_takes_a_speed_and_measures_nothing(command, table, quick):
+    fine = command("check", table(), *quick, "--method", "fine-gates", "--speedup", 1.5)
+    assert fine.code == 0 and "measuring" not in fine.err, fine.err
+    wrong = command("check", table(), *quick, "--method", "lora", "--speedup", 0.5)
+    assert wrong.code == 2
+    assert "expected more than 1, found 0.5" in wrong.err and "expected a method with a budget" in wrong.err

@@ -392,3 +392,14 @@ def test_no_error_at_all_still_has_an_interval():
     records = [made("yes")] * 10
     found = bootstrap_score("exact-match", ["yes"] * 10, records, generator=np.random.default_rng(0))
     assert found == wilson(10, 10)
+
+
+@pytest.mark.parametrize("name", ["bleu-e2e", "chrf++", "rouge-l"])
+def test_texts_that_all_score_alike_have_no_interval(name):
+    """Resampling three zeros gives zeros: that is no certainty."""
+    found = bootstrap_score(name, ["qq"] * 3, [made("it is a pub")] * 3, generator=np.random.default_rng(0))
+    assert (found.mean, found.low, found.high, found.n) == (0, None, None, 3)
+    apart = bootstrap_score(
+        name, ["qq", "it is a pub", "it is"], [made("it is a pub")] * 3, generator=np.random.default_rng(0)
+    )
+    assert apart.low < apart.mean < apart.high

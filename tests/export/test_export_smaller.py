@@ -112,6 +112,7 @@ def test_a_smaller_export_gives_our_scores_and_says_how_small_it_is(
     assert record["size"]["speed"]["cpu"] == size.speed.cpu
     readme = (tmp_path / "out" / "README.md").read_text()
     assert all(f"- {sentence}" in readme for sentence in size.sentences())
+    assert ("weights of a pooler as missing" in readme) == ((family, pooling, form) == ("roberta", "mean", "dense"))
     assert f"Parameters: {parts.parameters[0]:,}, now {parts.parameters[1]:,}" in readme
     adapter.detach()
     after = backbone.model.state_dict()

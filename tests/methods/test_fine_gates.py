@@ -325,6 +325,19 @@ def test_published_gates_that_have_not_moved_are_not_said_to_have_collapsed(targ
     assert note.startswith("the gates have not closed") and "preset 'published'" in note
 
 
+def test_a_target_that_is_missed_is_said_although_many_gates_are_closed():
+    adapter, rows, _ = attach(mode="faithful", target_sparsity=0.4)
+    adapter.begin_training(10, rows)
+    with torch.no_grad():
+        adapter.logits.fill_(20.0)
+        adapter.logits[:, ::4] = -20.0
+    (note,) = adapter.notes
+    assert note.startswith("the penalty's target is not met (mean open probability 0.79, target 0.60): 25.0% of the")
+    with torch.no_grad():
+        adapter.logits[:, ::2] = -20.0
+    assert adapter.notes == []
+
+
 def test_published_gates_close_under_moderate_pressure_and_collapse_under_much():
     """Sheet 2, observations 2 and 3, and that the collapse is said. Of six seeds the first closes 43 to 47 %."""
     found = {}

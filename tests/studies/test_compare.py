@@ -17,7 +17,7 @@ from handful.evaluation.estimate import Estimate
 from handful.runs.store import Run
 from handful.studies.compare import bootstrap_tasks, compare, labels_of, sign_test, summary, with_label
 from handful.studies.ranking import critical_difference, friedman_test, rank
-from handful.studies.results import Cell, Result, without_stages
+from handful.studies.results import Cell, Result, _having, _with_settings, without_stages
 
 
 def result(label, task, seed, score, *, shots=16, rows="", metric="accuracy", key=None, **others) -> Result:
@@ -362,3 +362,14 @@ def test_stages_have_no_rank_among_what_started_from_them():
     beside = result("stage", "sst2", 0, 0.5, key="beside")  # started from, on the task of the others
     arms[2].record["spec"] = {"start": "beside"}
     assert without_stages([*arms, beside]) == [*arms, beside]
+
+
+def test_settings_of_writing_tell_only_runs_that_write_apart() -> None:
+    """And whatever stands in them, a label is one line."""
+    writing = [{"generation.separator": "\n", "generation.beams": beams} for beams in (1, 4)]
+    labels = [{"training.epochs": 1}, {"training.epochs": 1}]
+    assert len(_having("generation.beams", [*writing, *labels])) == 2
+    assert len(_having("training.epochs", [*writing, *labels])) == 4
+    assert _with_settings("lora", writing[0], ["generation.separator", "generation.beams"]) == (
+        "lora (beams=1, separator=\\n)"
+    )
