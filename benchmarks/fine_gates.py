@@ -4,7 +4,7 @@
     python benchmarks/fine_gates.py show experiments/fine_gates.jsonl --shots 500 [--picture FILE.png]
 
 Tables in Markdown: means over the seeds, and paired differences (Student's t over the pairs of task and seed that both
-have): of every arm and the whole model, of the gates and every other arm of the same size, and of an arm called
+have): of the gates and the whole model, of the gates and every other arm of the same size, and of an arm called
 "KIND, SIZE, CHANGE" and the one without that change. An arm without a run of every task and seed is left out, and
 named. The picture: accuracy by what an export really leaves out, means over tasks and seeds.
 """
@@ -99,7 +99,7 @@ def pairs(labels: Iterable[str]) -> list[tuple[str, str]]:
     gates = {size(label): label for label in arms if kind(label) == "gates" and plain(label) == label}
     others = [label for label in arms if kind(label) != "gates" and plain(label) == label]
     return [
-        *((label, WHOLE) for label in arms),
+        *((gates[each], WHOLE) for each in sorted(gates)),
         *((gates[size(label)], label) for label in others if size(label) in gates),
         *((label, plain(label)) for label in arms if plain(label) != label and plain(label) in arms),
     ]

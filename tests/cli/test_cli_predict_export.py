@@ -171,7 +171,7 @@ def test_what_gates_close_is_gone_from_the_export(command, table, quick, tmp_pat
     assert "loaded by handful, in a fresh process" in said
     assert "Parameters: 123,584, now " in said
     assert "× as fast)" in said
-    refused = command("export", run, "--output", tmp_path / "peft")
+    refused = command("export", run, "--format", "peft", "--output", tmp_path / "peft")
     assert (refused.code, "use 'dense', 'compact' or 'onnx'" in refused.err) == (2, True)
 
 

@@ -76,7 +76,7 @@ _POOLED = {
 }
 _PREFIX = """seen = torch.nn.functional.pad(mask, ({length}, 0), value=1)  # {why}
 past = model.get_prompt(len(mask))
-output = model.get_base_model()(**inputs | dict(attention_mask=seen), past_key_values=past)"""
+{use} model.get_base_model()(**inputs | dict(attention_mask=seen), past_key_values=past).{output}"""
 _PROMPT = """pad = lambda name, value: torch.nn.functional.pad(inputs[name], ({length}, 0), value=value)
 longer = dict(attention_mask=pad("attention_mask", 1), token_type_ids=pad("token_type_ids", 0))
 words = torch.cat((model.get_prompt(len(mask)), model.word_embeddings(inputs["input_ids"])), 1)
@@ -253,13 +253,14 @@ class Loader:
         if self.injected != "prefix":
             return ["return model(**inputs).logits"]
         why = "PEFT's own forward asks for past_key_values by name, which transformers 5.24 calls cache"
-        return ['mask = inputs["attention_mask"]', _PREFIX.format(length=self.length, why=why), "return output.logits"]
+        prefix = _PREFIX.format(length=self.length, why=why, use="return", output="logits")
+        return ['mask = inputs["attention_mask"]', prefix]
 
     def _features(self) -> list[str]:
         hidden = "hidden = model(**inputs).last_hidden_state"
         if self.injected == "prefix" and self.token_types:
-            prefix = _PREFIX.format(length=self.length, why="PEFT's own forward would drop token types")
-            hidden = f"{prefix}\nhidden = output.last_hidden_state"
+            why = "PEFT's own forward would drop token types"
+            hidden = _PREFIX.format(length=self.length, why=why, use="hidden =", output="last_hidden_state")
         elif self.injected == "prompt" and self.token_types:
             hidden = _PROMPT.format(length=self.length)
         elif self.injected == "prompt":
