@@ -148,6 +148,7 @@ def draw(found: dict[str, Cells], shots: int, tasks: list[str], file: Path) -> N
     axes.axhline(
         mean(list(found[WHOLE].values()), "score"), color="0.6", linewidth=1, linestyle=":", label="whole model"
     )
+    ends: dict[str, tuple[float, float]] = {}
     lines = {label: cells for label, cells in found.items() if label != WHOLE and plain(label) == label}
     for name in dict.fromkeys(map(kind, lines)):
         mine = [list(cells.values()) for label, cells in lines.items() if kind(label) == name]
@@ -156,8 +157,7 @@ def draw(found: dict[str, Cells], shots: int, tasks: list[str], file: Path) -> N
         bold = name == "gates"
         look = {"marker": "o", "markersize": 4, "linewidth": 2.6 if bold else 1.3, "color": COLOURS[name]}
         axes.plot(*zip(*points, strict=True), **look)
-        axes.annotate(name, points[-1], (6, 0), textcoords="offset points", va="center", color=COLOURS[name],
-                      weight="bold" if bold else "normal")  # fmt: skip
+        ends[name] = points[-1]
     axes.set(xlabel="share of the gateable parameters that a dense export leaves out", ylabel="accuracy, mean of tasks")
     seeds = len({seed for _, seed in found[WHOLE]})
     names = ", ".join(task.rpartition("/")[2] for task in tasks)
@@ -165,6 +165,13 @@ def draw(found: dict[str, Cells], shots: int, tasks: list[str], file: Path) -> N
     axes.spines[["top", "right"]].set_visible(False)
     axes.margins(x=0.12)
     axes.legend(frameon=False, loc="lower left")
+    low, high = axes.get_ylim()
+    below = -1.0
+    for name, end in sorted(ends.items(), key=lambda item: item[1][1]):  # names stand 12 points apart
+        height = 0.8 * 4.2 * 72 * (end[1] - low) / (high - low)
+        below = max(height, below + 12)
+        axes.annotate(name, end, (6, below - height), textcoords="offset points", va="center", color=COLOURS[name],
+                      weight="bold" if name == "gates" else "normal")  # fmt: skip
     figure.savefig(file, dpi=110)
 
 
