@@ -121,6 +121,15 @@ def test_export_by_name(fitted, tmp_path):
         fitted.export(tmp_path / "other", "pefd")
 
 
+def test_export_without_a_name_takes_what_suits_the_method(task, tiny_folder, tmp_path):
+    """PEFT could not load the gates of a smaller model."""
+    budget = {"target_sparsity": 0.4, "multiple": 4}
+    gated = handful.fit(task, model=str(tiny_folder), method="fine-gates", settings=QUICK | budget)
+    report = gated.export(tmp_path / "out")
+    assert report.size is not None
+    assert report.size.parts.removed > 0.2
+
+
 @pytest.mark.parametrize(
     ("call", "error", "said"),
     [

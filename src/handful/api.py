@@ -22,6 +22,7 @@ from handful.evaluation.evaluate import encode_for, longest_row
 from handful.evaluation.predict import Predictions, check_predictor, predict_rows
 from handful.evaluation.writing import GenerationOptions, write, writing_vertex
 from handful.export.formats import ExportReport, export
+from handful.export.plan import best_format
 from handful.export.speedup import check_speedup, with_speedup
 from handful.methods.base import check_settings
 from handful.methods.head import AbstractHeadedAdapter
@@ -153,11 +154,12 @@ class FittedModel:
         """How far random points of the simplex disagree about each text (N,); see `Predictions.disagreement`."""
         return self.predictions(texts, "ensemble").disagreement
 
-    def export(self, folder: str | Path, format: str = "peft", *, overwrite: bool = False) -> ExportReport:
+    def export(self, folder: str | Path, format: str | None = None, *, overwrite: bool = False) -> ExportReport:
         """Write a folder that stock PEFT ("peft"), stock transformers ("dense"), handful's own loader ("compact") or
-        onnxruntime ("onnx") loads, and check it there.
+        onnxruntime ("onnx") loads, and check it there; without a name, in the format that suits the method.
         """
         trained, card = self._trained, f"Score of the run: {self.headline}."
+        format = format or best_format(self.spec.method.name, trained.adapter.report())
         return export(
             trained.adapter, trained.backbone, trained.task, Path(folder), format, card=card,
             overwrite=overwrite, max_length=trained.spec.options.max_length, generation=trained.spec.generation,

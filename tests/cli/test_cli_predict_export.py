@@ -167,6 +167,7 @@ def test_what_gates_close_is_gone_from_the_export(command, table, quick, tmp_pat
     (run,) = [path.parent for path in (tmp_path / "runs").glob("*/run.json")]
     size = command("export", run, "--format", "dense", "--output", tmp_path / "dense", "--json").json["size"]
     assert size["parts"]["parameters"][1] < size["parts"]["parameters"][0]
+    assert size["speed"]["ratio"] == size["speed"]["seconds"][0] / size["speed"]["seconds"][1]
     said = command("export", run, "--format", "compact", "--output", tmp_path / "compact").out
     assert "loaded by handful, in a fresh process" in said
     assert "Parameters: 123,584, now " in said

@@ -44,17 +44,20 @@ def export(
     found = read_run(run)
     member_record(found, task)
     if format is None:
-        format = best_format(found.record)
+        format = best_format(found.record["spec"]["method"]["name"], found.record["adapter"])
         say(f"--format {format}  (none was named)")
     fitted = open_model(run, model, task)
     say(f"writing and checking {output} …")
     report = fitted.export(output, format, overwrite=overwrite)
     if as_json:
+        size = asdict(report.size) if report.size else None
+        if size and report.size:
+            size["speed"]["ratio"] = report.size.speed.ratio
         show_json(
             {
                 "folder": str(report.folder), "form": report.plan.form, "summary": report.plan.summary,
                 "score": fitted.headline, "difference": report.difference, "verification": report.verification,
-                "size": asdict(report.size) if report.size else None,
+                "size": size,
             }
         )  # fmt: skip
         return

@@ -162,7 +162,7 @@ def tell_next(saved: Run) -> None:
         say(f"  {line}")
     say("next:")
     say(f"  handful predict {saved.folder} --input new.csv")
-    format = best_format(saved.record)
+    format = best_format(saved.record["spec"]["method"]["name"], saved.record["adapter"])
     say(f"  handful export {saved.folder} --output out{'' if format == 'peft' else f' --format {format}'}")
 
 

@@ -102,11 +102,10 @@ def planned(
 _ARTICLES = {"peft": "a PEFT adapter", "dense": "a dense model", "compact": "a compact model", "onnx": "an ONNX model"}
 
 
-def best_format(record: Mapping[str, Any]) -> str:
-    """The format for a run by its record: its method's, or "compact" where that leaves out more of what is closed."""
-    if record["adapter"].get("removable_compact", 0) > record["adapter"].get("removable", 0):
-        return "compact"
-    return method_class(record["spec"]["method"]["name"]).export_format
+def best_format(method: str, report: Mapping[str, Any]) -> str:
+    """What suits an adapter, by its `report`: its method's format, or "compact" where that leaves out more."""
+    more = report.get("removable_compact", 0) > report.get("removable", 0)
+    return "compact" if more else method_class(method).export_format
 
 
 def method_of(adapter: AbstractAdapter) -> AbstractMethod:
