@@ -117,22 +117,24 @@ def interval(estimate: Estimate) -> str:
     return f"{sign}{brief(estimate.mean)} [{brief(estimate.low)}, {brief(estimate.high)}]"
 
 
-def show(found: dict[str, Cells], tasks: list[str]) -> None:
-    """Both tables."""
+def tables(found: dict[str, Cells], shots: int, tasks: list[str]) -> list[str]:
+    """The lines of both tables, as they stand in docs/experiments.md."""
     names = [task.rpartition("/")[2] for task in tasks]
-    print(f"| arm | removed | {' | '.join(names)} |\n|---|---:|{'---|' * len(tasks)}")
+    lines = [f"| K = {shots:,} | removed | {' | '.join(names)} |", f"|---|---:|{'---|' * len(tasks)}"]
     for label, cells in found.items():
         mine = [[record for (task, _), record in cells.items() if task == each] for each in tasks]
         removed = sorted({round(r.get("left_out_dense", r.get("removed", 0.0)), 2) for part in mine for r in part})
         shares = "–".join(f"{share:.2f}".lstrip("0") or "0" for share in sorted({removed[0], removed[-1]}))
         scores = [f"{brief(mean(part, 'score'))}/{mean(part, 'nll'):.2f}".replace("/0.", "/.") for part in mine]
-        print(f"| {label} | {shares if removed[-1] else 0} | {' | '.join(scores)} |")
-    print(f"\n| difference | {' | '.join(names)} | all |\n|---|{'---|' * (len(tasks) + 1)}")
+        lines.append(f"| {label} | {shares if removed[-1] else 0} | {' | '.join(scores)} |")
+    lines += ["", f"| difference | {' | '.join(names)} | all |", f"|---|{'---|' * (len(tasks) + 1)}"]
     for first, second in pairs(found):
         parts = [[c for c in sorted(found[first]) if c[0] == task] for task in tasks]
         parts.append(sorted(found[first]))
         both = [[[found[arm][c]["score"] for c in part] for arm in (first, second)] for part in parts]
-        print(f"| {first} − {second} | " + " | ".join(interval(paired_difference(*each)) for each in both) + " |")
+        name = f"{first} − {kind(second) if second == WHOLE else second}"
+        lines.append(f"| {name} | {' | '.join(interval(paired_difference(*each)) for each in both)} |")
+    return lines
 
 
 def mean(records: list[dict[str, Any]], name: str) -> float:
@@ -168,6 +170,11 @@ def draw(found: dict[str, Cells], shots: int, tasks: list[str], file: Path) -> N
     low, high = axes.get_ylim()
     below = -1.0
     for name, end in sorted(ends.items(), key=lambda item: item[1][1]):  # names stand 12 points apart
+        if end[0] < 0.95 * max(x for x, _ in ends.values()):  # amid other lines
+            axes.annotate(
+                name, end, (-6, -12), textcoords="offset points", va="center", ha="right", color=COLOURS[name]
+            )
+            continue
         height = 0.8 * 4.2 * 72 * (end[1] - low) / (high - low)
         below = max(height, below + 12)
         axes.annotate(name, end, (6, below - height), textcoords="offset points", va="center", color=COLOURS[name],
@@ -190,7 +197,7 @@ def main() -> None:
         return
     found, partial = arms(read(arguments.file), arguments.shots)
     tasks = sorted({task for task, _ in found[WHOLE]}, key=TASKS.index)
-    show(found, tasks)
+    print("\n".join(tables(found, arguments.shots, tasks)))
     if partial:
         print(f"\nnot of every task and seed: {', '.join(partial)}", file=sys.stderr)
     if arguments.picture:
