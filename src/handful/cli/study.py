@@ -69,7 +69,7 @@ def study(
         return
     done = this.state().done
     if done:
-        say(f"{len(done):,} of them are done already, in {this.folder}")
+        say(f"{len(done):,} of them {'is' if len(done) == 1 else 'are'} done already, in {this.folder}")
     with StudyProgress(this, len(done)) as progress:
         state = this.run(
             make_engine(engine, workers=workers, address=address, gpus=gpus), progress, retry_failed=retry == "failed"
