@@ -165,7 +165,7 @@ def draw(found: dict[str, Cells], shots: int, tasks: list[str], file: Path) -> N
     names = ", ".join(task.rpartition("/")[2] for task in tasks)
     axes.set_title(f"MiniLM, K = {shots:,}: {names}; {seeds} seeds", loc="left", fontsize=11)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.margins(x=0.12)
+    axes.margins(x=0.12, y=0.1)
     axes.legend(frameon=False, loc="lower left")
     low, high = axes.get_ylim()
     below = -1.0
