@@ -204,4 +204,5 @@ def build_task(
         dev=examples(dev, columns, targets) if dev else None,
         origin=pool.path,
         notes=(*notes, *inferred),
+        columns=columns,
     )

@@ -142,7 +142,9 @@ def generation_task(
     keys = closed.text_keys() if closed else frozenset()
     if repeated := sum(text_key(row) in keys for row in found[0] or ()):
         notes.append(f"{repeated} source(s) of {pool.name} stand in the test rows too and are not used for training")
-    return Task(pool.name, "generation", (), metric, found[0] or (), closed, found[2], pool.path, tuple(notes))
+    return Task(
+        pool.name, "generation", (), metric, found[0] or (), closed, found[2], pool.path, tuple(notes), columns=columns
+    )
 
 
 def _merged(table: Table, rows: tuple[Example, ...]) -> list[str]:

@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Literal, final
 
+from handful.data.columns import Columns
+
 TaskKind = Literal["classification", "pair-classification", "regression", "generation"]
 
 LONG_REFERENCE = 6
@@ -99,6 +101,9 @@ class Task:
     `held_out` says that the test rows are from the pool's own file (`holdout.with_held_out_test`), in which rows of
     other texts are other rows, whatever answers they share.
 
+    `columns` are those that its rows were read from, so that later files need not name them again; None where rows
+    did not come from a table.
+
     A task of tasks (`mixture.mix_tasks`) has `members`. Its labels are theirs in order, each as "member: label", and
     its rows are theirs with the index of the label among those; each member keeps its own test rows.
     """
@@ -115,6 +120,7 @@ class Task:
     instruction: str = ""
     members: tuple[Task, ...] = ()
     held_out: bool = False
+    columns: Columns | None = None
 
     @property
     def num_outputs(self) -> int:

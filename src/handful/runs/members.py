@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from handful.data.batching import EncodedRows
+from handful.data.columns import Columns
 from handful.data.mixture import mixing_weights
 from handful.data.task import Example, Task
 from handful.methods.base import AbstractMethod
@@ -32,6 +33,7 @@ def describe_task(task: Task) -> dict[str, Any]:
         "origin": task.origin, "notes": list(task.notes),
     }  # fmt: skip
     record |= {"instruction": task.instruction} if task.instruction else {}
+    record |= {"columns": asdict(task.columns)} if task.columns else {}
     if task.members:
         record["members"] = [as_member_record(describe_task(member)) for member in task.members]
     return record
@@ -47,7 +49,7 @@ def recorded_task(record: dict[str, Any]) -> Task:
     members = tuple(recorded_task(member) for member in record.get("members", ()))
     return Task(
         record["name"], record["kind"], tuple(record["labels"]), record["metric"], pool=(), members=members,
-        instruction=record.get("instruction", ""),
+        instruction=record.get("instruction", ""), columns=Columns(**record["columns"]) if "columns" in record else None,
     )  # fmt: skip
 
 
