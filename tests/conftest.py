@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Callable
 from functools import cache
@@ -47,3 +49,32 @@ def make_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path
 def tiny_folder(make_model: Callable[[int], Path]) -> Path:
     """The folder of a tiny BERT."""
     return make_model(0)
+
+
+@pytest.fixture
+def reseal() -> Callable[[Path], None]:
+    """`reseal(folder)`: a run folder that was edited by hand gets the digests and the checksum of what it holds now."""
+    from handful.runs.record import sealed
+
+    def seal(folder: Path) -> None:
+        record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        digests = {
+            path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir() if path.is_file()
+        }
+        files = {name: digests[name] for name in record["files"] if name in digests}
+        sealed_record = sealed(record, digests["adapter.safetensors"], files)
+        (folder / "run.json").write_text(json.dumps(sealed_record), encoding="utf-8")
+
+    return seal
+
+
+@pytest.fixture
+def unseal() -> Callable[[Path], None]:
+    """`unseal(folder)`: a run folder as it was before there were checksums."""
+
+    def strip(folder: Path) -> None:
+        record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        old = {name: value for name, value in record.items() if name not in ("checksum", "files")}
+        (folder / "run.json").write_text(json.dumps(old | {"format_version": 1}), encoding="utf-8")
+
+    return strip

@@ -39,6 +39,12 @@ class RunError(HandfulError, OSError):
         return self.message if self.hint is None else f"{self.message}\n\nhint: {self.hint}"
 
 
+def in_words(error: Exception) -> str:
+    """What an exception says, in one line: of ours the message, of others also what they are."""
+    text = error.message if isinstance(error, HandfulError) else f"{type(error).__name__}: {error}"
+    return " ".join(text.split())
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A hint naming what is known: the nearest name if one is near, else all of them."""
     names = sorted(known)

@@ -10,6 +10,7 @@ import pytest
 from safetensors import SafetensorError
 
 import handful.runs.experiment as experiment
+from handful.runs.record import checksum
 
 AB = b"text,label\naaaa,ab\nzz,z9\naab,ab\nzz9,z9\n"
 
@@ -187,8 +188,8 @@ DAMAGE = {
     "an empty record": (lambda f: (f / "run.json").write_text("{}"), "run.json: damaged"),
     "another kind of record": (lambda f: (f / "run.json").write_text("[]"), "run.json: damaged"),
     "a newer version": (
-        lambda f: edit(f, format_version=2),
-        "written by a newer handful (run format 2; this one reads up to 1)",
+        lambda f: edit(f, format_version=3),
+        "written by a newer handful (run format 3; this one reads up to 2)",
     ),
     "an unknown method": (lambda f: edit_spec(f, "method", name="prefix-hyperspace"), "unknown method"),
     "an unknown setting": (lambda f: edit_spec(f, "training", epoks=2), "has no such field"),
@@ -197,14 +198,14 @@ DAMAGE = {
 
 
 def edit(folder: Path, **values: object) -> None:
-    record = json.loads((folder / "run.json").read_text())
-    (folder / "run.json").write_text(json.dumps(record | values))
+    """Change a record and seal it again, as whoever means it would."""
+    record = json.loads((folder / "run.json").read_text()) | values
+    (folder / "run.json").write_text(json.dumps(record | {"checksum": checksum(record)}))
 
 
 def edit_spec(folder: Path, section: str, **values: object) -> None:
     record = json.loads((folder / "run.json").read_text())
-    record["spec"][section] |= values
-    (folder / "run.json").write_text(json.dumps(record))
+    edit(folder, spec=record["spec"] | {section: record["spec"][section] | values})
 
 
 @pytest.mark.parametrize("name", DAMAGE)

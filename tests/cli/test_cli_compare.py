@@ -18,17 +18,32 @@ def write(
     name = f"{task}-{method}-{seed}-{accuracy}{rows}-{'-'.join(map(str, settings.values()))}"
     scores = {"accuracy": accuracy, "nll": 1 - accuracy}
     record = {
-        "key": name,
-        "task": {"name": task, "metric": "accuracy"},
+        "key": name, "created": "2031-05-06T07:08:09+00:00", "versions": {}, "preset": "default", "choices": [],
+        "notes": [], "temperature": 1.0, "adapter": {},
+        "task": {
+            "name": task, "kind": "classification", "labels": ["a", "b"], "metric": "accuracy", "origin": "",
+            "notes": [],
+        },
+        "backbone": {
+            "name": "minilm", "family": "bert", "kind": "encoder", "pooling": "mean", "fingerprint": "",
+            "parameters": 1,
+        },
+        "fit": {
+            "parameters": 1, "steps": 1, "chosen_step": 1, "seconds": 1.0, "stopped": None, "history": [],
+            "scoring_seconds": 1.0, "peak_memory_mb": 1.0,
+        },
         "spec": {
             "model": "minilm",
             "method": {"name": method, **settings},
             "training": {"epochs": 20},
-            "run": {"shots": 16, "seed": seed},
+            "run": {"shots": 16, "seed": seed, "pooling": "auto", "max_length": 128},
         },
-        "rows": {"train": 16, "dev": 0, "fingerprint": f"{task}/{seed}/{rows}"},
+        "rows": {
+            "train": 16, "dev": 0, "test": 0, "dropped_duplicates": 0, "dropped_overlap": 0, "truncated": {},
+            "max_length": 128, "fingerprint": f"{task}/{seed}/{rows}",
+        },
         "scores": {metric: Estimate(value, None, None, 1).to_dict() for metric, value in scores.items()},
-    }
+    }  # fmt: skip
     return write_run(root / name, record, {"head.weight": torch.zeros(1)}).folder
 
 

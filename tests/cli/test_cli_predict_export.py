@@ -176,13 +176,14 @@ def test_what_gates_close_is_gone_from_the_export(command, table, quick, tmp_pat
     assert (refused.code, "use 'dense', 'compact' or 'onnx'" in refused.err) == (2, True)
 
 
-def test_the_model_may_have_moved(command, table, finished, tiny_folder, tmp_path, make_model):
+def test_the_model_may_have_moved(command, table, finished, tiny_folder, tmp_path, make_model, reseal):
     run, moved = tmp_path / "run", tmp_path / "moved"
     shutil.copytree(finished, run)
     shutil.copytree(tiny_folder, moved)
     record = json.loads((run / "run.json").read_text())
     record["spec"]["model"] = str(tmp_path / "gone")
     (run / "run.json").write_text(json.dumps(record))
+    reseal(run)
     data = table(TEXTS, "text", "other")
     gone = command("predict", run, "--input", data)
     assert (gone.code, "no model is called" in gone.err) == (1, True)

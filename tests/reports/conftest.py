@@ -58,6 +58,7 @@ class FakeRuns:
             section, _, inner = name.partition("__")
             record[section] = record[section] | {inner: value} if inner else value
         landscape = self._landscape(len(predictions)) if more.get("landscape") else None
+        predictions = more.get("predictions", predictions)
         return write_run(self.root / key[:10], record, weights, predictions=predictions, landscape=landscape)
 
     def study(self, tasks: Sequence[str], shots: Sequence[int], seeds: Sequence[int], labels: Sequence[str]) -> None:
@@ -88,13 +89,12 @@ class FakeRuns:
         of_task = {
             "name": task, "kind": "generation", "labels": [], "metric": "bleu-e2e", "origin": "e2e", "notes": [],
         }  # fmt: skip
-        folder = self.run(label, task, shots, seed, changes={"task": of_task, "scores": scores}).folder
         lines = [
             {"source": record.source, "text": record.text, "references": list(record.references), "written": text}
             for record, text in zip(records, texts, strict=True)
         ]
-        (folder / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-        return folder
+        changes = {"task": of_task, "scores": scores}
+        return self.run(label, task, shots, seed, changes=changes, predictions=lines).folder
 
     def fail(self, name: str, error: str) -> None:
         """A failure as a study keeps it."""
@@ -124,7 +124,10 @@ class FakeRuns:
             "spec": {
                 "model": "minilm", "method": method,
                 "training": {"epochs": 20, "learning_rate": 0.03, "selection": "last", "selection_metric": "task"},
-                "run": {"shots": shots, "seed": seed, "dev": "carved", "predictor": "midpoint"},
+                "run": {
+                    "shots": shots, "seed": seed, "dev": "carved", "predictor": "midpoint", "pooling": "auto",
+                    "max_length": 128,
+                },
             },
             "task": {
                 "name": task, "kind": kind, "labels": list(labels), "metric": metric, "origin": f"{task}.csv",
@@ -139,7 +142,7 @@ class FakeRuns:
                 "name": "minilm", "hub_name": None, "family": "bert", "kind": "encoder", "pooling": "mean",
                 "fingerprint": "0123456789abcdef", "parameters": 22_565_376,
             },
-            "fit": fit,
+            "fit": fit, "adapter": {},
         }  # fmt: skip
 
     def _test_rows(self, labels: Sequence[str], skill: float) -> tuple[dict[str, Any], list[dict[str, Any]]]:

@@ -138,13 +138,14 @@ def test_scores_stand_over_the_mean_that_was_removed(study):
     assert "score-by-speed" not in {figure.name for figure in report.figures}
 
 
-def test_what_stays_as_zeros_is_not_removed(study):
+def test_what_stays_as_zeros_is_not_removed(study, reseal):
     for result in read_results([study])[0]:
         if "adapter" in result.record:
             path = result.run.folder / "run.json"
             record = json.loads(path.read_text())
             record["adapter"] |= {"removable": 0.05, "removable_compact": 0.1}
             path.write_text(json.dumps(record))
+            reseal(path.parent)
     report = report_of(study)
     figure = figure_of(report, "score-by-removed")
     assert [x for x, _ in figure.panels[0].drawing.lines["published"]] == [pytest.approx(5)] * 2
@@ -153,7 +154,7 @@ def test_what_stays_as_zeros_is_not_removed(study):
     assert "5 % of parameters removed" in figure_of(report, "gate-map").panels[0].note
 
 
-def test_lines_join_targets_of_one_method_whatever_a_search_chose(fakes):
+def test_lines_join_targets_of_one_method_whatever_a_search_chose(fakes, reseal):
     for seed in range(2):
         for target in (0.2, 0.4):
             fakes.run(f"fine-gates (target_sparsity={target})", seed=seed, gates=target, study="s")
@@ -164,6 +165,7 @@ def test_lines_join_targets_of_one_method_whatever_a_search_chose(fakes):
                 record = json.loads(path.read_text())
                 record["spec"]["training"] |= {"epochs": rate, "learning_rate": changes["training__learning_rate"]}
                 path.write_text(json.dumps(record))
+                reseal(path.parent)
     assert lines_of(read_results([fakes.root])[0]) == {
         "fine-gates (target_sparsity=0.2)": "fine-gates", "fine-gates (target_sparsity=0.4)": "fine-gates",
         "1 fast, 0.2": "1 fast", "1 fast, 0.4": "1 fast", "2 fast, 0.2": "2 fast", "2 fast, 0.4": "2 fast",

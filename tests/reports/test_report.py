@@ -173,7 +173,7 @@ def test_methods_that_share_no_rows_are_not_ranked(fakes):
 
 
 @pytest.mark.parametrize("damage", ["lacks_fit", "no_object", "unknown_metric", "strange_score", "no_settings"])
-def test_a_record_that_lacks_something_is_left_out(fakes, damage):
+def test_a_record_that_lacks_something_is_left_out(fakes, reseal, damage):
     fakes.run("lora")
     path = fakes.run("head").folder / "run.json"
     record = json.loads(path.read_text())
@@ -188,6 +188,7 @@ def test_a_record_that_lacks_something_is_left_out(fakes, damage):
     else:
         del record["spec"]["training"]
     path.write_text(json.dumps(record))
+    reseal(path.parent)
     report = report_of(fakes.root)
     ((folder, problem),) = report.skipped
     assert folder == str(path.parent)
@@ -197,9 +198,13 @@ def test_a_record_that_lacks_something_is_left_out(fakes, damage):
 
 @pytest.mark.parametrize("name", ["predictions.jsonl", "landscape.json"])
 @pytest.mark.parametrize("content", ["{", '{"points": 3, "target": "?"}', "[]", "\udcff"])
-def test_a_damaged_file_costs_its_figure_and_not_the_run(fakes, name, content):
+def test_a_damaged_file_costs_its_run_or_without_checksums_its_figure(fakes, unseal, name, content):
     run = fakes.run(landscape=True)
     (run.folder / name).write_bytes(content.encode(errors="surrogateescape"))
+    with pytest.raises(RunError, match="found none") as caught:
+        report_of(fakes.root)
+    assert f"{run.folder / name}: the content is not what was saved" in caught.value.message
+    unseal(run.folder)
     report = report_of(fakes.root)
     ((folder, problem),) = report.skipped
     assert (folder, problem.partition(":")[0]) == (str(run.folder), name)

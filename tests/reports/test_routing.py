@@ -301,6 +301,6 @@ def test_weights_that_are_damaged_or_of_another_run_are_named_and_the_rest_is_sh
     assert "SHA-256 differs" in problems[str(broken.folder)]
     assert set(problems) == {str(wrong.folder), str(broken.folder)}
     assert figure_of(report, "routing-map-1").title == "Routing of good"
-    assert len(report.table("routing").rows) == 3
+    assert len(report.table("routing").rows) == 2
     assert len(render_page(report)) < 1_000_000
     assert good.record["adapter"]["tasks"][0] in render_page(report)

@@ -81,18 +81,20 @@ def test_nothing_that_is_for_labels_is_shown_and_texts_are_escaped(fakes):
     assert json.loads(json.dumps(to_json(report)))["tables"]["examples-e2e"]
 
 
-def test_texts_that_are_no_meanings_have_no_slots(fakes):
+def test_texts_that_are_no_meanings_have_no_slots(fakes, reseal):
     folder = fakes.writing("lora")
     line = {"source": "m:1", "text": "say something", "references": ["hello"], "written": ""}
     (folder / "predictions.jsonl").write_text(json.dumps(line) + "\n")
+    reseal(folder)
     report = report_of(fakes.root)
     assert "slot-errors-e2e" not in {table.name for table in report.tables}
     assert report.table("examples-e2e").rows[-1] == ("lora", "(nothing)")
 
 
-def test_damaged_texts_cost_the_examples_and_not_the_run(fakes):
+def test_damaged_texts_cost_the_examples_and_not_the_run(fakes, reseal):
     folder = fakes.writing("lora")
     (folder / "predictions.jsonl").write_text('{"text": "a"}\n')
+    reseal(folder)
     report = report_of(fakes.root)
     assert [name for name, _ in report.skipped] == [str(folder)]
     assert report.table("written-e2e").rows and "examples-e2e" not in {table.name for table in report.tables}

@@ -11,7 +11,7 @@ from handful.data.task import Example, Task, TaskKind, TestRows, overlap_keys
 from handful.errors import DataError, RunError
 from handful.runs.experiment import run
 from handful.runs.spec import resolve
-from handful.runs.store import SEEN, Run
+from handful.runs.store import SEEN, Run, read_run
 
 SETTINGS = {"training.epochs": 1, "training.learning_rate": 1e-3, "run.shots": 8, "run.max_length": 32}
 WRITING = {"generation.beams": 1, "generation.max_new_tokens": 2, "method.prompt_length": 2}
@@ -109,11 +109,14 @@ def test_more_shots_through_the_start_are_noted(fit: Fit) -> None:
     assert fit(range(30), range(30, 34), fit(range(30), range(30, 34))).record["notes"] == []
 
 
-def test_a_run_without_digests_is_noted_and_a_damaged_file_refused(fit: Fit) -> None:
+def test_a_run_without_digests_is_noted_and_a_damaged_file_refused(fit: Fit, reseal) -> None:
     first = fit(range(8), range(8, 12), **{"run.seed": 3})
     (first.folder / SEEN).write_text("no digest\n")
-    with pytest.raises(RunError, match=r"rows\.sha256: damaged"):
+    with pytest.raises(RunError, match=r"rows\.sha256: the content is not what was saved"):
         fit(range(8), range(8, 12), first)
+    reseal(first.folder)
+    with pytest.raises(RunError, match=r"rows\.sha256: damaged"):
+        fit(range(8), range(8, 12), read_run(first.folder))
     (first.folder / SEEN).unlink()
     (note,) = fit(range(8), range(8, 12), first).record["notes"]
     assert "has kept no digests of its rows" in note

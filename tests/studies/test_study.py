@@ -102,13 +102,14 @@ def test_damaged_run_is_named_and_done_again(tmp_path: Path, data: Path, toy: di
     assert started(study) == ["letters-k16-s0-head"] and (study.folder / RESULTS).read_bytes() == expected
 
 
-def test_rows_that_changed_since_are_refused(tmp_path: Path, data: Path, toy: dict) -> None:
+def test_rows_that_changed_since_are_refused(tmp_path: Path, data: Path, toy: dict, reseal) -> None:
     study = Study(Recipe.from_dict(toy), tmp_path / "s", data)
     study.run(SequentialEngine(), lambda event: None)
     path = study.folder / RUNS / "letters-k16-s1-head" / RECORD
     record = json.loads(path.read_text())
     record["rows"]["fingerprint"] = "0" * 64
     path.write_text(json.dumps(record))
+    reseal(path.parent)
     with pytest.raises(RunError, match="trained or tested on other rows than task 'letters' has now"):
         study.run(SequentialEngine(), lambda event: None)
     assert path.is_file()

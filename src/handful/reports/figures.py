@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from math import floor
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from handful.errors import in_words
 from handful.evaluation.calibration import reliability
 from handful.evaluation.estimate import Estimate, wilson
 from handful.reports.figure import Curves, Figure, Intervals, Panel, Reliability, Scores, Strips, Triangle
@@ -149,7 +149,7 @@ def reliability_figure(results: Sequence[Result], damaged: Callable[[Result, str
                 try:
                     pooled[result.cell.task].append(_probabilities(result))
                 except (OSError, ValueError, KeyError, TypeError) as error:
-                    damaged(result, f"{PREDICTIONS}: {type(error).__name__}: {error}")
+                    damaged(result, f"{PREDICTIONS}: {in_words(error)}")
         if any(pooled.values()):
             found[label] = _pooled_bins([runs for runs in pooled.values() if runs])
     if not found:
@@ -231,13 +231,12 @@ def landscape_figure(results: Sequence[Result], damaged: Callable[[Result, str],
     """Dev loss over the triangle of three vertices, of runs that were asked for it; None where there is none."""
     panels, numbers = [], []
     for result in results:
-        path = result.run.folder / LANDSCAPE
-        if not path.is_file():
-            continue
         try:
-            panel = _triangle(result, json.loads(path.read_text(encoding="utf-8")))
+            if (content := result.run.landscape()) is None:
+                continue
+            panel = _triangle(result, content)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            damaged(result, f"{LANDSCAPE}: {type(error).__name__}: {error}")
+            damaged(result, f"{LANDSCAPE}: {in_words(error)}")
             continue
         panels.append(panel)
         assert isinstance(panel.drawing, Triangle)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from statistics import mean, median
 from typing import Literal, NamedTuple, final
 
+from handful.errors import in_words
 from handful.evaluation.estimate import Estimate
 from handful.reports.figure import OPENNESS, Curves, Figure, GateMap, Panel, Tradeoff
 from handful.reports.gates import EXPORT, GateRecord, gates_of, lines_of, measured_speed
@@ -204,7 +205,7 @@ def _speed(result: Result, damaged: Damaged) -> tuple[float, float] | None:
     try:
         return measured_speed(result)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
-        damaged(result, f"{EXPORT}: {type(error).__name__}: {error}")
+        damaged(result, f"{EXPORT}: {in_words(error)}")
         return None
 
 

@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from handful.errors import DataError
+from handful.errors import DataError, in_words
 from handful.evaluation.content_scores import slot_errors
 from handful.evaluation.estimate import Estimate, estimate_over_seeds
 from handful.evaluation.metrics import get_metric
@@ -62,7 +62,7 @@ def _read(result: Result, damaged: Callable[[Result, str], None]) -> Texts | Non
         if not all(isinstance(row["written"], str) and isinstance(row["references"], list) for row in rows.values()):
             raise TypeError("expected what was written and its references")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        damaged(result, f"{PREDICTIONS}: {type(error).__name__}: {error}")
+        damaged(result, f"{PREDICTIONS}: {in_words(error)}")
         return None
     return rows
 
