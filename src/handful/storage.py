@@ -293,7 +293,7 @@ def _age_days(path: Path) -> float:
 
 
 def foreign(folder: Path, known: Callable[[str], bool]) -> list[str]:
-    """What is in a folder, but regular files of a `known` name (relative, with "/"): links, and what others put there."""
+    """What is in a folder beside regular files of a `known` name (relative, with "/"): links, and files of others."""
     if folder.is_symlink() or not folder.is_dir():
         return [folder.name]
     found = []
