@@ -171,12 +171,12 @@ class FittedModel:
 
 
 def fit(
-    data: str | Path | Task,
+    data: Any,
     *,
     method: str | None = None,
     model: str | None = None,
     preset: str = PRESET,
-    test: str | Path | None = None,
+    test: Any = None,
     test_fraction: float | None = 0.2,
     output: str | Path | None = None,
     again: bool = False,
@@ -191,11 +191,11 @@ def fit(
 ) -> FittedModel:
     """Train on labelled texts and score on rows that training never saw.
 
-    `data` is a file, a task folder, a packaged or hub name, or a `Task`. Without test rows in it, `test_fraction` of
-    its rows are set apart first (None: no test score). `output` is the folder for run folders; without it nothing
-    is written. `columns` maps a file's columns (text, text_pair, label, kind, metric, encoding). Settings go by
-    dotted name in `settings`, or by bare name as keyword: `shots=100, learning_rate=0.01, num_vertices=3`. Where no
-    `method` or `model` is named, the kind of the task decides; the method "auto" is chosen by resampling the training
+    `data` is a file, a data frame, a list of dicts, a dict of lists, (texts, labels), a task folder, a packaged or hub
+    name, or a `Task`; `test` is rows of the same forms. Without test rows, `test_fraction` of the rows are set apart
+    first (None: no test score). `output` is the folder for run folders; without it nothing is written. `columns` says
+    how to read them (text, text_pair, label, kind, metric, encoding, delimiter). Settings go by dotted name in
+    `settings`, or by bare name as keyword: `shots=100, learning_rate=0.01, num_vertices=3`. Where no `method` or `model` is named, the kind of the task decides; the method "auto" is chosen by resampling the training
     rows within `budget` seconds; `spec.choices` says why. `start` is a run to start from, or a prompt that PEFT has
     saved, whose method and model are taken where none is named; an inventory of many tasks also decides the sizes.
     `speedup` is how many times as fast the export is to be, by "fine-gates" or "prune", instead of a budget of

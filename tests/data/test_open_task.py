@@ -49,7 +49,11 @@ def test_each_form_goes_to_its_reader(opened, tmp_path):
         (".", "text", "known: metric"),
         ("e2e:folder", "encoding", "known: complete, linearisation, metric, partition"),
         ("e2e:folder", "partitions", "did you mean 'partition'"),
-        ("data.csv", "linearisation", "known: dev, encoding, kind, label, metric, name, test, text, text_pair"),
+        (
+            "data.csv",
+            "linearisation",
+            "known: delimiter, dev, encoding, kind, label, metric, name, test, text",
+        ),
         ("hub:owner/name", "encoding", "known: config, kind"),
     ],
 )

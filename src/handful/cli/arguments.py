@@ -49,7 +49,10 @@ class RunArguments:
     """The data and the settings of a run, as they stand on the command line."""
 
     data: Annotated[
-        str, typer.Argument(help="A CSV, TSV or JSONL file, a task folder, a packaged task, or hub:OWNER/NAME.")
+        str,
+        typer.Argument(
+            help="A CSV, TSV, JSON, Parquet or Excel file, a task folder, a packaged task, or hub:OWNER/NAME."
+        ),
     ]
     test: Annotated[str | None, _option("--test", "File of test rows (hub: a split).", "a share of the rows")] = None
     test_fraction: Annotated[
@@ -61,6 +64,9 @@ class RunArguments:
     text_pair: Annotated[str | None, _option("--text-pair", "Column of a pair's second text.", "found, or none")] = None
     label: Annotated[str | None, _option("--label", "Column of the label.", "label")] = None
     encoding: Annotated[str | None, _option("--encoding", "Encoding of the files.", "utf-8")] = None
+    delimiter: Annotated[
+        str | None, _option("--delimiter", "One character, or comma, semicolon, tab or pipe.", "found", "CHAR")
+    ] = None
     kind: Annotated[
         str | None, _option("--kind", "classification, pair-classification, regression or generation.", "by the labels")
     ] = None
@@ -95,10 +101,10 @@ class RunArguments:
         from handful.data.holdout import with_held_out_test
         from handful.data.open import open_task
 
-        names = ("test", "text", "text_pair", "label", "encoding", "kind", "metric")
+        names = ("test", "text", "text_pair", "label", "encoding", "delimiter", "kind", "metric")
         mapping = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
-        if self.data.startswith("hub:") and "encoding" in mapping:
-            raise ConfigError("--encoding: data of the hub has no files to decode", "leave it out")
+        if self.data.startswith("hub:") and (of_files := {"encoding", "delimiter"} & mapping.keys()):
+            raise ConfigError(f"--{min(of_files)}: data of the hub has no files to decode", "leave it out")
         task = open_task(self.data, **mapping)
         return with_held_out_test(task, self.test_fraction) if task.test is None and self.test_fraction else task
 

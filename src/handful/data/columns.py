@@ -7,10 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
+from handful.data.cells import missing as missing
 from handful.data.tables import Table
 from handful.errors import DataError, nearest
-
-_NAMED_LINES = 5
 
 
 @final
@@ -37,11 +36,13 @@ def only(table: Table, role: str, wanted: str, found: Sequence[str], option: str
         return found[0]
     option = option or "--" + role.replace(" ", "-")
     hint = f"name the column: {option} " + "|".join(found or table.columns)
-    if len(table.columns) == 1 and ";" in table.columns[0]:
-        hint = "the cells seem to be separated by ';': save the file with commas"
-    elif nearest(wanted, table.columns).startswith("did you mean"):
+    if nearest(wanted, table.columns).startswith("did you mean"):
         hint = f"{nearest(wanted, table.columns)} ({option} COLUMN)"
     columns = ", ".join(map(repr, table.columns))
+    for name, numbers in table.unread.items():
+        columns += f"; columns {' and '.join(map(str, numbers))} are all named {name!r}"
+        if name in (wanted, *found) or name.lower() == wanted.lower():
+            hint = f"give each of the columns named {name!r} a name of its own"
     raise DataError(f"{table.path}: expected a {role} column {wanted!r}, found the columns {columns}", hint)
 
 
@@ -63,17 +64,20 @@ def check_text(table: Table, index: int, name: str, cell: Any) -> None:
         )
 
 
-def missing(cell: Any) -> bool:
-    """Whether a cell of what is to be predicted is empty; JSON written by data frames has NaN there."""
-    return cell is None or (isinstance(cell, str) and not cell.strip()) or cell != cell
+def complain_of_labels(table: Table, column: str) -> None:
+    """Raises: DataError naming the rows without a label, and the words that were read as none."""
+    cells = [row[column] for row in table.rows if table.missing_label(row[column])]
+    words = sorted({cell.strip() for cell in cells if isinstance(cell, str) and cell.strip()})
+    called = f" (or with {', '.join(map(repr, words))}, which is read as none)" if words else ""
+    hint = f"fill in or remove them; if {words[0]!r} is a class of its own, write it otherwise" if words else None
+    complain(table, column, table.missing_label, f"without a label{called}", hint)
 
 
-def complain(table: Table, column: str, wrong: Callable[[Any], bool], what: str) -> None:
+def complain(table: Table, column: str, wrong: Callable[[Any], bool], what: str, hint: str | None = None) -> None:
     """Raises: DataError naming the first lines whose cell of this column is wrong."""
     rows = [index for index, row in enumerate(table.rows) if wrong(row[column])]
     if rows:
-        lines = ", ".join(str(table.lines[index]) for index in rows[:_NAMED_LINES])
-        more = f" and {len(rows) - _NAMED_LINES} more" if len(rows) > _NAMED_LINES else ""
         raise DataError(
-            f"{table.path}: expected no row {what}, found {len(rows)} (line {lines}{more})", "fill in or remove them"
+            f"{table.path}: expected no row {what}, found {len(rows)} ({table.places(rows)})",
+            hint or "fill in or remove them",
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,25 +13,27 @@ from handful.data.columns import Columns, only
 from handful.data.interpret import Targets, build_task, choose_columns, examples
 from handful.data.nlg import RELEASES
 from handful.data.references import records, source_columns
-from handful.data.tables import read_table
+from handful.data.tables import Table, read_table, stem, takes_delimiter
 from handful.data.task import Example, Task, TaskKind, TestRows
-from handful.errors import DataError, nearest
+from handful.errors import ConfigError, DataError, nearest
 
 
 def read_task(
-    path: str | Path,
+    source: Any,
     *,
-    test: str | Path | None = None,
-    dev: str | Path | None = None,
+    test: Any = None,
+    dev: Any = None,
     text: str | None = None,
     text_pair: str | None = None,
     label: str = "label",
     kind: TaskKind | None = None,
     metric: str | None = None,
     encoding: str | None = None,
+    delimiter: str | None = None,
     name: str | None = None,
 ) -> Task:
-    """A task from CSV, TSV or JSONL files with named columns.
+    """A task from what has named columns: files, data frames, lists of dicts, (texts, labels) and whatever else
+    `read_table` takes.
 
     Where there is no column "text" or "label", one of another customary name is taken if only one qualifies.
     `text_pair` None finds the second text of a pair under a customary name; "" says that there is none. `kind` and
@@ -39,15 +42,34 @@ def read_task(
 
     Raises: DataError naming the file and line of what is wrong.
     """
-    tables = [read_table(file, encoding) if file else None for file in (test, dev)]
-    task = build_task(
-        read_table(path, encoding), *tables, wanted=Columns(text or "", text_pair, label), kind=kind, metric=metric
-    )
-    return replace(task, name=name or Path(path).stem, origin=str(path))
+    given = [part for part in (source, test, dev) if part is not None]
+    if delimiter is not None and not any(map(takes_delimiter, given)):
+        raise ConfigError(f"delimiter: no file of delimited text was given, found {delimiter!r}", "leave it out")
+    if encoding is not None and not any(isinstance(part, str | os.PathLike) for part in given):
+        raise ConfigError(f"encoding: rows in memory have none, found {encoding!r}", "leave it out")
+
+    def table(part: Any) -> Table | None:
+        if part is None:
+            return None
+        is_file = isinstance(part, str | os.PathLike)
+        return read_table(
+            part,
+            encoding=encoding if is_file else None,
+            delimiter=delimiter if takes_delimiter(part) else None,
+            labelled=True,
+        )
+
+    pool, *others = [table(part) for part in (source, test, dev)]
+    assert pool is not None
+    task = build_task(pool, *others, wanted=Columns(text or "", text_pair, label), kind=kind, metric=metric)
+    notes = [note for found in (pool, *others) if found for note in found.notes]
+    own = pool.name if pool.in_memory else stem(Path(pool.path))
+    origin = "memory" if pool.in_memory else pool.path
+    return replace(task, name=name or own, origin=origin, notes=(*dict.fromkeys(notes), *task.notes))
 
 
 def read_rows(
-    path: str | Path,
+    source: Any,
     *,
     text: str | None = None,
     text_pair: str | None = None,
@@ -55,13 +77,14 @@ def read_rows(
     labels: Sequence[str] = (),
     kind: TaskKind | None = None,
     encoding: str | None = None,
+    delimiter: str | None = None,
 ) -> list[Example]:
     """Rows to predict, unlabelled unless a `label` column is named; its classes are `labels`, none for regression.
 
     With the `kind` generation that column holds references, and a source is found under its customary names; every row
     stays a row of its own unless there are references.
     """
-    table = read_table(path, encoding)
+    table = read_table(source, encoding=encoding, delimiter=delimiter)
     if kind == "generation":
         if text not in table.columns:
             text = only(table, "source", text or "source", source_columns(table), option="--text")
@@ -85,7 +108,7 @@ def read_folder(path: str | Path, *, metric: str | None = None) -> Task:
     notes = []
 
     def rows(part: str) -> tuple[Example, ...]:
-        table = read_table(folder / f"{part}.jsonl", "utf-8")
+        table = read_table(folder / f"{part}.jsonl", encoding="utf-8")
         expected = record[f"{part}_rows"]
         if len(table.rows) != expected:
             raise DataError(

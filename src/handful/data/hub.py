@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import Any
 
 from handful.data.columns import Columns
+from handful.data.frames import plain_rows
 from handful.data.interpret import build_task, choose_columns
 from handful.data.references import generation_columns
 from handful.data.tables import Table
@@ -43,7 +44,7 @@ def hub_task(
     def table(split: str) -> Table:
         if split.split("[")[0] not in splits:
             raise DataError(f"{origin}: there is no split {split!r}", nearest(split, splits))
-        rows = _plain_rows(builder.as_dataset(split=split))
+        rows = plain_rows(builder.as_dataset(split=split))
         if not rows:
             raise DataError(f"{origin}: the split {split!r} has no rows", f"it has the splits {', '.join(splits)}")
         return Table(f"{origin} {split}", f"{name} {split}", tuple(rows[0]), rows, list(range(1, len(rows) + 1)))
@@ -79,14 +80,3 @@ def _builder(name: str, config: str | None, revision: str | None) -> Any:
             "check the name, configuration and revision, the network, and `hf auth login` for a closed dataset",
         ) from None
     return builder
-
-
-def _plain_rows(dataset: Any) -> list[dict[str, Any]]:
-    """Rows with the names of classes in place of their numbers; a class of -1 means that there is no label."""
-    names = {column: feature.names for column, feature in dataset.features.items() if hasattr(feature, "names")}
-    rows = [dict(row) for row in dataset]
-    for column, classes in names.items():
-        for row in rows:
-            index = row[column]
-            row[column] = classes[index] if index is not None and index >= 0 else None
-    return rows

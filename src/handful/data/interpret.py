@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, final, get_args
 
-from handful.data.columns import Columns, check_column, check_text, complain, missing, only, present
+from handful.data.columns import Columns, check_column, check_text, complain, complain_of_labels, only, present
 from handful.data.references import generation_columns, generation_task
 from handful.data.tables import Table
 from handful.data.task import Example, Task, TaskKind, TestRows
@@ -122,7 +122,7 @@ def examples(table: Table, columns: Columns, targets: Targets | None, *, empty: 
         if not empty:
             complain(table, name, lambda cell: not cell.strip(), f"with an empty text in {name!r}")
     if targets and columns.label:
-        complain(table, columns.label, missing, "without a label")
+        complain_of_labels(table, columns.label)
     return tuple(
         Example(
             text=row[columns.text],
@@ -140,7 +140,7 @@ def infer_targets(table: Table, label: str, kind: TaskKind | None) -> tuple[Targ
     Raises: DataError if there is one class only, or numbers mixed with something else.
     """
     cells = [row.get(label) for row in table.rows]
-    known = [(index, cell) for index, cell in enumerate(cells) if not missing(cell)]
+    known = [(index, cell) for index, cell in enumerate(cells) if not table.missing_label(cell)]
     for index, cell in known:
         if not isinstance(cell, str | int | float):
             raise DataError(f"{table.where(index)}: expected one label, found {cell!r}", "write a text or a number")

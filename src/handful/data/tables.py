@@ -1,30 +1,31 @@
-"""Rows of cells from CSV, TSV and JSONL files, every row with the line it begins on."""
+"""Rows of cells from files and from memory, every row with its place: the one way in for data of the user."""
 
 from __future__ import annotations
 
-import codecs
-import csv
-import io
-import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, final
 
+from handful.data.binary_tables import parquet_stream, workbook_stream
+from handful.data.cells import MAX_CELL, listed, missing_label
+from handful.data.delimited import find_dialect, read_records
+from handful.data.frames import memory_stream
+from handful.data.grid import grid_stream
+from handful.data.json_rows import document_stream, lines_stream
+from handful.data.stream import TableStream, place
+from handful.data.text_files import TextFile
 from handful.errors import ConfigError, DataError, nearest
 
-MAX_CELL = 1_000_000
-"""Characters in one cell. More is a quote that is never closed, or no text to classify."""
+__all__ = ["MAX_CELL", "Table", "TableStream", "as_path", "read_table", "stem", "stream_table", "takes_delimiter"]
 
-_DELIMITERS = {".csv": ",", ".tsv": "\t"}
-_SUFFIXES = (*_DELIMITERS, ".jsonl")
-_BYTE_ORDER_MARKS = (  # the mark of UTF-32 begins with that of UTF-16
-    (codecs.BOM_UTF32_LE, "utf-32"),
-    (codecs.BOM_UTF32_BE, "utf-32"),
-    (codecs.BOM_UTF16_LE, "utf-16"),
-    (codecs.BOM_UTF16_BE, "utf-16"),
-    (codecs.BOM_UTF8, "utf-8-sig"),
-)
+_DELIMITED = {".csv": ",", ".tsv": "\t", ".tab": "\t", ".txt": "\t"}
+_JSON = {".jsonl": lines_stream, ".ndjson": lines_stream, ".json": document_stream}
+_BINARY = {".parquet": parquet_stream, ".xlsx": workbook_stream}
+SUFFIXES = (*_DELIMITED, *_JSON, *_BINARY)
+"""Endings of files that can be read; those of text also with ".gz" behind."""
 
 
 @final
@@ -32,7 +33,10 @@ _BYTE_ORDER_MARKS = (  # the mark of UTF-32 begins with that of UTF-16
 class Table:
     """Rows of cells by column name. `columns` are those of the header, or of the first JSON object.
 
-    `lines[i]` is the line, counted from 1, on which row i begins. `path` is for errors, `name` for `Example.source`.
+    `lines[i]` is the line, counted from 1, on which row i begins; in memory its position, counted from 0. `path` is for
+    errors, `name` for `Example.source`, `holder` what holds rows without lines ("the DataFrame"), `index` what that
+    calls them. `notes` say what was found, left out or guessed in reading. `unread` are names that stand for several
+    columns, with their numbers. A missing value is None, or in delimited text an empty cell.
     """
 
     path: str
@@ -40,160 +44,131 @@ class Table:
     columns: tuple[str, ...]
     rows: list[dict[str, Any]]
     lines: list[int]
+    notes: tuple[str, ...] = ()
+    holder: str = ""
+    index: Sequence[Any] | None = field(default=None, repr=False)
+    unread: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def cells_are_texts(self) -> bool:
-        """Whether a cell can hold nothing but a text: in CSV and TSV a list has to be written out."""
-        return Path(self.path).suffix.lower() in _DELIMITERS
+        """Whether a cell can hold nothing but a text: in CSV, TSV and Excel a list has to be written out."""
+        return not self.holder and _suffix(Path(self.path)) in (*_DELIMITED, ".xlsx")
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether the rows never were in a file."""
+        return self.holder not in ("", self.path)
 
     def where(self, row: int) -> str:
-        """The row's place for an error: "folder/data.csv:17"."""
-        return f"{self.path}:{self.lines[row]}"
+        """The row's place for an error: "folder/data.csv:17", or "row 3 of the DataFrame"."""
+        return place(self.path, self.lines[row], self.holder, self.index)
+
+    def places(self, rows: Sequence[int]) -> str:
+        """Several rows for an error or a note: "line 3, 5, 9, 12, 13 and 4 more", or "row 3, 5"."""
+        return f"{'row' if self.holder else 'line'} {listed([self.lines[row] for row in rows])}"
+
+    def missing_label(self, cell: Any) -> bool:
+        """Whether a cell of a label column holds no label: empty, NaN, or in delimited text a word such as "NA"."""
+        return missing_label(cell, cells_are_texts=self.cells_are_texts)
 
 
-def read_table(path: str | Path, encoding: str | None = None) -> Table:
-    """The rows of a file, by its suffix. Raises: DataError with the line where it cannot be read."""
-    path = Path(path)
-    _check_path(path)
-    text = _decode(path, encoding)
-    if not text.strip():
-        raise DataError(f"{path}: expected rows, found an empty file", "give a file with a header and labelled rows")
-    if "\0" in text:
-        line = text.count("\n", 0, text.index("\0")) + 1
-        raise DataError(
-            f"{path}:{line}: found a NUL character, which no text has",
-            "the file is binary, or UTF-16 without a mark: then give --encoding utf-16-le",
-        )
-    suffix = path.suffix.lower()
-    records = _json_lines(path, text) if suffix == ".jsonl" else _cells(path, text, _DELIMITERS[suffix])
-    rows, lines = [], []
-    for line, row in records:
-        rows.append(row)
+def read_table(
+    source: Any, *, encoding: str | None = None, delimiter: str | None = None, labelled: bool = False
+) -> Table:
+    """All rows of a file, or of a data frame, `datasets.Dataset`, list of dicts, dict of lists, (texts, labels) or
+    list of texts.
+
+    In a list of tuples of two texts the second is the pair of the first, or its label where the rows are `labelled`.
+    Raises: DataError with the place where it cannot be read, ConfigError for a wrong encoding or delimiter.
+    """
+    stream = stream_table(source, encoding=encoding, delimiter=delimiter, labelled=labelled)
+    lines, rows = [], []
+    for line, row in stream:
         lines.append(line)
-    if not rows:
-        raise DataError(f"{path}: expected rows, found only a header", "give a file with labelled rows")
-    return Table(str(path), path.name, tuple(rows[0]), rows, lines)
+        rows.append(row)
+    return Table(
+        stream.path, stream.name, stream.columns, rows, lines, stream.notes, stream.holder, stream.index, stream.unread
+    )
+
+
+def stream_table(
+    source: Any, *, encoding: str | None = None, delimiter: str | None = None, labelled: bool = False
+) -> TableStream:
+    """The same rows one by one. Delimited text and JSON lines are never in memory as a whole; JSON lines are checked
+    as they come. Raises: as `read_table`.
+    """
+    if not isinstance(source, str | os.PathLike):
+        for option, value in (("encoding", encoding), ("delimiter", delimiter)):
+            if value is not None:
+                raise ConfigError(f"{option}: rows in memory have none, found {value!r}", "leave it out")
+        return memory_stream(source, labelled=labelled)
+    path = as_path(source)
+    _check_path(path)
+    suffix = _suffix(path)
+    if delimiter is not None and suffix not in _DELIMITED:
+        raise ConfigError(f"delimiter: {path} has none, found {delimiter!r}", "leave it out")
+    if suffix in _BINARY:
+        if encoding is not None:
+            raise ConfigError(f"encoding: {path} is no text to decode, found {encoding!r}", "leave it out")
+        return _BINARY[suffix](path)
+    file = TextFile(path, encoding)
+    if suffix in _JSON:
+        return _JSON[suffix](str(path), path.name, file)
+    return _delimited_stream(path, file, _DELIMITED[suffix], delimiter)
+
+
+def takes_delimiter(source: Any) -> bool:
+    """Whether a source is a file of delimited text, by its ending."""
+    return isinstance(source, str | os.PathLike) and _suffix(Path(source)) in _DELIMITED
+
+
+def stem(path: Path) -> str:
+    """The name of a file without its ending: "data" of "data.csv" and of "data.csv.gz"."""
+    return Path(path.stem).stem if path.suffix.lower() == ".gz" else path.stem
+
+
+def as_path(source: str | os.PathLike[str]) -> Path:
+    """The path. Raises: DataError for a text that no path is, such as the content of a file."""
+    text = os.fspath(source)
+    if not isinstance(text, str):
+        raise DataError(f"expected a path as text, found {type(text).__name__}", "decode it: os.fsdecode(path)")
+    try:
+        longest = max(len(os.fsencode(part)) for part in text.split(os.sep))
+    except UnicodeError:
+        longest = len(text)
+    if "\n" in text or "\r" in text or "\0" in text or longest > 255 or len(text) > 4000:
+        raise DataError(
+            f"expected a path, found a text of {len(text):,} characters ({text[:40]!r} …)",
+            "give the name of a file; rows in memory as a data frame, a list of dicts or (texts, labels)",
+        )
+    return Path(text)
+
+
+def _delimited_stream(path: Path, file: TextFile, usual: str, delimiter: str | None) -> TableStream:
+    if not any(line.strip() for line in file.lines()):
+        raise DataError(f"{path}: expected rows, found an empty file", "give a file with a header and labelled rows")
+    dialect, notes = find_dialect(str(path), file.lines, usual, delimiter)
+    records: Callable[[], Iterator[Any]] = partial(read_records, str(path), file.lines, dialect)
+    return grid_stream(str(path), path.name, records, delimiter=dialect.delimiter, notes=notes)
+
+
+def _suffix(path: Path) -> str:
+    """The ending that says what the file holds: ".csv" of "data.csv" and of "data.csv.gz"."""
+    suffix = path.suffix.lower()
+    return Path(path.stem).suffix.lower() if suffix == ".gz" else suffix
 
 
 def _check_path(path: Path) -> None:
     if path.is_dir():
-        raise DataError(f"{path}: expected a file, found a folder", f"name a file in it ({', '.join(_SUFFIXES)})")
+        raise DataError(f"{path}: expected a file, found a folder", f"name a file in it ({', '.join(SUFFIXES)})")
     if not path.is_file():
-        beside = [p.name for p in path.parent.iterdir() if p.suffix in _SUFFIXES] if path.parent.is_dir() else []
+        beside = [p.name for p in path.parent.iterdir() if _suffix(p) in SUFFIXES] if path.parent.is_dir() else []
         missing = "no such file" if path.parent.is_dir() else f"no such folder as {path.parent}"
         hint = nearest(path.name, beside)
         raise DataError(f"{path}: {missing}", hint if hint.startswith("did you mean") else "check the path")
-    if path.suffix.lower() not in _SUFFIXES:
+    if _suffix(path) not in SUFFIXES or (path.suffix.lower() == ".gz" and _suffix(path) in _BINARY):
         raise DataError(
-            f"{path}: expected a file ending in {', '.join(_SUFFIXES)}, found {path.suffix or 'no ending'}",
+            f"{path}: expected a file ending in {', '.join(SUFFIXES)} (text also with .gz), found "
+            f"{path.suffix or 'no ending'}",
             "save the table as CSV (UTF-8) and give that file",
-        )
-
-
-def _decode(path: Path, encoding: str | None) -> str:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}", "check the permissions of the file") from None
-    marked = next((name for mark, name in _BYTE_ORDER_MARKS if data.startswith(mark)), "utf-8")
-    codec = encoding or marked
-    try:
-        return data.decode(codec).removeprefix("\ufeff")
-    except LookupError:
-        raise ConfigError(
-            f"encoding: {encoding!r} is not known", "common ones: utf-8, cp1252, latin-1, utf-16, shift_jis"
-        ) from None
-    except UnicodeDecodeError as error:
-        before = data[: error.start].decode(codec, errors="replace")
-        line = before.count("\n") + 1
-        others = "cp1252 if it comes from a Windows program" if codec.startswith("utf") else "the one it was saved with"
-        raise DataError(
-            f"{path}:{line}: expected {codec.upper()} text, found the byte 0x{data[error.start]:02X} "
-            f"(byte {error.start + 1} of the file) after {before[before.rfind(chr(10)) + 1 :][-20:]!r}",
-            f"give the encoding of the file: --encoding {others}",
-        ) from None
-
-
-def _cells(path: Path, text: str, delimiter: str) -> Iterator[tuple[int, dict[str, str]]]:
-    header: list[str] | None = None
-    for line, row in _csv_rows(path, text, delimiter):
-        if header is None:
-            header = [name.strip() for name in row]
-            _check_unique(header, f"{path}:{line}: the header")
-        elif len(row) != len(header):
-            raise DataError(
-                f"{path}:{line}: expected {len(header)} cells ({', '.join(header)}), found {len(row)}",
-                f"put cells that contain {delimiter!r} or a line break in double quotes",
-            )
-        else:
-            yield line, dict(zip(header, row, strict=True))
-
-
-def _csv_rows(path: Path, text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    """Rows that are not blank, each with the line it begins on."""
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    while True:
-        line = reader.line_num + 1
-        limit = csv.field_size_limit(MAX_CELL)  # of the whole process, so it is put back after each row
-        try:
-            row = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            if "field limit" in str(error):
-                raise DataError(
-                    f"{path}:{line}: a cell has more than {MAX_CELL:,} characters",
-                    "look for a double quote on that line which is never closed",
-                ) from None
-            raise DataError(
-                f"{path}:{line}: the double quotes do not match ({error})",
-                'inside a quoted cell, write a double quote as ""',
-            ) from None
-        finally:
-            csv.field_size_limit(limit)
-        if row:
-            yield line, row
-
-
-def _json_lines(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    for line, content in enumerate(text.split("\n"), 1):  # not splitlines(): JSON strings may hold U+2028
-        if not content.strip():
-            continue
-        where = f"{path}:{line}"
-
-        def unique(pairs: list[tuple[str, Any]], where: str = where) -> dict[str, Any]:
-            _check_unique([key for key, _ in pairs], f"{where}: the object")
-            return dict(pairs)
-
-        try:
-            row = json.loads(content, object_pairs_hook=unique)
-        except DataError:
-            raise
-        except (ValueError, RecursionError) as error:  # a number of too many digits is a plain ValueError
-            column = f" at column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
-            problem = getattr(error, "msg", str(error))
-            raise DataError(
-                f"{where}: expected a JSON object, found invalid JSON{column}: {problem}",
-                "put one JSON object on each line",
-            ) from None
-        if not isinstance(row, dict):
-            raise DataError(
-                f'{where}: expected a JSON object such as {{"text": ..., "label": ...}}, found {type(row).__name__}',
-                "put one JSON object on each line",
-            )
-        if any(len(text) > MAX_CELL for cell in row.values() for text in _texts_in(cell)):
-            raise DataError(f"{where}: a text has more than {MAX_CELL:,} characters", "cut it or leave the row out")
-        yield line, row
-
-
-def _texts_in(cell: Any) -> list[str]:
-    cells = cell if isinstance(cell, list) else [cell]
-    return [cell for cell in cells if isinstance(cell, str)]
-
-
-def _check_unique(names: list[str], what: str) -> None:
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if repeated:
-        raise DataError(
-            f"{what} names {', '.join(map(repr, repeated))} more than once", "give each column its own name"
         )

@@ -67,6 +67,7 @@ class MemberEntry(Closed):
     kind: str | None = None
     metric: str | None = None
     encoding: str | None = None
+    delimiter: str | None = None
     linearisation: str | None = None
     partition: str | None = None
     text_to_text: bool = False

@@ -1,0 +1,252 @@
+"""Rows that are in memory already: data frames of any library, `datasets`, dicts, lists, texts with their labels."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import import_module
+from typing import Any
+
+from handful.data.cells import check_row, plain, repeated
+from handful.data.stream import TableStream, place
+from handful.errors import DataError
+
+_NAMES = {"list": "rows", "tuple": "rows", "dict": "columns"}
+_GIVE = "give a path, a data frame, a list of dicts, a dict of lists, or (texts, labels)"
+
+
+def memory_stream(source: Any, *, labelled: bool = False) -> TableStream:
+    """The rows of what is in memory; missing values are None.
+
+    A list of texts has the column "text"; tuples of two are ("text", "text_pair"), or with `labelled` ("text",
+    "label"); those of three are a pair with its label. Raises: DataError for anything that has no rows of cells.
+    """
+    _refuse_splits(source)
+    if _is_dataset(source):
+        return _stream("Dataset", plain_rows(source))
+    if isinstance(source, Mapping):
+        return _stream("dict", _rows_of_columns(source))
+    if _is_pandas(source, "DataFrame"):
+        return _pandas_stream(source)
+    if _is_pandas(source, "Series"):
+        return _stream("Series", _rows_of_items("Series", source.tolist(), labelled))
+    if isinstance(source, bytes | bytearray | memoryview | int | float | complex | None):
+        raise _not_rows(source)
+    if isinstance(source, tuple) and len(source) == 2 and all(map(_is_column, source)):
+        return _stream("tuple", _texts_and_labels(*source))
+    if isinstance(source, Sequence | Iterator | set | frozenset):
+        kind = type(source).__name__
+        return _stream(kind, _rows_of_items(kind, list(source), labelled))
+    if hasattr(source, "dtype") and hasattr(source, "ndim"):
+        if source.ndim not in (1, 2):
+            raise DataError(f"expected an array of one or two dimensions, found {source.ndim}", _GIVE)
+        return _stream("array", _rows_of_items("array", source.tolist(), labelled))
+    return _narwhals_stream(source)
+
+
+def plain_rows(dataset: Any) -> list[dict[str, Any]]:
+    """Rows of `datasets` with the names of classes in place of their numbers; -1 means that there is none."""
+    features = dict(dataset.features or {})
+    names = {column: _class_names(feature) for column, feature in features.items()}
+    rows = [dict(row) for row in dataset]
+    for column, classes in names.items():
+        if classes is not None:
+            for row in rows:
+                row[column] = _named(row[column], classes)
+    return rows
+
+
+def _class_names(feature: Any) -> list[str] | None:
+    inner = feature[0] if isinstance(feature, list) and feature else getattr(feature, "feature", feature)
+    return getattr(inner, "names", None)
+
+
+def _named(cell: Any, classes: list[str]) -> Any:
+    if isinstance(cell, list):
+        return [_named(value, classes) for value in cell]
+    return classes[cell] if cell is not None and cell >= 0 else None
+
+
+def _is_dataset(source: Any) -> bool:
+    datasets = sys.modules.get("datasets")  # what is one of its objects has imported it
+    return datasets is not None and isinstance(source, (datasets.Dataset, datasets.IterableDataset))
+
+
+def _refuse_splits(source: Any) -> None:
+    """Raises: DataError for a dict of data sets by split."""
+    datasets = sys.modules.get("datasets")
+    if datasets is not None and isinstance(source, (datasets.DatasetDict, datasets.IterableDatasetDict)):
+        splits = list(source)
+        first = "train" if "train" in splits else splits[0] if splits else "train"
+        raise DataError(
+            f"expected one data set, found a {type(source).__name__} with the splits {', '.join(map(repr, splits))}",
+            f"give one of them: data[{first!r}]" + (", test=data['test']" if "test" in splits else ""),
+        )
+
+
+def _is_pandas(source: Any, name: str) -> bool:
+    pandas = sys.modules.get("pandas")
+    return pandas is not None and isinstance(source, getattr(pandas, name, ()))
+
+
+def _pandas_stream(frame: Any) -> TableStream:
+    """Columns by the texts of their names, a MultiIndex joined by spaces; a named index is a column of its own."""
+    titles = [_title(title) for title in frame.columns]
+    columns = [frame.iloc[:, position] for position in range(len(titles))]
+    notes, index = [], None
+    levels = [level for level in frame.index.names if level is not None]
+    for level in levels:
+        if _title(level) not in titles:
+            titles.append(_title(level))
+            columns.append(frame.index.get_level_values(level))
+            notes.append(f"the index {_title(level)!r} is read as a column")
+    if not _counts(frame.index):
+        index = frame.index.tolist()
+    found = [title for title in frame.columns if not isinstance(title, str)]
+    if found:
+        shown = ", ".join(map(repr, titles[:5]))
+        notes.append(f"the names of columns are read as texts: {shown}")
+    cells = [column.tolist() for column in columns]
+    return _frame_stream("DataFrame", titles, cells, notes, index)
+
+
+def _title(name: Any) -> str:
+    return " ".join(map(str, name)).strip() if isinstance(name, tuple) else str(name).strip()
+
+
+def _counts(index: Any) -> bool:
+    """Whether an index of pandas says no more than the position of a row."""
+    return index.nlevels == 1 and index.tolist() == list(range(len(index)))
+
+
+def _narwhals_stream(source: Any) -> TableStream:
+    narwhals: Any = import_module("narwhals")  # only where there is a frame: `handful --help` needs none
+    try:
+        frame = narwhals.from_native(source, allow_series=True)
+    except (TypeError, ValueError, AttributeError):
+        raise _not_rows(source) from None
+    if isinstance(frame, narwhals.Series):
+        return _stream("Series", _rows_of_items("Series", frame.to_list(), False))
+    if isinstance(frame, narwhals.LazyFrame):
+        frame = frame.collect()
+    titles = [str(title).strip() for title in frame.columns]
+    cells = [frame.get_column(title).to_list() for title in frame.columns]
+    return _frame_stream(type(source).__name__, titles, cells, [], None)
+
+
+def _frame_stream(
+    holder: str, titles: list[str], cells: list[list[Any]], notes: list[str], index: list[Any] | None
+) -> TableStream:
+    if twice := repeated(titles):
+        positions = {title: [i + 1 for i, other in enumerate(titles) if other == title] for title in twice}
+        shown = "; ".join(f"{title!r}: columns {', '.join(map(str, found))}" for title, found in positions.items())
+        raise DataError(f"{holder}: columns have the same name ({shown})", "give each column its own name")
+    rows = [dict(zip(titles, row, strict=True)) for row in zip(*cells, strict=True)]
+    return _stream(holder, rows, titles, notes, index)
+
+
+def _stream(
+    holder: str,
+    rows: Sequence[Mapping[Any, Any]],
+    columns: Sequence[str] | None = None,
+    notes: Sequence[str] = (),
+    index: list[Any] | None = None,
+) -> TableStream:
+    if not rows:
+        found = f"an empty {holder}" + (f" with the columns {', '.join(map(repr, columns))}" if columns else "")
+        raise DataError(f"expected rows, found {found}", "give labelled rows")
+    name, kept = _NAMES.get(holder, holder.lower()), []
+    for number, row in enumerate(rows):
+        where = place(holder, number, f"the {holder}", index)
+        titles = [_title(key) for key in row]
+        if twice := repeated(titles):
+            raise DataError(f"{where}: {', '.join(map(repr, twice))} stands there twice", "give each its own name")
+        try:
+            cells = dict(zip(titles, map(plain, row.values()), strict=True))
+        except RecursionError:
+            raise DataError(f"{where}: a cell is nested too deeply", "leave it out") from None
+        check_row(cells, where)
+        kept.append((number, cells))
+    return TableStream(
+        holder, name, tuple(columns or kept[0][1]), lambda: iter(kept),
+        tuple(f"{name}: {note}" for note in notes), f"the {holder}", index,
+    )  # fmt: skip
+
+
+def _rows_of_columns(source: Mapping[Any, Any]) -> list[dict[Any, Any]]:
+    wrong = [key for key, column in source.items() if not _is_column(column)]
+    if wrong:
+        raise DataError(
+            f"expected a dict of lists, found {source[wrong[0]]!r:.80} under {wrong[0]!r}",
+            "give the columns as lists of one length; one row alone goes into a list: [row]",
+        )
+    columns = {key: _as_list(column) for key, column in source.items()}
+    lengths = {key: len(column) for key, column in columns.items()}
+    if len(set(lengths.values())) > 1:
+        shown = ", ".join(f"{key!r} has {length}" for key, length in list(lengths.items())[:10])
+        raise DataError(f"expected lists of one length, found that {shown}", "give every column a cell for each row")
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def _texts_and_labels(texts: Any, labels: Any) -> list[dict[str, Any]]:
+    texts, labels = _as_list(texts), _as_list(labels)
+    if len(texts) != len(labels):
+        raise DataError(
+            f"expected as many labels as texts, found {len(labels)} and {len(texts)}",
+            "(texts, labels) are two sequences of one length",
+        )
+    labels = [label[0] if isinstance(label, list | tuple) and len(label) == 1 else label for label in labels]
+    rows = _rows_of_items("tuple", texts, labelled=False)
+    if rows and "label" in rows[0]:
+        raise DataError("expected (texts, labels), found rows that are labelled already", "give the rows alone")
+    return [{**row, "label": label} for row, label in zip(rows, labels, strict=True)]
+
+
+def _rows_of_items(kind: str, items: list[Any], labelled: bool) -> list[dict[Any, Any]]:
+    """Dicts as they are; texts and tuples of texts under customary names."""
+    rows: list[dict[Any, Any]] = []
+    for number, item in enumerate(items):
+        if isinstance(item, Mapping):
+            rows.append(dict(item))
+        elif hasattr(item, "_asdict"):  # a named tuple
+            rows.append(item._asdict())
+        elif isinstance(item, list | tuple):
+            names = _tuple_names(len(item), labelled)
+            if names is None:
+                raise _wrong_item(number, kind, item)
+            rows.append(dict(zip(names, item, strict=True)))
+        elif item is None or isinstance(item, str | float):  # NaN is where pandas has no text
+            rows.append({"text": item})
+        else:
+            raise _wrong_item(number, kind, item)
+    return rows
+
+
+def _tuple_names(length: int, labelled: bool) -> tuple[str, ...] | None:
+    named = {1: ("text",), 2: ("text", "label" if labelled else "text_pair"), 3: ("text", "text_pair", "label")}
+    return named.get(length)
+
+
+def _wrong_item(number: int, kind: str, item: Any) -> DataError:
+    return DataError(
+        f"row {number} of the {kind}: expected a dict, a text or a pair of texts, found {item!r:.80}", _GIVE
+    )
+
+
+def _is_column(value: Any) -> bool:
+    if isinstance(value, str | bytes | bytearray | Mapping):
+        return False
+    return isinstance(value, list | tuple | range) or hasattr(value, "tolist") or hasattr(value, "to_list")
+
+
+def _as_list(column: Any) -> list[Any]:
+    convert = getattr(column, "tolist", None) or getattr(column, "to_list", None)
+    found = convert() if convert else list(column)
+    return found if isinstance(found, list) else [found]
+
+
+def _not_rows(source: Any) -> DataError:
+    kind = type(source).__name__
+    if isinstance(source, type):
+        kind = f"the class {source.__name__}"
+    return DataError(f"expected a path or rows, found {kind}", _GIVE)

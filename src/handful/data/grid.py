@@ -1,0 +1,339 @@
+"""From records of cells to named columns: the header, what spreadsheets and data frames leave behind, and its removal.
+
+One pass over the records decides which columns and rows are read; a second one yields them. What is left out is said.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, final
+
+from handful.data.cells import check_row, listed, repeated
+from handful.data.delimited import Record
+from handful.data.stream import TableStream
+from handful.errors import DataError
+
+Records = Callable[[], Iterator[Record]]
+
+COMMON_NAMES = frozenset(
+    [
+        "answer",
+        "body",
+        "category",
+        "class",
+        "content",
+        "context",
+        "description",
+        "document",
+        "hypothesis",
+        "id",
+        "index",
+        "input",
+        "instruction",
+        "kind",
+        "label",
+        "labels",
+        "lang",
+        "language",
+        "message",
+        "messages",
+        "output",
+        "passage",
+        "premise",
+        "prompt",
+        "question",
+        "rating",
+        "reference",
+        "references",
+        "response",
+        "review",
+        "score",
+        "sentence",
+        "sentence1",
+        "sentence2",
+        "sentiment",
+        "source",
+        "stars",
+        "summary",
+        "target",
+        "targets",
+        "text",
+        "text1",
+        "text2",
+        "text_a",
+        "text_b",
+        "text_pair",
+        "title",
+        "topic",
+        "type",
+        "y",
+    ]
+)
+"""Names by which a first row is known to be a header, in lower case."""
+
+_LONGEST_NAME = 60
+_KNOWN_LENGTH, _KNOWN_VALUES = 40, 2000
+
+
+@final
+@dataclass(slots=True)
+class _Column:
+    """What one pass has seen in a column: `values` are the short ones, as long as there are not too many."""
+
+    filled: bool = False
+    whole_numbers: bool = True
+    numbers: bool = True
+    values: Counter[str] = field(default_factory=Counter)
+
+    def add(self, cell: Any) -> None:
+        text = cell.strip() if isinstance(cell, str) else "" if cell is None else str(cell)
+        if not text:
+            return
+        self.filled = True
+        self.whole_numbers = self.whole_numbers and text.isascii() and text.isdigit()
+        self.numbers = self.numbers and _is_number(text)
+        if len(text) <= _KNOWN_LENGTH and (text in self.values or len(self.values) < _KNOWN_VALUES):
+            self.values[text] += 1
+
+    def has(self, cell: str) -> bool:
+        """Whether a cell is a value of this column, as far as that can be known."""
+        return bool(cell) and (self.values[cell] > 1 or (self.filled and self.numbers and _is_number(cell)))
+
+
+@final
+@dataclass(slots=True)
+class _Survey:
+    path: str
+    header: list[str]
+    header_line: int
+    columns: list[_Column]
+    blank: list[int] = field(default_factory=list)
+    repeats: list[int] = field(default_factory=list)
+    longer: list[int] = field(default_factory=list)
+    rows: int = 0
+    spanning: list[Record] = field(default_factory=list)
+    spans: list[int] = field(default_factory=list)
+
+
+def grid_stream(path: str, name: str, records: Records, *, delimiter: str = "", notes: list[str]) -> TableStream:
+    """The rows below the header. `delimiter` is for advice.
+
+    Left out and said: blank rows, columns without a name or with one that stands there twice if they are empty, an
+    unnamed column of whole numbers (the index of a data frame), the header where it is repeated, and empty cells beyond
+    the header. Raises: DataError where there is no row, a row has another number of cells, a name is there twice, the
+    first row is no header, or a cell has swallowed rows.
+    """
+    survey = _survey(path, records, delimiter)
+    kept, dropped, unread = _choose(survey)
+    if not survey.rows:
+        raise DataError(f"{path}: expected rows, found only a header", "give a file with labelled rows")
+    _check_header(survey)
+    found = [*notes, *dropped, *_row_notes(survey, delimiter)]
+
+    def rows() -> Iterator[tuple[int, dict[str, Any]]]:
+        skipped = frozenset((*survey.blank, *survey.repeats, survey.header_line))
+        for record in records():
+            if record.line not in skipped and not _is_blank(record.cells):
+                yield record.line, {name: _at(record.cells, position) for position, name in kept}
+
+    return TableStream(
+        path, name, tuple(name for _, name in kept), rows, tuple(f"{name}: {note}" for note in found), unread=unread
+    )
+
+
+def _at(cells: list[Any], position: int) -> Any:
+    return cells[position] if position < len(cells) else ""
+
+
+def _is_blank(cells: list[Any]) -> bool:
+    """Whether a row holds nothing; a lone quoted "" is an empty text."""
+    return cells != [""] and _holds_nothing(cells)
+
+
+def _holds_nothing(cells: list[Any]) -> bool:
+    return all(cell is None or (isinstance(cell, str) and not cell.strip()) for cell in cells)
+
+
+def _survey(path: str, records: Records, delimiter: str) -> _Survey:
+    survey: _Survey | None = None
+    leading: list[int] = []
+    for record in records():
+        if survey is None:
+            if _is_blank(record.cells):
+                leading.append(record.line)
+                continue
+            header = ["" if cell is None else str(cell).strip() for cell in record.cells]
+            survey = _Survey(path, header, record.line, [_Column() for _ in header], blank=leading)
+            check_row(dict.fromkeys(header), f"{path}:{record.line}")
+            continue
+        _add(survey, record, delimiter)
+    if survey is None:
+        raise DataError(f"{path}: expected rows, found an empty file", "give a file with a header and labelled rows")
+    return survey
+
+
+def _add(survey: _Survey, record: Record, delimiter: str) -> None:
+    cells, width = record.cells, len(survey.header)
+    if _is_blank(cells):
+        survey.blank.append(record.line)
+        return
+    if len(cells) == width and [str(cell).strip() for cell in cells] == survey.header:
+        survey.repeats.append(record.line)
+        return
+    if len(cells) > width and _holds_nothing(cells[width:]):
+        survey.longer.append(record.line)
+    elif len(cells) > width or (len(cells) < width and any(survey.header[len(cells) :])):
+        raise _ragged(survey, record, delimiter)
+    survey.rows += 1
+    check_row(dict(zip(survey.header, cells, strict=False)), f"{survey.path}:{record.line}")
+    if record.source:
+        survey.spans.append(record.line)
+        if len(survey.spanning) < _KNOWN_VALUES:
+            survey.spanning.append(record)
+    else:
+        for column, cell in zip(survey.columns, cells, strict=False):
+            column.add(cell)
+        return
+    for column, cell in zip(survey.columns, cells, strict=False):
+        column.filled = column.filled or bool(cell)
+        column.whole_numbers = column.whole_numbers and (not cell or cell.strip().isdigit())
+
+
+def _ragged(survey: _Survey, record: Record, delimiter: str) -> DataError:
+    width, found = len(survey.header), len(record.cells)
+    if found < width:
+        hint = "complete the row; a line break inside a text must be in double quotes"
+    elif width == 1:
+        hint = f"put texts that contain {delimiter!r} in double quotes; a title above the header must be removed"
+    else:
+        hint = f"put cells that contain {delimiter!r} or a line break in double quotes"
+    names = ", ".join(survey.header) if width <= 20 else ", ".join(survey.header[:20]) + ", …"
+    return DataError(f"{survey.path}:{record.line}: expected {width} cells ({names}), found {found}", hint)
+
+
+def _choose(survey: _Survey) -> tuple[list[tuple[int, str]], list[str], Mapping[str, tuple[int, ...]]]:
+    """Positions and names of the columns to read, notes on the others, and names that stand for several columns."""
+    empty, index, nameless, kept = [], [], [], []
+    taken = set(survey.header)
+    twice = frozenset(repeated(filter(None, survey.header)))
+    filled: dict[str, list[int]] = {title: [] for title in twice}
+    for position, title in enumerate(survey.header):
+        column = survey.columns[position]
+        if not column.filled and (not title or title in twice):
+            empty.append(position)
+        elif (not title or title.startswith("Unnamed: ")) and column.whole_numbers and len(survey.header) > 1:
+            index.append(position)
+        elif not title:
+            made = f"column {position + 1}"
+            nameless.append(f"{made} has no name and is called {made!r}" if made not in taken else "")
+            kept.append((position, made))
+        elif title in twice:
+            filled[title].append(position)
+        else:
+            kept.append((position, title))
+    notes = []
+    unread: dict[str, tuple[int, ...]] = {}
+    for title, positions in filled.items():
+        numbers = tuple(position + 1 for position in positions)
+        if len(positions) == 1:
+            kept.append((positions[0], title))
+        elif positions and title.lower() in COMMON_NAMES:
+            raise _named_twice(survey, title, numbers)
+        elif positions:
+            unread[title] = numbers
+            notes.append(f"columns {_and(numbers)} are all named {title!r}, so none of them is read")
+        else:  # all of them are empty: one is kept, so that its name is known
+            first = survey.header.index(title)
+            kept.append((first, title))
+            empty.remove(first)
+    if empty:
+        names = [repr(survey.header[position]) for position in empty if survey.header[position]]
+        called = f" (named {', '.join(sorted(set(names)))} like others)" if names else ""
+        notes.append(f"{_columns([p + 1 for p in empty])} empty{called} and left out")
+    if index:
+        notes.append(f"{_columns([p + 1 for p in index])} an index without a name and left out")
+    notes += list(filter(None, nameless))
+    return sorted(kept), notes, unread
+
+
+def _named_twice(survey: _Survey, title: str, numbers: tuple[int, ...]) -> DataError:
+    return DataError(
+        f"{survey.path}:{survey.header_line}: the header names {title!r} more than once (columns {_and(numbers)})",
+        "give each column its own name, or remove the one that is not meant",
+    )
+
+
+def _columns(numbers: list[int]) -> str:
+    return f"column {numbers[0]} is" if len(numbers) == 1 else f"columns {listed(numbers)} are"
+
+
+def _and(numbers: tuple[int, ...]) -> str:
+    return f"{', '.join(map(str, numbers[:-1]))} and {numbers[-1]}"
+
+
+def _check_header(survey: _Survey) -> None:
+    """Raises: DataError where the first row is data: none of its cells is a customary name, and one is a value."""
+    titles = [title for title in survey.header if title]
+    if any(title.lower() in COMMON_NAMES for title in titles):
+        return
+    for position, title in enumerate(survey.header):
+        column = survey.columns[position]
+        number = column.filled and column.numbers and _is_number(title) and not title.isdigit()
+        if number or (not _is_number(title) and column.values[title] > 1):
+            raise DataError(
+                f"{survey.path}:{survey.header_line}: expected a header, found a row of data "
+                f"({title!r} is a value of column {position + 1} too)",
+                "put a line with the names of the columns first, such as: text,label",
+            )
+    if any(len(title) > _LONGEST_NAME and len(title.split()) > 5 for title in titles):
+        longest = max(titles, key=len)
+        raise DataError(
+            f"{survey.path}:{survey.header_line}: expected a header, found a text ({longest[:_LONGEST_NAME]!r} …)",
+            "put a line with the names of the columns first, such as: text,label",
+        )
+
+
+def _row_notes(survey: _Survey, delimiter: str) -> list[str]:
+    notes = []
+    if survey.blank:
+        notes.append(f"{len(survey.blank):,} blank row(s) left out (line {listed(survey.blank)})")
+    if survey.repeats:
+        notes.append(f"the header is repeated on line {listed(survey.repeats)}, which is left out")
+    if survey.longer:
+        notes.append(f"{len(survey.longer):,} row(s) end with more empty cells than the header has, which are left out")
+    _check_swallowed(survey, delimiter)
+    if survey.spans:
+        notes.append(f"{len(survey.spans):,} row(s) have a cell with line breaks (line {listed(survey.spans)})")
+    return notes
+
+
+def _check_swallowed(survey: _Survey, delimiter: str) -> None:
+    """Raises: DataError for a quoted cell whose lines are rows of their own: as many cells, and values of columns."""
+    for record in survey.spanning:
+        lines = [line.rstrip("\r\n").split(delimiter) for line in record.source]
+        alike = [_looks_like_a_row(survey, cells, at, len(lines)) for at, cells in enumerate(lines)]
+        if any(alike) and all(alike[1:-1]) and (alike[0] or alike[-1]):
+            raise DataError(
+                f"{survey.path}:{record.line}: a cell in double quotes goes on over {len(lines)} lines that look like "
+                "rows of their own",
+                'close the double quote on that line, or write it as "" in a quoted cell if it belongs to the text',
+            )
+
+
+def _looks_like_a_row(survey: _Survey, cells: list[str], at: int, lines: int) -> bool:
+    """Whether a line of a quoted cell is as wide as a row, and has a value of a column inside the quotes."""
+    if len(cells) != len(survey.header) or len(cells) < 2:
+        return False
+    begins = next((i + 1 for i, cell in enumerate(cells) if cell.startswith('"')), 0) if at == 0 else 0
+    ends = next((i for i, cell in enumerate(cells) if cell.endswith('"')), len(cells)) if at == lines - 1 else None
+    return any(survey.columns[i].has(cells[i].strip()) for i in range(len(cells))[begins:ends])
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
