@@ -195,8 +195,9 @@ def fit(
     name, or a `Task`; `test` is rows of the same forms. Without test rows, `test_fraction` of the rows are set apart
     first (None: no test score). `output` is the folder for run folders; without it nothing is written. `columns` says
     how to read them (text, text_pair, label, kind, metric, encoding, delimiter). Settings go by dotted name in
-    `settings`, or by bare name as keyword: `shots=100, learning_rate=0.01, num_vertices=3`. Where no `method` or `model` is named, the kind of the task decides; the method "auto" is chosen by resampling the training
-    rows within `budget` seconds; `spec.choices` says why. `start` is a run to start from, or a prompt that PEFT has
+    `settings`, or by bare name as keyword: `shots=100, learning_rate=0.01, num_vertices=3`. Where no `method` or
+    `model` is named, the kind of the task decides; the method "auto" is chosen by resampling the training rows within
+    `budget` seconds; `spec.choices` says why. `start` is a run to start from, or a prompt that PEFT has
     saved, whose method and model are taken where none is named; an inventory of many tasks also decides the sizes.
     `speedup` is how many times as fast the export is to be, by "fine-gates" or "prune", instead of a budget of
     parameters: it is measured on this machine, once, and `spec.choices` says what follows from it.

@@ -14,6 +14,9 @@ from handful.errors import DataError
 MAX_CELL = 1_000_000
 """Characters in one cell. More is a quote that is never closed, or no text to classify."""
 
+MAX_BITS = 8192
+"""Bits of a whole number in a cell; Python refuses to write out much longer ones."""
+
 NAMED_PLACES = 5
 """Lines that an error or a note lists before it counts the rest."""
 
@@ -76,11 +79,15 @@ def plain(cell: Any) -> Any:
 
 
 def check_row(row: Mapping[str, Any], where: str) -> None:
-    """Raises: DataError for a text that is too long, or holds half of a surrogate pair, which no file can hold."""
+    """Raises: DataError for a text that is too long, or holds half of a surrogate pair, which no file can hold, and for
+    a number of thousands of digits.
+    """
     for name, cell in row.items():
         _check_text(name, where, "the name of a column")
         for text in _texts_in(cell):
             _check_text(text, where, f"the text in {name!r}")
+        if isinstance(cell, int) and cell.bit_length() > MAX_BITS:
+            raise DataError(f"{where}: the number in {name!r} has thousands of digits", "correct it")
 
 
 def _check_text(text: str, where: str, what: str) -> None:

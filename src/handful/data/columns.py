@@ -11,6 +11,9 @@ from handful.data.cells import missing as missing
 from handful.data.tables import Table
 from handful.errors import DataError, nearest
 
+_NAMED_COLUMNS = 30
+"""Columns that an error lists before it counts the rest."""
+
 
 @final
 @dataclass(frozen=True, slots=True)
@@ -35,10 +38,11 @@ def only(table: Table, role: str, wanted: str, found: Sequence[str], option: str
     if len(found) == 1:
         return found[0]
     option = option or "--" + role.replace(" ", "-")
-    hint = f"name the column: {option} " + "|".join(found or table.columns)
+    known = found or table.columns
+    hint = f"name the column: {option} " + "|".join(known[:_NAMED_COLUMNS]) + "|…" * (len(known) > _NAMED_COLUMNS)
     if nearest(wanted, table.columns).startswith("did you mean"):
         hint = f"{nearest(wanted, table.columns)} ({option} COLUMN)"
-    columns = ", ".join(map(repr, table.columns))
+    columns = _named(table.columns)
     for name, numbers in table.unread.items():
         columns += f"; columns {' and '.join(map(str, numbers))} are all named {name!r}"
         if name in (wanted, *found) or name.lower() == wanted.lower():
@@ -46,11 +50,16 @@ def only(table: Table, role: str, wanted: str, found: Sequence[str], option: str
     raise DataError(f"{table.path}: expected a {role} column {wanted!r}, found the columns {columns}", hint)
 
 
+def _named(columns: Sequence[str]) -> str:
+    more = len(columns) - _NAMED_COLUMNS
+    return ", ".join(map(repr, columns[:_NAMED_COLUMNS])) + (f" and {more:,} more" if more > 0 else "")
+
+
 def check_column(table: Table, name: str) -> None:
     """Raises: DataError naming the first line without this column."""
     for index, row in enumerate(table.rows):
         if name not in row:
-            found = ", ".join(map(repr, row))
+            found = _named(tuple(row))
             raise DataError(f"{table.where(index)}: expected the column {name!r}, found {found}", nearest(name, row))
 
 

@@ -233,6 +233,7 @@ def _choose(survey: _Survey) -> tuple[list[tuple[int, str]], list[str], Mapping[
             filled[title].append(position)
         else:
             kept.append((position, title))
+    first = {title: position for position, title in reversed(list(enumerate(survey.header)))}
     notes = []
     unread: dict[str, tuple[int, ...]] = {}
     for title, positions in filled.items():
@@ -245,9 +246,9 @@ def _choose(survey: _Survey) -> tuple[list[tuple[int, str]], list[str], Mapping[
             unread[title] = numbers
             notes.append(f"columns {_and(numbers)} are all named {title!r}, so none of them is read")
         else:  # all of them are empty: one is kept, so that its name is known
-            first = survey.header.index(title)
-            kept.append((first, title))
-            empty.remove(first)
+            kept.append((first[title], title))
+    chosen = {position for position, _ in kept}
+    empty = [position for position in empty if position not in chosen]
     if empty:
         names = [repr(survey.header[position]) for position in empty if survey.header[position]]
         called = f" (named {', '.join(sorted(set(names)))} like others)" if names else ""
