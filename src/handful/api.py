@@ -17,8 +17,9 @@ from handful.data.holdout import with_held_out_test
 from handful.data.open import open_task
 from handful.data.task import Example, Task
 from handful.errors import ConfigError, DataError
+from handful.evaluation.baseline import Baseline, beside
 from handful.evaluation.estimate import Estimate
-from handful.evaluation.evaluate import encode_for, longest_row
+from handful.evaluation.evaluate import Written, encode_for, longest_row
 from handful.evaluation.predict import Predictions, check_predictor, predict_rows
 from handful.evaluation.writing import GenerationOptions, write, writing_vertex
 from handful.export.formats import ExportReport, export
@@ -28,9 +29,11 @@ from handful.methods.base import check_settings
 from handful.methods.head import AbstractHeadedAdapter
 from handful.methods.poly import Poly
 from handful.randomness import stream
+from handful.runs.card import escaped_label, recorded_baseline
 from handful.runs.defaults import AUTO, METHOD, MODEL, PRESET
 from handful.runs.experiment import Trained, check_task, open_backbone, open_trained, run, score, train
 from handful.runs.inventory import inherited, take_task, with_inherited
+from handful.runs.scoring import untested_in
 from handful.runs.spec import RunSpec, full_names, resolve
 from handful.runs.start import check_start, names_of, read_start
 from handful.runs.store import Run, read_run
@@ -45,11 +48,21 @@ class FittedModel:
     """A trained model: predicts labels, probabilities and disagreement, and exports itself.
 
     `run` is its folder on disk, or None where it was trained in memory. `scores` are the test scores with their
-    intervals, empty without test rows.
+    intervals, empty without test rows. `baseline` are those of always giving the most usual answer of the training
+    rows; None for generation, without test rows, and for runs saved before there were baselines. `untested_classes` are
+    those that no test row belongs to.
     """
 
-    def __init__(self, trained: Trained, saved: Run | None, scores: Mapping[str, Estimate]):
+    def __init__(
+        self,
+        trained: Trained,
+        saved: Run | None,
+        scores: Mapping[str, Estimate],
+        baseline: Baseline | None = None,
+        untested_classes: Sequence[str] = (),
+    ):
         self._trained, self.run, self.scores = trained, saved, dict(scores)
+        self.baseline, self.untested_classes = baseline, tuple(untested_classes)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -67,14 +80,18 @@ class FittedModel:
 
     @property
     def headline(self) -> str:
-        """The run's score that counts, with its interval; by which predictor, where an export is another."""
+        """The primary score with its interval and the baseline; by which predictor, where an export is another."""
+        return self._headline(repr)
+
+    def _headline(self, name: Callable[[str], str]) -> str:
+        """The headline, whose labels `name` shows."""
         metric, predictor = self._trained.task.metric, self.spec.options.predictor
         if metric not in self.scores:
             return "not scored: there were no test rows"
         score = self.scores[metric]
         other = self.num_vertices > 1 and predictor != "midpoint"
         how = f", by the predictor {predictor!r}, while an export is the midpoint" if other else ""
-        return f"{metric} {score} on {score.n:,} test rows{how}"
+        return f"{metric} {score} on {score.n:,} test rows{how}{beside(metric, score, self.baseline, name)}"
 
     @property
     def max_length(self) -> int:
@@ -158,7 +175,8 @@ class FittedModel:
         """Write a folder that stock PEFT ("peft"), stock transformers ("dense"), handful's own loader ("compact") or
         onnxruntime ("onnx") loads, and check it there; without a name, in the format that suits the method.
         """
-        trained, card = self._trained, f"Score of the run: {self.headline}."
+        trained = self._trained
+        card = f"Score of the run: {self._headline(escaped_label)}."
         format = format or best_format(self.spec.method.name, trained.adapter.report())
         return export(
             trained.adapter, trained.backbone, trained.task, Path(folder), format, card=card,
@@ -232,12 +250,15 @@ def fit(
         spec, backbone = with_speedup(task, spec, speedup, backbone=backbone)
     if output is not None:
         saved, trained = run(task, spec, Path(output), backbone=backbone, start=started, on_event=on_event, again=again)
-        return FittedModel(trained, saved, _estimates(saved))
+        return _fitted(trained, saved)
     check_task(task)
     check_start(spec.method, started)
-    trained = train(task, spec, backbone=backbone, start=started, on_event=on_event).trained
-    scores = score(trained)
-    return FittedModel(trained, None, scores.estimates if scores else {})
+    training = train(task, spec, backbone=backbone, start=started, on_event=on_event)
+    scores = score(training)
+    if scores is None:
+        return FittedModel(training.trained, None, {})
+    baseline = None if isinstance(scores, Written) else scores.baseline
+    return FittedModel(training.trained, None, scores.estimates, baseline, untested_in(scores))
 
 
 def load(folder: str | Path, *, task: str | None = None, backbone: Backbone | None = None) -> FittedModel:
@@ -248,8 +269,8 @@ def load(folder: str | Path, *, task: str | None = None, backbone: Backbone | No
     saved = read_run(folder)
     if task is not None:
         record, trained = take_task(saved, task, backbone)
-        return FittedModel(trained, None, {name: Estimate.from_dict(value) for name, value in record["scores"].items()})
-    return FittedModel(open_trained(saved, backbone=backbone), saved, _estimates(saved))
+        return _fitted(trained, None, record)
+    return _fitted(open_trained(saved, backbone=backbone), saved)
 
 
 def as_examples(texts: Sequence[Text] | Sequence[Example]) -> list[Example]:
@@ -271,8 +292,11 @@ def as_examples(texts: Sequence[Text] | Sequence[Example]) -> list[Example]:
     return rows
 
 
-def _estimates(saved: Run) -> dict[str, Estimate]:
-    return {name: Estimate.from_dict(value) for name, value in saved.record["scores"].items()}
+def _fitted(trained: Trained, saved: Run | None, record: Mapping[str, Any] | None = None) -> FittedModel:
+    """The model with the scores of its record, by default that of its folder."""
+    record = record or (saved.record if saved else {"scores": {}, "rows": {}})
+    scores = {name: Estimate.from_dict(value) for name, value in record["scores"].items()}
+    return FittedModel(trained, saved, scores, recorded_baseline(record), record["rows"].get("untested_classes", ()))
 
 
 class FewShotClassifier(ClassifierMixin, BaseEstimator):

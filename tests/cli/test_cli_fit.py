@@ -23,7 +23,11 @@ def test_a_fit_shows_score_cost_and_folder_and_says_what_was_chosen(command, tab
     record = json.loads((folder / "run.json").read_text())
     score = record["scores"]["accuracy"]
     first, second, third = outcome.out.splitlines()
-    assert first == f"accuracy {score['mean']:.3f} [{score['low']:.3f}, {score['high']:.3f}] on 8 test rows"
+    expected = (
+        f"accuracy {score['mean']:.3f} [{score['low']:.3f}, {score['high']:.3f}] on 8 test rows; always predicting "
+    )
+    assert first.startswith(expected + "'ab', one of the 2 largest classes, scores 0.500")
+    assert record["baseline"]["scores"]["accuracy"] == 0.5 and record["rows"]["untested_classes"] == []
     assert second.startswith(
         f"trained {record['fit']['parameters']:,} of {record['backbone']['parameters']:,} parameters"
     )
@@ -178,6 +182,21 @@ def test_a_check_says_what_a_fit_does(command, table, quick, tmp_path):
     assert sum(checked["rows"]["classes"].values()) == checked["rows"]["train"]
     assert checked["export"]["peft"]["possible"]
     assert not checked["export"]["dense"]["possible"]
+
+
+def test_a_class_without_a_test_row_is_named_and_the_baseline_too(command, table, quick, tmp_path):
+    rows = [(f"{'aaaa bbbb' if i % 2 else 'zz 99 zz'} {i}", "ab" if i % 2 else "z9") for i in range(40)]
+    data = table([*rows, ("zz aaaa", "rare"), ("bbbb 99", "rare")], "text", "label")
+    said = "1 of 3 classes has no test row and is not scored: 'rare'"
+    checked = command("check", data, *quick)
+    assert f"test      {said}" in checked.out and "baseline  always predicting 'ab'," in checked.out
+    assert command("check", data, *quick, "--json").json["rows"]["untested_classes"] == ["rare"]
+    fitted = command("fit", data, *quick)
+    assert said in fitted.out.splitlines()
+    folder = only_run(tmp_path / "runs")
+    assert f"{said}; macro_f1 leaves it out" in (folder / "README.md").read_text()
+    report = command("report", folder).out
+    assert said in report and "always the largest class, or the mean" in report
 
 
 def test_a_check_for_people(command, table, quick):

@@ -49,7 +49,11 @@ def check_card(folder: Path, inventory: Path) -> None:
     mean, rows = sum(score["mean"] for score in own) / len(own), sum(score["n"] for score in own)
     assert record["scores"]["accuracy"]["mean"] == pytest.approx(mean)
     assert record["rows"]["test"] == rows != whole["rows"]["test"]
-    assert headline(record).endswith(f"on {rows} test rows") and headline(record) in (folder / "README.md").read_text()
+    assert f"on {rows} test rows; always giving each task its most usual answer, scores" in headline(record)
+    assert headline(record) in (folder / "README.md").read_text()
+    constant = [one["scores"]["accuracy"] for one in record["baseline"]["members"].values()]
+    assert record["baseline"]["scores"]["accuracy"] == pytest.approx(sum(constant) / len(constant))
+    assert list(record["baseline"]["members"]) == list(record["members"])
     logits = read_run(folder).weights()["routing.logits"]
     assert record["adapter"]["usage"] == usage(logits) != whole["adapter"]["usage"]
     assert "alignment" in whole["adapter"] and "alignment" not in record["adapter"]

@@ -133,7 +133,10 @@ def test_an_export_is_reloaded_and_compared(command, finished, tmp_path):
     assert record.json["difference"] < 1e-4
     assert "computed by stock transformers and PEFT in a fresh process" in record.json["verification"]
     assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
-    score = re.fullmatch(r"accuracy [\d.]+ \[[\d.]+, [\d.]+\] on \d+ test rows", record.json["score"])
+    score = re.fullmatch(
+        r"accuracy [\d.]+ \[[\d.]+, [\d.]+\] on \d+ test rows; always predicting '\w+', (the|one of).*",
+        record.json["score"],
+    )
     assert score is not None
     assert f"Score of the run: {score[0]}." in (tmp_path / "out" / "README.md").read_text()
     refused = command("export", finished, "--output", tmp_path / "out")

@@ -8,7 +8,7 @@ import re
 import pytest
 import yaml
 
-from handful.runs.card import escape, headline, run_card
+from handful.runs.card import escape, headline, run_card, untested_sentences
 
 SCORE = {"mean": 0.8125, "low": 0.7701, "high": 0.8499, "n": 400, "level": 0.95, "method": "Wilson"}
 
@@ -161,6 +161,47 @@ def test_the_settings_stay_inside_their_block():
     block = re.search(r"```json\n(.*?)\n```", run_card(record), re.DOTALL)
     assert block is not None
     assert json.loads(block[1]) == record["spec"]
+
+
+BASELINE = {"answer": "no_way", "ties": 1, "scores": {"accuracy": 0.775, "nll": 0.61}}
+
+
+def test_the_baseline_stands_beside_every_score():
+    record = make_record(baseline=BASELINE)
+    card = run_card(record)
+    said = "always predicting 'no_way', the largest class"
+    assert headline(record) == (
+        f"accuracy 0.812 [0.770, 0.850] on 400 test rows; {said}, scores 0.775: the interval holds it, "
+        "so the model is not shown to be better"
+    )
+    escaped = said.replace("_", "\\_")
+    assert f"on 400 test rows; {escaped}, scores 0.775: the interval" in card
+    assert "| accuracy | 0.812 | 0.770 to 0.850 | 0.775 | 400 rows | Wilson |" in card
+    assert f"Baseline: {escaped}. For nll the shares of the classes among the training rows." in card
+    beaten = headline(make_record(baseline=BASELINE | {"ties": 2, "scores": {"accuracy": 0.5}}))
+    assert beaten.endswith("; always predicting 'no_way', one of the 2 largest classes, scores 0.500")
+    worse = headline(make_record(baseline=BASELINE | {"scores": {"accuracy": 0.9}}))
+    assert worse.endswith("scores 0.900, which is better than the model")
+
+
+def test_a_record_without_a_baseline_says_none():
+    assert headline(make_record()) == "accuracy 0.812 [0.770, 0.850] on 400 test rows"
+    assert "aseline" not in run_card(make_record()) and "aseline" not in run_card(make_record(baseline=None))
+
+
+def test_classes_without_a_test_row_are_named():
+    assert "not scored" not in run_card(make_record())
+    assert "1 of 2 classes has no test row and is not scored: 'a\\|b'." in run_card(
+        make_record(rows__untested_classes=["a|b"])
+    )
+    several = make_record(rows__untested_classes=["yes", "no"])
+    several["scores"]["macro_f1"] = SCORE
+    assert (
+        "2 of 2 classes have no test row and are not scored: 'yes', 'no'; macro_f1 leaves them out where they are "
+        "never predicted, and counts them as 0 where they are."
+    ) in run_card(several)
+    many = untested_sentences({"untested_classes": [f"c{i}" for i in range(30)]}, 40)
+    assert many[0].endswith("'c19' and 10 more")
 
 
 def test_regression_and_pairs_are_called_as_they_must_be():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -74,6 +74,7 @@ def check(
 
 def describe(task: Task, spec: RunSpec, found: Preflight) -> dict[str, Any]:
     """The run as JSON values."""
+    from handful.evaluation.evaluate import untested_classes
     from handful.export.plan import FORMATS, check_export
 
     skeleton, split = found.skeleton, found.split
@@ -89,17 +90,29 @@ def describe(task: Task, spec: RunSpec, found: Preflight) -> dict[str, Any]:
             "longest": found.longest, "truncated_references": found.truncated_references,
             "target_length": found.target_length,
             "dropped_duplicates": split.dropped_duplicates, "dropped_overlap": split.dropped_overlap,
+            "untested_classes": list(untested_classes(task)),
         },
         "model": {
             "name": spec.model, "family": skeleton.family, "kind": skeleton.kind, "pooling": skeleton.pooling,
             "layers": skeleton.num_layers, "hidden_size": skeleton.hidden_size,
         },
         "spec": spec.resolved(),
+        "baseline": None if task.members or not found.classes else describe_largest(found.classes),
         "notes": list(found.notes),
         "steps": found.steps,
         "parameters": found.parameters,
         "export": {name: {"possible": plan.possible, "summary": plan.summary} for name, plan in plans.items()},
     }  # fmt: skip
+
+
+def describe_largest(classes: Mapping[str, int]) -> dict[str, Any]:
+    """The answer that a model has to beat, by the counts of the training rows; `fit` scores it on the test rows."""
+    from handful.evaluation.baseline import Baseline
+
+    label = max(classes, key=lambda label: classes[label])
+    share, ties = classes[label] / sum(classes.values()), sum(count == classes[label] for count in classes.values())
+    says = f"{Baseline(label, {}, ties).describe()}, is right in {share:.1%} of the training rows"
+    return {"answer": label, "ties": ties, "share": share, "says": says}
 
 
 def describe_auto(task: Task, specs: Sequence[RunSpec]) -> dict[str, Any]:
@@ -119,7 +132,7 @@ def describe_auto(task: Task, specs: Sequence[RunSpec]) -> dict[str, Any]:
 
 def show(record: dict[str, Any]) -> None:
     """The run for people."""
-    from handful.runs.card import cut_references, described_model
+    from handful.runs.card import cut_references, described_model, untested_sentences
 
     if auto := record.get("auto"):
         able = [name for name, problem in auto["candidates"].items() if problem is None]
@@ -132,6 +145,10 @@ def show(record: dict[str, Any]) -> None:
     print(f"rows      {rows['train']:,} to train, {rows['dev']:,} to select, {rows['test']:,} to test")
     if rows["classes"]:
         print(f"classes   {', '.join(f'{label}: {count:,}' for label, count in rows['classes'].items())}")
+        if baseline := record["baseline"]:
+            print(f"baseline  {baseline['says']}")
+        for sentence in untested_sentences(rows, len(rows["classes"]), {record["task"]["metric"]}):
+            print(f"test      {sentence}")
     if rows["dropped_duplicates"] or rows["dropped_overlap"]:
         print(f"left out  {rows['dropped_duplicates']:,} rows that repeat others, ", end="")
         print(f"{rows['dropped_overlap']:,} that stand in the test or development rows")

@@ -140,11 +140,13 @@ def tell_choices(task: Task, spec: RunSpec) -> None:
 def show_run(saved: Run) -> None:
     """The score and what it cost, on stdout."""
     from handful.evaluation.estimate import Estimate
-    from handful.runs.card import headline, left_out
+    from handful.runs.card import headline, left_out, untested_sentences
 
     record = saved.record
     fitted, rows = record["fit"], record["rows"]
     print(headline(record))
+    for sentence in untested_sentences(rows, len(record["task"]["labels"]), {record["task"]["metric"]}):
+        print(sentence)
     for name, signature in record.get("signatures", {}).items():  # of texts: a metric is nothing without its variant
         print(f"  {name} {Estimate.from_dict(record['scores'][name])}  {signature}")
     print(f"trained {fitted['parameters']:,} of {record['backbone']['parameters']:,} parameters", end=" ")

@@ -11,8 +11,9 @@ import torch
 
 from handful.backbone.load import Backbone
 from handful.data.batching import EncodedRows, encode, encode_generation, encode_mixed
-from handful.data.task import Example, Task, TestRows
+from handful.data.task import Example, Task, TestRows, as_member
 from handful.errors import ConfigError, DataError
+from handful.evaluation.baseline import Baseline, constant_baseline
 from handful.evaluation.estimate import Estimate, bootstrap_score
 from handful.evaluation.generation import usual_metrics
 from handful.evaluation.predict import Predictions, predict_rows
@@ -28,13 +29,19 @@ REGRESSION_METRICS = ("spearman", "pearson", "mse", "mae")
 @final
 @dataclass(frozen=True)
 class Scores:
-    """Scores of labelled rows, each with its interval over rows; `truncated` counts rows that were cut."""
+    """Scores of labelled rows, each with its interval over rows; `truncated` counts rows that were cut.
+
+    `baseline` is that of the training rows, where these were given; `untested` names the classes that none of the rows
+    belongs to.
+    """
 
     estimates: dict[str, Estimate]
     predictions: Predictions
     targets: np.ndarray
     sources: tuple[str, ...]
     truncated: int
+    baseline: Baseline | None = None
+    untested: tuple[str, ...] = ()
 
 
 def evaluate(
@@ -47,10 +54,12 @@ def evaluate(
     draws: int = 10,
     generator: torch.Generator,
     member: Task | None = None,
+    train: Sequence[Example] = (),
 ) -> Scores:
     """The task's metric and the usual others on these rows, with 95 % intervals.
 
     `member` is the one of a task of tasks that all rows belong to: it is scored by its metrics, among its labels.
+    `train` are the training rows, whose most usual answer is scored beside the model (`Baseline`).
     Raises: DataError where a row has no label.
     """
     examples = rows._examples if isinstance(rows, TestRows) else tuple(rows)
@@ -63,9 +72,33 @@ def evaluate(
         labels = task.label_ranges[member.name]
         predictions = Predictions(predictions.scores[..., labels.start : labels.stop], member.kind)
         targets = targets - labels.start
+        train = [as_member(row, "", -labels.start) for row in train if row.task == member.name]
     sources = tuple(row.source for row in examples)
-    estimates = score_predictions(predictions, targets, member or task, generator)
-    return Scores(estimates, predictions, targets, sources, encoded.truncated)
+    scored = member or task
+    estimates = score_predictions(predictions, targets, scored, generator)
+    baseline = constant_baseline(scored, train, targets, metric_names(scored)) if train else None
+    return Scores(
+        estimates, predictions, targets, sources, encoded.truncated, baseline, _without_rows(scored, targets.tolist())
+    )
+
+
+def untested_classes(task: Task) -> tuple[str, ...]:
+    """The classes that no test row belongs to; of a task of tasks as "member: label". None without test rows.
+
+    Nothing else of the test rows is looked at, so that it can be said before anything is trained.
+    """
+    parts = task.members or (task,)
+    names = [
+        f"{part.name}: {label}" if task.members else label
+        for part in parts
+        for label in (_without_rows(part, [row.label for row in part.test._examples]) if part.test else ())
+    ]
+    return tuple(names)
+
+
+def _without_rows(task: Task, targets: Sequence[int | float | None]) -> tuple[str, ...]:
+    present = set(targets)
+    return tuple(label for index, label in enumerate(task.labels) if index not in present)
 
 
 def metric_names(task: Task) -> list[str]:

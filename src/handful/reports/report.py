@@ -13,6 +13,7 @@ import numpy as np
 from handful.errors import HandfulError, RunError
 from handful.evaluation.metrics import get_metric
 from handful.reports import figures, gate_figures, routing_figures, tables
+from handful.reports.baseline import baseline_score
 from handful.reports.figure import Figure
 from handful.reports.gates import gates_of
 from handful.reports.routing import members_of, routing_of
@@ -131,7 +132,7 @@ def _wrong(result: Result) -> str | None:
         get_metric(result.metric)
         for name in record["scores"]:
             result.estimate(name)
-        for read in (gates_of, routing_of, members_of):
+        for read in (gates_of, routing_of, members_of, baseline_score):
             read(result)
     except (KeyError, TypeError, ValueError, AttributeError, HandfulError) as error:
         return f"{RECORD}: not the record of a run ({type(error).__name__}: {error})"

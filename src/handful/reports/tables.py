@@ -14,6 +14,7 @@ import numpy as np
 from handful.errors import RunError
 from handful.evaluation.estimate import Estimate, estimate_over_seeds
 from handful.evaluation.metrics import get_metric
+from handful.reports.baseline import baseline_row, baseline_score
 from handful.reports.gates import TARGET, gates_of
 from handful.reports.routing import members_of
 from handful.reports.table import Table, Value
@@ -93,6 +94,7 @@ def score_tables(summaries: Sequence[Summary], results: Sequence[Result]) -> lis
             for label in labels
             if any(one.label == label for one in here)
         )
+        rows += baseline_row(shots, [(task, metric) for _, task, metric in columns], results)
         tables.append(
             Table(
                 f"scores-{shots}-shots",
@@ -245,21 +247,24 @@ def _best_in_row(at: int, row: tuple[Value, ...]) -> list[tuple[int, int]]:
 def runs_table(results: Sequence[Result]) -> Table:
     """Every run: what was tried where, what came out, what it cost."""
     gated = any(gates_of(result) for result in results)
+    compared = any(baseline_score(result) is not None for result in results)
     rows: list[tuple[Value, ...]] = []
     for result in results:
         record, fit = result.record, result.record["fit"]
         gates = gates_of(result)
         rows.append((
             result.cell.task, result.cell.shots, result.cell.seed, result.label, result.metric, result.estimate(),
-            *([gates and 100 * gates.dense] if gated else []),
+            *([baseline_score(result)] if compared else []), *([gates and 100 * gates.dense] if gated else []),
             result.trials, fit["parameters"], fit["steps"], float(fit["seconds"]), float(fit["peak_memory_mb"]),
             record["backbone"]["name"], fit["stopped"], result.run.folder.name,
         ))  # fmt: skip
     columns = (
-        "task", "shots", "seed", "method", "metric", "score", *(["removed %"] if gated else []), "trials",
+        "task", "shots", "seed", "method", "metric", "score", *(["baseline"] if compared else []),
+        *(["removed %"] if gated else []), "trials",
         "trained numbers", "steps", "seconds", "peak MB", "model", "ended early", "folder",
     )  # fmt: skip
     note = "The interval of a run is over its test rows: how its score may differ on others."
+    note += " Baseline: always predicting the largest class, or the mean, of its training rows." * compared
     return Table("runs", f"All {len(rows):,} runs", columns, tuple(rows), note)
 
 

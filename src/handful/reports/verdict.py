@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from handful.reports.baseline import baseline_reservations
 from handful.reports.table import shown
 from handful.reports.tables import score_estimate
 from handful.runs.card import headline as run_headline
@@ -100,6 +101,7 @@ def reservations(results: Sequence[Result], ranking: Ranking | None, *, failed: 
         lines.append("One seed: nothing here says how much scores move with other training rows.")
     if unscored := sum(result.estimate() is None for result in results):
         lines.append(f"{_plural(unscored, 'run')} {'has' if unscored == 1 else 'have'} no test score.")
+    lines += baseline_reservations(results)
     lines += _mixed([result.record for result in results])
     if ranking:
         lines += [f"{note[0].upper()}{note[1:]}." for note in ranking.notes]

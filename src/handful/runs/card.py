@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+from handful.evaluation.baseline import Baseline, beside
 from handful.evaluation.estimate import Estimate
+from handful.evaluation.metrics import get_metric
 from handful.methods import method_class
 
 _SHOWN_LABELS = 20
@@ -24,12 +26,43 @@ def run_card(record: Mapping[str, Any]) -> str:
     return "\n\n".join(section(record) for section in sections) + "\n"
 
 
-def headline(record: Mapping[str, Any]) -> str:
-    """The score that counts in one line, such as "accuracy 0.812 [0.770, 0.850] on 500 test rows"."""
+def headline(record: Mapping[str, Any], name: Callable[[str], str] = repr) -> str:
+    """The score that counts in one line, such as "accuracy 0.812 [0.770, 0.850] on 500 test rows", and the baseline.
+
+    `name` shows a label.
+    """
     metric = record["task"]["metric"]
     if metric not in record["scores"]:
         return "not scored: there were no test rows"
-    return f"{metric} {Estimate.from_dict(record['scores'][metric])} on {record['rows']['test']:,} test rows"
+    score = Estimate.from_dict(record["scores"][metric])
+    more = beside(metric, score, recorded_baseline(record), name)
+    return f"{metric} {score} on {record['rows']['test']:,} test rows{more}"
+
+
+def recorded_baseline(record: Mapping[str, Any]) -> Baseline | None:
+    """The baseline of a run's record; None where it has none, as of generation and in records of older versions."""
+    found = record.get("baseline")
+    return None if found is None else Baseline.from_dict(found)
+
+
+def untested_sentences(
+    rows: Mapping[str, Any], classes: int, metrics: Collection[str] = (), name: Callable[[str], str] = repr
+) -> list[str]:
+    """A sentence on classes without a test row, by the "rows" of a record; none where every class has one.
+
+    `classes` is how many there are in all, `metrics` are those of the scores that it is said beside.
+    """
+    untested = rows.get("untested_classes") or ()
+    if not untested:
+        return []
+    more = f" and {len(untested) - _SHOWN_LABELS} more" if len(untested) > _SHOWN_LABELS else ""
+    names = ", ".join(map(name, untested[:_SHOWN_LABELS])) + more
+    one = len(untested) == 1
+    verbs, it, its = (
+        ("has no test row and is", "it", "it is") if one else ("have no test row and are", "them", "they are")
+    )
+    effect = f"; macro_f1 leaves {it} out where {its} never predicted, and counts {it} as 0 where {its}"
+    return [f"{len(untested)} of {classes} classes {verbs} not scored: {names}{effect * ('macro_f1' in metrics)}"]
 
 
 def left_out(record: Mapping[str, Any]) -> str | None:
@@ -49,6 +82,11 @@ def cut_references(rows: Mapping[str, Any]) -> list[str]:
     """A sentence on references that are too long to be learnt whole, by the "rows" of a record; none where none are."""
     count, most = rows.get("truncated_references"), rows.get("target_length")
     return [f"{count:,} references are longer than {most} tokens, and cut"] if count and most else []
+
+
+def escaped_label(label: str) -> str:
+    """A label in quotes, for Markdown."""
+    return f"'{escape(label)}'"
 
 
 def escape(text: object, longest: int = _LONGEST_TEXT) -> str:
@@ -97,7 +135,7 @@ def _about(record: Mapping[str, Any]) -> str:
             "",
             f"A {task['kind']} model, trained on {rows['train']:,} {_rows(record)}. It gives {gives}.",
             "",
-            f"**{headline(record)}** (95 % interval over test rows)",
+            f"**{headline(record, escaped_label)}** (95 % interval over test rows)",
         )
     )
 
@@ -105,11 +143,21 @@ def _about(record: Mapping[str, Any]) -> str:
 def _scores(record: Mapping[str, Any]) -> str:
     if not record["scores"]:
         return "## Scores\n\nNone: no test rows were given or set apart."
-    lines = ["## Scores", "", "| metric | score | 95 % interval | over | interval by |", "|---|---|---|---|---|"]
+    baseline = recorded_baseline(record)
+    columns = ["metric", "score", "95 % interval", *(["baseline"] if baseline else []), "over", "interval by"]
+    lines = ["## Scores", "", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for name, value in record["scores"].items():
         score = Estimate.from_dict(value)
         interval = "none" if score.low is None else f"{score.low:z.3f} to {score.high:z.3f}"
-        lines.append(f"| {name} | {score.mean:z.3f} | {interval} | {score.n:,} rows | {score.method} |")
+        constant = [f"{baseline.scores[name]:z.3f}" if name in baseline.scores else "none"] if baseline else []
+        cells = [name, f"{score.mean:z.3f}", interval, *constant, f"{score.n:,} rows", score.method]
+        lines.append(f"| {' | '.join(cells)} |")
+    if baseline:
+        lines += ["", f"Baseline: {baseline.describe(escaped_label)}.{_shares_note(baseline)}"]
+    labels = len(record["task"]["labels"])
+    lines += [
+        f"\n{s[0].upper()}{s[1:]}." for s in untested_sentences(record["rows"], labels, record["scores"], escaped_label)
+    ]
     if signatures := record.get("signatures"):
         lines += ["", *(f"- `{name}`: `{signature}`" for name, signature in signatures.items())]
     predictor, temperature = record["spec"]["run"]["predictor"], record["temperature"]
@@ -119,18 +167,29 @@ def _scores(record: Mapping[str, Any]) -> str:
     return "\n".join([*lines, *_members(record)])
 
 
+def _shares_note(baseline: Baseline) -> str:
+    """What a baseline of classes is where probabilities are scored."""
+    probabilities = [name for name in baseline.scores if get_metric(name).needs == "probabilities"]
+    return (
+        f" For {', '.join(probabilities)} the shares of the classes among the training rows." if probabilities else ""
+    )
+
+
 def _members(record: Mapping[str, Any]) -> list[str]:
     """The tasks of an inventory, each with its score by its own metric."""
     members, scores = record["task"].get("members", ()), record.get("members", {})
-    lines = ["", "| task | metric | score | 95 % interval |", "|---|---|---|---|"] if members else []
+    baselines = (record.get("baseline") or {}).get("members", {})
+    lines = ["", "| task | metric | score | 95 % interval | baseline |", "|---|---|---|---|---|"] if members else []
     for member in members:
         name, metric = escape(member["name"]), member["metric"]
+        constant = baselines.get(member["name"], {}).get("scores", {}).get(metric)
+        shown = "" if constant is None else f"{constant:z.3f}"
         if found := scores.get(member["name"], {}).get(metric):
             score = Estimate.from_dict(found)
             interval = "none" if score.low is None else f"{score.low:z.3f} to {score.high:z.3f}"
-            lines.append(f"| {name} | {metric} | {score.mean:z.3f} | {interval} |")
+            lines.append(f"| {name} | {metric} | {score.mean:z.3f} | {interval} | {shown} |")
         else:
-            lines.append(f"| {name} | {metric} | not scored | |")
+            lines.append(f"| {name} | {metric} | not scored | | |")
     return lines
 
 

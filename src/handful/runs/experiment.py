@@ -34,7 +34,7 @@ from handful.methods.base import AbstractAdapter
 from handful.randomness import stream
 from handful.runs.card import run_card
 from handful.runs.members import describe_task, first_of_members, num_test_rows, recorded_task, weighted
-from handful.runs.scoring import AnyScores, OnWritten, describe_scores, prediction_records, score_task
+from handful.runs.scoring import AnyScores, OnWritten, describe_scores, prediction_records, score_task, untested_in
 from handful.runs.seen import seen_rows, start_notes
 from handful.runs.spec import RunOptions, RunSpec
 from handful.runs.start import Start, carried_over, check_backbone, check_start
@@ -180,9 +180,10 @@ def train(
     return Training(trained, split, result, temperature, truncated, truncated_references, notes)
 
 
-def score(trained: Trained, on_written: OnWritten = lambda done, total: None) -> AnyScores | None:
-    """The score on the task's test rows, or None where there are none."""
-    return score_task(trained.adapter, trained.task, trained.spec, on_written)
+def score(training: Training, on_written: OnWritten = lambda done, total: None) -> AnyScores | None:
+    """The score on the task's test rows beside that of the training rows' most usual answer; None without test rows."""
+    trained = training.trained
+    return score_task(trained.adapter, trained.task, trained.spec, on_written, training.split.train)
 
 
 def run(
@@ -234,7 +235,7 @@ def run(
     training = train(task, spec, split=split, backbone=backbone, start=start, on_event=log, checkpoint_folder=progress)
     trained = training.trained
     started = time.perf_counter()
-    scores = score(trained, on_written)
+    scores = score(training, on_written)
     record = describe(training, scores, key, time.perf_counter() - started)
     if study:
         record["study"] = dict(study)
@@ -332,6 +333,7 @@ def describe(training: Training, scores: AnyScores | None, key: str, scoring_sec
             "target_length": generation and longest_reference(backbone, generation),
             "max_length": longest_row(trained.adapter, trained.spec.options.max_length, generation),
             "fingerprint": split.fingerprint, "cell_fingerprint": split.cell_fingerprint,
+            "untested_classes": untested_in(scores),
         },
         "backbone": {
             "name": backbone.name, "hub_name": hub_name(trained.spec.model), "family": backbone.family,

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import torch
 
 from handful.backbone.load import Backbone
 from handful.errors import DataError, RunError, nearest
+from handful.evaluation.baseline import Baseline, mean_baseline
 from handful.evaluation.estimate import Estimate
 from handful.methods.inventory import PolyAdapter
 from handful.methods.poly import Poly
@@ -125,7 +126,9 @@ def take_task(saved: Run, name: str, backbone: Backbone | None = None) -> tuple[
     scores = record.get("members", {}).get(name, {})
     notes = [*record["notes"], f"task {name!r} of the inventory {saved.folder.name}, whose training this is"]
     changed = {"spec": taken.spec.resolved(), "task": describe_task(member), "notes": notes}
-    changed |= {"adapter": adapter.report(), "rows": _rows_of(record, _scored_rows(scores, member.metric))}
+    known = _known(record).get(name, _Known())
+    changed |= {"adapter": adapter.report(), "baseline": known.baseline}
+    changed |= {"rows": _rows_of(record, _scored_rows(scores, member.metric), known.untested)}
     return _keyed(record | changed | {"scores": scores, "members": {}}, f"take {name}"), taken
 
 
@@ -138,7 +141,9 @@ def rename_task(saved: Run, name: str, new: str, output: Path) -> Run:
     spec = saved.record["spec"]
     experts = [[new if other == name else other for other in group] for group in spec["method"]["experts"]]
     renamed = {**saved.record, "spec": spec | {"method": spec["method"] | {"experts": experts}}}
-    return _write(Run(saved.folder, renamed), members, scores, saved.weights(), f"rename {name} to {new}", output)
+    known = {new if other == name else other: value for other, value in _known(saved.record).items()}
+    change = f"rename {name} to {new}"
+    return _write(Run(saved.folder, renamed), members, scores, known, saved.weights(), change, output)
 
 
 def remove_task(saved: Run, name: str, output: Path) -> Run:
@@ -156,7 +161,7 @@ def remove_task(saved: Run, name: str, output: Path) -> Run:
     weights |= _routing_without(weights, kept)
     members = [member for member in saved.record["task"]["members"] if member["name"] != name]
     scores = {other: value for other, value in saved.record.get("members", {}).items() if other != name}
-    return _write(saved, members, scores, weights, f"remove {name}", output)
+    return _write(saved, members, scores, _known(saved.record), weights, f"remove {name}", output)
 
 
 def add_task(saved: Run, added: Run, output: Path) -> Run:
@@ -195,13 +200,16 @@ def add_task(saved: Run, added: Run, output: Path) -> Run:
     scores = saved.record.get("members", {})
     scores |= {task["name"]: added.record["scores"]} if added.record["scores"] else {}
     members, seen = [*saved.record["task"]["members"], as_member_record(task)], added.seen() or frozenset()
-    return _write(saved, members, scores, weights, f"add {added.key}", output, seen)
+    new_one = _Known(added.record.get("baseline"), tuple(added.record["rows"].get("untested_classes", ())))
+    known = _known(saved.record) | {task["name"]: new_one}
+    return _write(saved, members, scores, known, weights, f"add {added.key}", output, seen)
 
 
 def _write(
     saved: Run,
     members: Sequence[Mapping[str, Any]],
     scores: Mapping[str, Any],
+    known: Mapping[str, _Known],
     weights: Mapping[str, torch.Tensor],
     change: str,
     output: Path,
@@ -213,11 +221,14 @@ def _write(
     labels = [f"{member['name']}: {label}" for member in members for label in member["labels"]]
     task = saved.record["task"] | {"labels": labels, "members": list(members)}
     means = mean_estimates([{n: Estimate.from_dict(e) for n, e in own.items()} for own in scores.values()] or [{}])
+    untested = [f"{m['name']}: {label}" for m in members for label in known.get(m["name"], _Known()).untested]
+    test = sum(_scored_rows(scores.get(m["name"], {}), m["metric"]) for m in members)
     changed = {
         "task": task,
         "members": dict(scores),
         "scores": {metric: estimate.to_dict() for metric, estimate in means.items()},
-        "rows": _rows_of(saved.record, sum(_scored_rows(scores.get(m["name"], {}), m["metric"]) for m in members)),
+        "baseline": _baseline_of({name: known.get(name, _Known()).baseline for name in scores}),
+        "rows": _rows_of(saved.record, test, untested),
         "adapter": _adapter_of(saved.record["adapter"], [member["name"] for member in members], weights),
         "notes": [*saved.record["notes"], f"{change}, from {saved.folder.name}"],
     }
@@ -229,10 +240,37 @@ def _scored_rows(scores: Mapping[str, Any], metric: str) -> int:
     return scores[metric]["n"] if scores else 0
 
 
-def _rows_of(record: Mapping[str, Any], test: int) -> dict[str, Any]:
+def _rows_of(record: Mapping[str, Any], test: int, untested: Sequence[str]) -> dict[str, Any]:
     """The "rows" of a record, with so many for its test, of which nobody has counted those that were cut."""
     truncated = {part: count for part, count in record["rows"]["truncated"].items() if part != "test"}
-    return {**record["rows"], "test": test, "truncated": truncated}
+    return {**record["rows"], "test": test, "truncated": truncated, "untested_classes": list(untested)}
+
+
+@final
+@dataclass(frozen=True)
+class _Known:
+    """What a record says of one task beside its scores: its baseline, and its classes without a test row."""
+
+    baseline: Mapping[str, Any] | None = None
+    untested: tuple[str, ...] = ()
+
+
+def _known(record: Mapping[str, Any]) -> dict[str, _Known]:
+    """That of every task of an inventory."""
+    baselines = (record.get("baseline") or {}).get("members", {})
+    untested = set(record["rows"].get("untested_classes", ()))
+    return {
+        name: _Known(baselines.get(name), tuple(label for label in labels if f"{name}: {label}" in untested))
+        for name, labels in ((member["name"], member["labels"]) for member in record["task"]["members"])
+    }
+
+
+def _baseline_of(baselines: Mapping[str, Mapping[str, Any] | None]) -> dict[str, Any] | None:
+    """The "baseline" of an inventory of these tasks; None unless all have one."""
+    found = {name: dict(one) for name, one in baselines.items() if one is not None}
+    if not found or len(found) < len(baselines):
+        return None
+    return mean_baseline([Baseline.from_dict(one) for one in found.values()]).to_dict() | {"members": found}
 
 
 def _adapter_of(

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
-from handful.data.task import Task, TestRows
+from handful.data.task import Example, Task, TestRows
+from handful.evaluation.baseline import Baseline, mean_baseline
 from handful.evaluation.estimate import Estimate, mean_of
 from handful.evaluation.evaluate import Scores, Written, evaluate, evaluate_writing
 from handful.evaluation.metrics import get_metric
@@ -33,6 +34,23 @@ class MemberScores:
         """Rows that were cut."""
         return sum(scores.truncated for scores in self.members.values())
 
+    @property
+    def baselines(self) -> dict[str, Baseline]:
+        """That of each member, where it has one."""
+        return {name: one.baseline for name, one in self.members.items() if isinstance(one, Scores) and one.baseline}
+
+    @property
+    def baseline(self) -> Baseline | None:
+        """The mean over members; None unless all have one."""
+        found = self.baselines
+        return mean_baseline([*found.values()]) if len(found) == len(self.members) else None
+
+    @property
+    def untested(self) -> tuple[str, ...]:
+        """Classes of members without a test row, as "member: label"."""
+        found = ((name, one.untested) for name, one in self.members.items() if isinstance(one, Scores))
+        return tuple(f"{name}: {label}" for name, labels in found for label in labels)
+
 
 AnyScores = Scores | Written | MemberScores
 
@@ -48,16 +66,23 @@ OnWritten = Callable[[int, int], None]
 
 
 def score_task(
-    adapter: AbstractAdapter, task: Task, spec: RunSpec, on_written: OnWritten = lambda done, total: None
+    adapter: AbstractAdapter,
+    task: Task,
+    spec: RunSpec,
+    on_written: OnWritten = lambda done, total: None,
+    train: Sequence[Example] = (),
 ) -> AnyScores | None:
-    """The scores on the task's test rows, or on its members', or None where there are none."""
+    """The scores on the task's test rows, or on its members', or None where there are none.
+
+    `train` are the training rows, for the baseline.
+    """
     if not task.members:
-        return _score_rows(adapter, task.test, task, spec, on_written=on_written) if task.test else None
+        return _score_rows(adapter, task.test, task, spec, None, on_written, train) if task.test else None
     found = {}
     for member in task.members:
         if member.test:
             rows = member.test.of_member(member.name, task.label_ranges[member.name].start)
-            found[member.name] = _score_rows(adapter, rows, task, spec, member, on_written)
+            found[member.name] = _score_rows(adapter, rows, task, spec, member, on_written, train)
     return MemberScores(found) if found else None
 
 
@@ -68,6 +93,7 @@ def _score_rows(
     spec: RunSpec,
     member: Task | None = None,
     on_written: OnWritten = lambda done, total: None,
+    train: Sequence[Example] = (),
 ) -> Scores | Written:
     options, generator = spec.options, stream(spec.options.seed, "evaluate")
     if spec.generation:
@@ -78,23 +104,33 @@ def _score_rows(
         )  # fmt: skip
     return evaluate(
         adapter, rows, task, max_length=options.max_length, predictor=options.predictor, draws=options.draws,
-        generator=generator, member=member,
+        generator=generator, member=member, train=train,
     )  # fmt: skip
 
 
 def describe_scores(scores: AnyScores | None) -> dict[str, Any]:
     """The "scores" of `run.json`, with those of "members" where they are means over these.
 
-    "signatures" say which variant each metric of written texts is.
+    "signatures" say which variant each metric of written texts is. "baseline" is the score of always giving the most
+    usual answer of the training rows, for classes and numbers.
     """
     if scores is None:
         return {"scores": {}}
     record: dict[str, Any] = {"scores": _as_record(scores.estimates)}
     said = {name: signature() for name in scores.estimates if (signature := get_metric(name).signature)}
     record |= {"signatures": said} if said else {}
+    if not isinstance(scores, Written) and scores.baseline:
+        record["baseline"] = scores.baseline.to_dict()
     if isinstance(scores, MemberScores):
         record["members"] = {name: _as_record(own.estimates) for name, own in scores.members.items()}
+        if scores.baseline:
+            record["baseline"]["members"] = {name: one.to_dict() for name, one in scores.baselines.items()}
     return record
+
+
+def untested_in(scores: AnyScores | None) -> list[str]:
+    """Classes that no test row belongs to; empty where nothing is scored."""
+    return [] if scores is None or isinstance(scores, Written) else list(scores.untested)
 
 
 def _as_record(estimates: dict[str, Estimate]) -> dict[str, Any]:

@@ -1,0 +1,101 @@
+"""The score of always giving the same answer: what a model has to beat to have learned from the texts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Self, final
+
+import numpy as np
+
+from handful.data.task import Example, Task
+from handful.errors import DataError
+from handful.evaluation.estimate import Estimate
+from handful.evaluation.metrics import get_metric, score
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Baseline:
+    """Scores of one answer for every test row, chosen by the training rows alone.
+
+    `answer` is the largest class among the training rows (the first of `ties` classes of that size, in the order of the
+    labels), for regression the mean of their targets. It is None for several tasks, each with its own answer; `scores`
+    are then means over the tasks. `scores` is by metric; metrics of probabilities score the shares of the classes among
+    the training rows, with one row added to each class.
+    """
+
+    answer: str | float | None
+    scores: dict[str, float]
+    ties: int = 1
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> Self:
+        """The inverse of `to_dict`; what else the record holds is left alone. Raises: DataError for wrong values."""
+        known = {field.name: record[field.name] for field in fields(cls) if field.name in record}
+        scores = known.get("scores")
+        numbers = isinstance(scores, Mapping) and all(isinstance(x, int | float) for x in scores.values())
+        if not numbers or not isinstance(known.get("answer"), str | float | int | None):
+            raise DataError(f"expected a baseline with an answer and scores, found {dict(record)!r}")
+        return cls(**known)
+
+    def describe(self, name: Callable[[str], str] = repr) -> str:
+        """The answer in words, such as "always predicting 'ham', the largest class"; `name` shows a label."""
+        if self.answer is None:
+            return "always giving each task its most usual answer"
+        if not isinstance(self.answer, str):
+            return f"always predicting {self.answer:.3g}, the mean of the training rows"
+        which = "the largest class" if self.ties == 1 else f"one of the {self.ties} largest classes"
+        return f"always predicting {name(self.answer)}, {which}"
+
+
+def constant_baseline(task: Task, train: Sequence[Example], targets: np.ndarray, metrics: Sequence[str]) -> Baseline:
+    """The baseline of a task by its training rows, scored on test `targets` (N,): class indices, or numbers."""
+    if task.kind == "regression":
+        mean = float(np.mean([row.label for row in train if row.label is not None]))
+        constant = np.full(len(targets), mean)
+        return Baseline(mean, {name: score(name, constant, targets) for name in metrics})
+    counts = class_counts(task, train)
+    shares = np.tile((counts + 1) / (counts + 1).sum(), (len(targets), 1))
+    answers = {"labels": np.full(len(targets), counts.argmax()), "probabilities": shares}
+    scores = {name: score(name, answers[get_metric(name).needs], targets) for name in metrics}
+    return Baseline(task.labels[int(counts.argmax())], scores, int((counts == counts.max()).sum()))
+
+
+def class_counts(task: Task, rows: Sequence[Example]) -> np.ndarray:
+    """Number of rows of each class (C,)."""
+    counts = Counter(row.label for row in rows)
+    return np.array([counts[index] for index in range(len(task.labels))])
+
+
+def mean_baseline(baselines: Sequence[Baseline]) -> Baseline:
+    """The baselines of several tasks as one: the mean of every metric that all have."""
+    shared = [name for name in baselines[0].scores if all(name in one.scores for one in baselines)]
+    return Baseline(None, {name: float(np.mean([one.scores[name] for one in baselines])) for name in shared})
+
+
+def compared(metric: str, estimate: Estimate, baseline: float) -> str:
+    """How a score compares with the baseline's on the same rows, by its interval: "better", "worse" or "not shown"."""
+    if estimate.low is None or estimate.high is None or estimate.low <= baseline <= estimate.high:
+        return "not shown"
+    return "better" if (estimate.mean > baseline) == get_metric(metric).higher_is_better else "worse"
+
+
+def beside(metric: str, estimate: Estimate, baseline: Baseline | None, name: Callable[[str], str] = repr) -> str:
+    """What is to be said behind a score: "; always predicting 'ham', the largest class, scores 0.510"; or nothing."""
+    if baseline is None or metric not in baseline.scores:
+        return ""
+    found = baseline.scores[metric]
+    end = {
+        "better": "",
+        "worse": ", which is better than the model",
+        "not shown": ": the interval holds it, so the model is not shown to be better"
+        if estimate.low is not None
+        else ", and without an interval the model is not shown to be better",
+    }[compared(metric, estimate, found)]
+    return f"; {baseline.describe(name)}, scores {found:z.3f}{end}"
