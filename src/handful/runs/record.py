@@ -17,6 +17,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from handful.data.task import TaskKind
 from handful.errors import RunError
+from handful.evaluation.baseline import Baseline
 from handful.evaluation.estimate import Estimate
 from handful.evaluation.metrics import get_metric
 from handful.storage import read_json
@@ -41,6 +42,12 @@ def _estimate(value: dict[str, Any]) -> dict[str, Any]:
     return value
 
 
+def _baseline(value: dict[str, Any]) -> dict[str, Any]:
+    for one in (value, *value.get("members", {}).values()):
+        Baseline.from_dict(one)
+    return value
+
+
 def _metric(name: str) -> str:
     get_metric(name)
     return name
@@ -48,6 +55,7 @@ def _metric(name: str) -> str:
 
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 Score = Annotated[dict[str, Any], AfterValidator(_estimate)]
+Constant = Annotated[dict[str, Any], AfterValidator(_baseline)]
 Metric = Annotated[str, AfterValidator(_metric)]
 
 
@@ -92,6 +100,7 @@ class _Rows(_Part):
     max_length: int
     fingerprint: str
     cell_fingerprint: str = ""
+    untested_classes: list[str] = []
 
 
 @final
@@ -171,6 +180,7 @@ class _Record(_Part):
     temperature: float
     adapter: _Adapter
     scores: dict[str, Score]
+    baseline: Constant | None = None
     members: dict[str, dict[str, Score]] = {}
     signatures: dict[str, str] = {}
     made_of: list[str] = []
