@@ -86,8 +86,12 @@ def test_named_columns(tmp_path):
 @pytest.mark.parametrize(
     ("columns", "options", "message"),
     [
-        (("txt", "label"), {}, r"expected a text column 'text', found .* 'txt', 'label'\n\nhint: did you mean 'txt'"),
-        (("body", "label"), {}, r"hint: name the column: --text body\|label"),
+        (
+            ("txt", "tags", "label"),
+            {},
+            r"expected a text column 'text', found the columns 'txt', 'tags', 'label'\n\nhint: .* 'txt'",
+        ),
+        (("body", "head", "label"), {}, r"hint: name the column: --text body\|head\|label"),
         (("review", "content", "label"), {}, r"hint: name the column: --text review\|content"),
         (("text", "lable"), {}, r"expected a label column 'label'.*\n\nhint: did you mean 'lable'"),
         (("text", "class", "score"), {}, r"hint: name the column: --label class\|score"),
@@ -115,8 +119,10 @@ def test_unknown_kind(tmp_path):
         (("1.0", "0", "1"), "classification", ("0", "1"), "2 different whole numbers"),
         (("01", "02"), "classification", ("01", "02"), "2 different whole numbers"),
         ((0.5, 1, 2), "regression", (), "numbers that are not whole"),
-        (tuple(range(20)), "classification", tuple(map(str, range(20))), "20 different"),
-        (tuple(range(21)), "regression", (), "21 different numbers"),
+        (tuple(range(20)) * 2, "classification", tuple(map(str, range(20))), "20 different"),
+        (tuple(range(21)) * 2, "regression", (), "21 different numbers"),
+        (tuple(range(12)), "regression", (), "12 different numbers"),
+        (("1.0", "1.1", "2.0"), "regression", (), "numbers that are not whole"),
         (("1", "2", "many", "few"), "classification", ("1", "2", "few", "many"), None),
     ],
 )
@@ -150,6 +156,7 @@ def test_json_labels(tmp_path):
         ("text,label\n" + ",a\n" * 8, r"found 8 \(line 2, 3, 4, 5, 6 and 3 more\)"),
         (labels(1.5, 2.5, "many"), r"data\.csv:4: expected a finite number as label, found 'many'\n\nhint: .*--kind"),
         (labels(1.5, 2.5, "nan"), r"without a label \(or with 'nan', which is read as none\), found 1 \(line 4\)"),
+        (labels("a", "b", "NaN", "<NA>"), r"'<NA>', 'NaN', which is read as none\), found 2 \(line 4, 5\)"),
         (labels(1.5, "inf", 2), r"data\.csv:3: expected a finite number as label, found 'inf'"),
     ],
 )
@@ -187,7 +194,8 @@ def test_missing_column_outside_the_pool_is_named(tmp_path):
         ('{"text": "\\ud800", "label": "b"}', r"data\.jsonl:2: .* half of a surrogate pair"),
         ('{"text": "b", "label": null}', r"expected no row without a label, found 1 \(line 2\)"),
         ('{"text": "b", "label": NaN}', r"expected no row without a label, found 1 \(line 2\)"),
-        ('{"text": "b", "label": ["b"]}', r"data\.jsonl:2: expected one label, found \['b'\]"),
+        ('{"text": "b", "label": {"b": 1}}', r"data\.jsonl:2: expected one label, found \{'b': 1\}"),
+        ('{"text": "b", "label": "\\ud800"}', r"data\.jsonl:2: .* half of a surrogate pair"),
     ],
 )
 def test_wrong_json_rows_are_refused(tmp_path, line, message):

@@ -42,7 +42,7 @@ def test_rows_of_one_source_are_one_record(tmp_path):
     )
     assert task.notes == (
         "people.csv: read the column 'source' as the source and 'reference' as its references",
-        "kind generation: the column 'reference' holds texts to write; for classes give --kind",
+        "kind generation: the column 'reference' holds texts to write; for classes give --kind classification",
         "3 rows of people.csv are 2 records: rows of one source are its references",
         "metric bleu: the default for generation",
     )
@@ -118,12 +118,12 @@ def test_classes_stay_classes(tmp_path, columns):
         ("source,reference\na,b\nc,\n", {}, r"no row without a reference in 'reference', found 1 \(line 3\)"),
         ("source,reference\n ,b\n", {}, r"no row with an empty source in 'source', found 1 \(line 2\)"),
         (
-            "source,summary\na,b\n",
+            "source,gist,outline\na,b,c\n",
             {"kind": "generation"},
-            "expected a reference column .*'summary'.*--label",
+            "expected a reference column .*'gist'.*--label",
         ),
         ("source,reference,target\na,b,c\n", {"kind": "generation"}, r"name the column: --label reference\|target"),
-        ("story,reference\na,b\n", {"kind": "generation"}, r"expected a source column .*--text"),
+        ("story,plot,reference\na,b,c\n", {"kind": "generation"}, r"expected a source column .*--text"),
         ('source,reference\na,"[""b""]"\nc,"[""d, e"\n', {}, r"begins with '\[' and is no list of texts.*\(line 3\)"),
         ("source,reference\na,b\n", {"text_pair": "reference"}, "generation has one source column"),
     ],

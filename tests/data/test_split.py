@@ -148,7 +148,8 @@ def test_duplicates_and_test_rows_are_dropped_and_counted():
     task = make_task(10, 10, test=[Example("TEXT 3 of  1", label=1)])
     task = replace(task, pool=(*task.pool, Example(" text 0\nof 0 ", label=0), Example("TEXT 0 OF 0", label=1)))
     split = Split(task, 19, 0)
-    assert (split.dropped_duplicates, split.dropped_overlap) == (2, 1)
+    assert (split.dropped_duplicates, split.dropped_contradictions, split.dropped_overlap) == (1, 1, 1)
+    assert next(row.label for row in split.labelled if row.text == "text 0 of 0") == 0, "as most of its rows have it"
     assert "text 3 of 1" not in texts(split.train + split.dev)
     with pytest.raises(DataError, match="expected at least 20 distinct labelled rows, found 19"):
         Split(task, 20, 0)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast, final
 
 import torch
 
+from handful.data.coverage import NO_TEXTS, Coverage, count_known
 from handful.data.task import Example, TaskKind, TestRows
 from handful.errors import ConfigError, DataError, ModelError
 
@@ -49,7 +50,8 @@ class Batch:
 @final
 @dataclass(frozen=True, slots=True)
 class EncodedRows:
-    """Tokenised rows, unpadded. `truncated` counts the rows that were longer than the maximum length.
+    """Tokenised rows, unpadded. `truncated` counts the rows that were longer than the maximum length, `longest` is the
+    length of the longest before that, and `coverage` says how many of their tokens the model knows.
 
     For generation, `target_ids` are the labels of each row and `truncated_targets` counts references that were cut;
     `pad_left` is for decoders that go on where their row ends.
@@ -69,6 +71,8 @@ class EncodedRows:
     pad_left: bool = False
     tasks: tuple[str, ...] | None = None
     weights: torch.Tensor | None = None
+    longest: int = 0
+    coverage: Coverage = NO_TEXTS
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -115,7 +119,7 @@ def encode(
     _check_pairs(examples, kind)
     pair = any(row.text_pair is not None for row in examples)
     _check_room(max_length, tokenizer.num_special_tokens_to_add(pair))
-    encoded, truncated = _tokenise(examples, tokenizer, max_length)
+    encoded, truncated, longest = _tokenise(examples, tokenizer, max_length)
     _check_tokens(examples, encoded["input_ids"])
     return EncodedRows(
         input_ids=encoded["input_ids"],
@@ -125,6 +129,8 @@ def encode(
         pad_token_id=pad_token_id,
         pad_token_type_id=tokenizer.pad_token_type_id,
         tasks=_tasks(examples),
+        longest=longest,
+        coverage=count_known(encoded["input_ids"], tokenizer),
     )
 
 
@@ -149,6 +155,8 @@ def encode_mixed(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase
         labels=_labels(examples, "classification"),
         truncated=singles.truncated + pairs.truncated,
         tasks=_tasks(examples),
+        longest=max(singles.longest, pairs.longest),
+        coverage=singles.coverage + pairs.coverage,
     )
 
 
@@ -181,11 +189,15 @@ def encode_generation(
             "set tokenizer.eos_token, or take a model that was made to write",
         )
     texts = [prefix + row.instruction + row.text for row in examples]
-    sources, truncated = _sources(texts, tokenizer, max_length, None if encoder_decoder else separator)
+    sources, truncated, longest = _sources(texts, tokenizer, max_length, None if encoder_decoder else separator)
+    coverage = count_known(sources, tokenizer)
     _check_tokens(examples, sources)
     if target_length is None:
         left = not encoder_decoder
-        return EncodedRows(sources, None, None, truncated, pad_token_id, pad_left=left, tasks=_tasks(examples))
+        return EncodedRows(
+            sources, None, None, truncated, pad_token_id, pad_left=left, tasks=_tasks(examples), longest=longest,
+            coverage=coverage,
+        )  # fmt: skip
     if target_length < 1:
         raise ConfigError(f"target_length: expected at least 1 token, found {target_length}")
     pairs = [(ids, text) for row, ids in zip(examples, sources, strict=True) for text in _references(row)]
@@ -198,14 +210,17 @@ def encode_generation(
         targets = [ids + target for ids, target in zip(unlearned, targets, strict=True)]
     cut = sum(len(ids) > target_length for ids in whole)
     return EncodedRows(
-        inputs, None, None, truncated, pad_token_id, target_ids=targets, truncated_targets=cut, tasks=tasks
-    )
+        inputs, None, None, truncated, pad_token_id, target_ids=targets, truncated_targets=cut, tasks=tasks,
+        longest=longest, coverage=coverage + count_known(whole, tokenizer),
+    )  # fmt: skip
 
 
 def _sources(
     texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_length: int, separator: str | None
-) -> tuple[list[list[int]], int]:
-    """Tokens of sources, each cut before its end mark or, for decoders, before the separator; how many were cut."""
+) -> tuple[list[list[int]], int, int]:
+    """Tokens of sources, each cut before its end mark or, for decoders, before the separator; how many were cut, and
+    how many tokens the longest had.
+    """
     ending = separator or ""
     kept = len(tokenizer(ending, add_special_tokens=False)["input_ids"]) if ending else 0
     _check_room(max_length, tokenizer.num_special_tokens_to_add() + kept)
@@ -216,7 +231,8 @@ def _sources(
     elif marked:
         kept = 1
     cut = [ids if len(ids) <= max_length else ids[: max_length - kept] + ids[len(ids) - kept :] for ids in rows]
-    return cut, sum(len(ids) > max_length for ids in rows)
+    lengths = list(map(len, rows))
+    return cut, sum(length > max_length for length in lengths), max(lengths, default=0)
 
 
 def _target(text: str, tokenizer: PreTrainedTokenizerBase, encoder_decoder: bool) -> list[int]:
@@ -267,20 +283,30 @@ def _check_tokens(examples: Sequence[Example], encoded: Sequence[Sequence[int]])
 
 def _tokenise(
     examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, max_length: int
-) -> tuple[Mapping[str, Any], int]:
-    """Columns of token lists, and how many rows were cut."""
+) -> tuple[Mapping[str, Any], int, int]:
+    """Columns of token lists, how many rows were cut, and how many tokens the longest had before."""
     if not examples:
-        return {"input_ids": []}, 0
+        return {"input_ids": []}, 0, 0
     texts = [row.text for row in examples]
     pairs = None
     if examples[0].text_pair is not None:
         texts = _shortened(texts, tokenizer, max_length)
         pairs = _shortened([row.text_pair or "" for row in examples], tokenizer, max_length)
     encoded = tokenizer(texts, pairs, truncation="longest_first", max_length=max_length, return_attention_mask=False)
+    cut = list(range(len(examples)))  # a Python tokenizer does not say which were cut
     if encoded.encodings is not None:
-        return encoded, sum(bool(encoding.overflowing) for encoding in encoded.encodings)
-    full = tokenizer(texts, pairs, return_attention_mask=False, verbose=False)  # a Python tokenizer does not say
-    return encoded, sum(len(ids) > max_length for ids in full["input_ids"])
+        cut = [index for index, encoding in enumerate(encoded.encodings) if encoding.overflowing]
+    longest = max(map(len, encoded["input_ids"]))
+    if not cut:
+        return encoded, 0, longest
+    whole = tokenizer(
+        [examples[index].text for index in cut],
+        None if pairs is None else [examples[index].text_pair or "" for index in cut],
+        return_attention_mask=False,
+        verbose=False,
+    )
+    lengths = list(map(len, whole["input_ids"]))
+    return encoded, sum(length > max_length for length in lengths), max(longest, *lengths)
 
 
 def _shortened(texts: list[str], tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[str]:

@@ -33,16 +33,28 @@ def present(table: Table, names: Sequence[str]) -> list[str]:
     return [folded[name] for name in names if name in folded]
 
 
-def only(table: Table, role: str, wanted: str, found: Sequence[str], option: str | None = None) -> str:
-    """The one column found for a role. Raises: DataError naming the option that says which it is."""
+def only(
+    table: Table,
+    role: str,
+    wanted: str,
+    found: Sequence[str],
+    option: str | None = None,
+    *,
+    looks: str | None = None,
+    hint: str | None = None,
+) -> str:
+    """The one column found for a role. Raises: DataError naming the columns, with their `looks` where these are given,
+    and the option that says which it is, or the `hint` where no name is near.
+    """
     if len(found) == 1:
         return found[0]
     option = option or "--" + role.replace(" ", "-")
     known = found or table.columns
-    hint = f"name the column: {option} " + "|".join(known[:_NAMED_COLUMNS]) + "|…" * (len(known) > _NAMED_COLUMNS)
+    named = f"name the column: {option} " + "|".join(known[:_NAMED_COLUMNS]) + "|…" * (len(known) > _NAMED_COLUMNS)
+    hint = hint or named
     if nearest(wanted, table.columns).startswith("did you mean"):
         hint = f"{nearest(wanted, table.columns)} ({option} COLUMN)"
-    columns = _named(table.columns)
+    columns = looks or _named(table.columns)
     for name, numbers in table.unread.items():
         columns += f"; columns {' and '.join(map(str, numbers))} are all named {name!r}"
         if name in (wanted, *found) or name.lower() == wanted.lower():

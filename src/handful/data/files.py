@@ -9,10 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
-from handful.data.columns import Columns, only
-from handful.data.interpret import Targets, build_task, choose_columns, examples
+from handful.data.columns import Columns
+from handful.data.derived import with_derived
+from handful.data.interpret import build_task, choose_columns, examples, repeat_notes
+from handful.data.labels import Targets, with_numbers
 from handful.data.nlg import RELEASES
-from handful.data.references import records, source_columns
+from handful.data.references import records, source_of
 from handful.data.tables import Table, read_table, stem, takes_delimiter
 from handful.data.task import Example, Task, TaskKind, TestRows
 from handful.errors import ConfigError, DataError, nearest
@@ -84,14 +86,15 @@ def read_rows(
     With the `kind` generation that column holds references, and a source is found under its customary names; every row
     stays a row of its own unless there are references.
     """
-    table = read_table(source, encoding=encoding, delimiter=delimiter)
+    table, _ = with_derived(read_table(source, encoding=encoding, delimiter=delimiter))
     if kind == "generation":
-        if text not in table.columns:
-            text = only(table, "source", text or "source", source_columns(table), option="--text")
+        text = source_of(table, text)
         if label is not None:
             return list(records(table, Columns(text, None, label)))
         text_pair = ""
     columns, _ = choose_columns(table, Columns(text or "", text_pair, label))
+    if label and not labels:
+        table = with_numbers([table], columns.label or label)[0][0] or table
     return list(examples(table, columns, Targets(tuple(labels)) if label else None))
 
 
@@ -130,7 +133,7 @@ def read_folder(path: str | Path, *, metric: str | None = None) -> Task:
         if record["kind"] == "generation" and metric == "bleu" and record["name"] in RELEASES:
             metric = RELEASES[record["name"]].metric
             notes.append(f"metric {metric}: the variant of BLEU that {record['name']} is scored with")
-    return Task(
+    task = Task(
         name=record["name"],
         kind=record["kind"],
         labels=labels,
@@ -140,6 +143,7 @@ def read_folder(path: str | Path, *, metric: str | None = None) -> Task:
         origin=str(folder),
         notes=tuple(notes),
     )
+    return replace(task, notes=(*notes, *repeat_notes(task)))
 
 
 def _task_record(path: Path) -> dict[str, Any]:

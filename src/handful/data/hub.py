@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import Any
 
 from handful.data.columns import Columns
+from handful.data.derived import with_derived
 from handful.data.frames import plain_rows
 from handful.data.interpret import build_task, choose_columns
 from handful.data.references import generation_columns
@@ -50,7 +51,8 @@ def hub_task(
         return Table(f"{origin} {split}", f"{name} {split}", tuple(rows[0]), rows, list(range(1, len(rows) + 1)))
 
     wanted, notes = Columns(text or "", text_pair, label), []
-    columns, _ = generation_columns(table(pool), wanted, kind) or choose_columns(table(pool), wanted)
+    derived, _ = with_derived(table(pool))
+    columns, _ = generation_columns(derived, wanted, kind) or choose_columns(derived, wanted)
     label_column = columns.label or label
     validation = next((split for split in splits if split.startswith("validation")), None)
     if test is None:

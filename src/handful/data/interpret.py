@@ -5,15 +5,31 @@ Whatever is chosen for the user is written to `Task.notes` with its reason.
 
 from __future__ import annotations
 
-import math
-import re
-from dataclasses import dataclass
-from typing import Any, final, get_args
+from collections import Counter
+from dataclasses import replace
+from typing import Any, get_args
 
 from handful.data.columns import Columns, check_column, check_text, complain, complain_of_labels, only, present
-from handful.data.references import generation_columns, generation_task
+from handful.data.derived import told, with_derived
+from handful.data.distinct import contradiction_notes, once
+from handful.data.holdout import alike_notes
+from handful.data.labels import (
+    LEAST_ROWS,
+    MOST_CLASSES,
+    Targets,
+    check_cells,
+    check_number_of_classes,
+    check_one_label,
+    class_names,
+    name_notes,
+    share_notes,
+    with_numbers,
+)
+from handful.data.layout import describe_columns, flags_hint, look_at, one_hot, only_label, only_text, unused
+from handful.data.numbers import read_number
+from handful.data.references import generation_columns, generation_task, known_layout
 from handful.data.tables import Table
-from handful.data.task import Example, Task, TaskKind, TestRows
+from handful.data.task import Example, Task, TaskKind, TestRows, text_key
 from handful.errors import ConfigError, DataError, nearest
 
 TEXT_NAMES = ("text", "sentence", "review", "content")
@@ -30,64 +46,48 @@ PAIR_NAMES = (
     ("question", "answer"),
     ("question", "context"),
 )
-LABEL_NAMES = ("label", "class", "category", "target", "score", "y")
+LABEL_NAMES = ("label", "labels", "class", "category", "target", "score", "y")
 
 MOST_NUMERIC_CLASSES = 20
 """More different numbers than this in the label column are read as a regression target."""
 
 
-@final
-@dataclass(frozen=True, slots=True)
-class Targets:
-    """What labels mean: indices into `labels`, or numbers where there are none."""
-
-    labels: tuple[str, ...]
-
-    def value(self, cell: Any, where: str) -> int | float:
-        """The label of one row. Raises: DataError if it is unknown or no finite number."""
-        if self.labels:
-            name = class_name(cell)
-            if name not in self.labels:
-                raise DataError(
-                    f"{where}: the label {name!r} is none of the {len(self.labels)} classes", nearest(name, self.labels)
-                )
-            return self.labels.index(name)
-        number = _number(cell)
-        if number is None or not math.isfinite(number):
-            raise DataError(
-                f"{where}: expected a finite number as label, found {cell!r}",
-                "correct the row, or say that the labels are classes: --kind classification",
-            )
-        return number
-
-
-def class_name(cell: Any) -> str:
-    """The class a cell names: text without outer space; whole numbers without ".0"; JSON's true and false."""
-    if isinstance(cell, bool):
-        return str(cell).lower()
-    return re.sub(r"^([+-]?\d+)\.0+$", r"\1", str(cell).strip())
-
-
-def _number(cell: Any) -> float | None:
-    if isinstance(cell, bool):
-        return None
-    try:
-        return float(cell)
-    except (TypeError, ValueError):
-        return None
-
-
 def choose_columns(table: Table, wanted: Columns) -> tuple[Columns, list[str]]:
-    """The columns to read and a note for each that was not asked for by name. Raises: DataError if none is clear."""
+    """The columns to read and a note for each that was not asked for by name, and on those that are not read.
+
+    A column is taken by its name, by a customary name, or because no other can be meant by what it holds.
+    Raises: DataError if none is clear.
+    """
     text, pair, notes = _choose_text(table, wanted)
     label = wanted.label
     if label is not None and label not in table.columns:
-        found = [name for name in present(table, LABEL_NAMES) if name not in (text, pair)] if label == "label" else []
-        label = only(table, "label", label, found)
-        notes.append(f"{table.name}: read the column {label!r} as the label, there is none named 'label'")
+        label, note = _choose_label(table, label, text, pair)
+        notes.append(note)
     if label is not None and label in (text, pair):
         raise DataError(f"{table.path}: the column {label!r} is both text and label", "name another label column")
+    if wanted.label is not None:
+        notes += unused(table, (text, pair, label))
     return Columns(text, pair, label), notes
+
+
+def _choose_label(table: Table, label: str, text: str, pair: str | None) -> tuple[str, str]:
+    """The column of the label where there is none of the wanted name, and a note on the choice."""
+    found = [name for name in present(table, LABEL_NAMES) if name not in (text, pair)] if label == "label" else []
+    if label == "label" and not found and (column := only_label(table, (text, pair))):
+        return column.name, f"{table.name}: read the column {column} as the label, no other can be one"
+    if label == "label" and not found and (flags := one_hot(table, (text, pair))):
+        columns = ", ".join(map(repr, table.columns))
+        raise DataError(
+            f"{table.path}: expected a label column {label!r}, found the columns {columns}", flags_hint(table, flags)
+        )
+    if len(found) == 1:
+        label = found[0]
+    else:
+        others = [name for name in table.columns if name not in (text, pair)]
+        hint = f"name the column: --label {'|'.join(found or others)}"
+        hint = hint if others else "the file has texts alone: give one whose rows have labels"
+        label = only(table, "label", label, found, looks=describe_columns(table), hint=hint)
+    return label, f"{table.name}: read the column {label!r} as the label, there is none named 'label'"
 
 
 def _choose_text(table: Table, wanted: Columns) -> tuple[str, str | None, list[str]]:
@@ -104,8 +104,27 @@ def _choose_text(table: Table, wanted: Columns) -> tuple[str, str | None, list[s
         note = f"{table.name}: read the columns {text!r} and {pair!r} as a pair, there is none named 'text'"
         return text, pair, [note]
     singles = [name for name in present(table, TEXT_NAMES) if name != pair] if text == "text" else []
-    text = only(table, "text", text, [] if len(pairs) > 1 else singles)
+    if text == "text" and not singles and not pairs:
+        named = wanted.label if wanted.label in table.columns else None
+        customary = present(table, LABEL_NAMES) if named is None and wanted.label == "label" else []
+        taken = (pair, named or (customary[0] if len(customary) == 1 else None))
+        if column := only_text(table, taken):
+            note = f"{table.name}: read the column {column} as the text, no other can be one"
+            return column.name, pair or None, [note]
+    found = [] if len(pairs) > 1 else singles
+    if len(found) == 1:
+        text = found[0]
+    else:
+        text = only(table, "text", text, found, looks=describe_columns(table), hint=_texts_hint(table, wanted, found))
     return text, pair or None, [f"{table.name}: read the column {text!r} as the text, there is none named 'text'"]
+
+
+def _texts_hint(table: Table, wanted: Columns, found: list[str]) -> str | None:
+    """How to say which of two columns of texts is meant, or that they are pairs."""
+    texts = found or [name for name in table.columns if look_at(table, name).look == "texts" and name != wanted.label]
+    if len(texts) != 2 or wanted.text_pair is not None:
+        return None
+    return f"name the column: --text {'|'.join(texts)}; for pairs both: --text {texts[0]} --text-pair {texts[1]}"
 
 
 def examples(table: Table, columns: Columns, targets: Targets | None, *, empty: bool = False) -> tuple[Example, ...]:
@@ -137,33 +156,31 @@ def examples(table: Table, columns: Columns, targets: Targets | None, *, empty: 
 def infer_targets(table: Table, label: str, kind: TaskKind | None) -> tuple[Targets, list[str]]:
     """The classes in the label column, or that it is a regression target, with notes on what was inferred.
 
-    Raises: DataError if there is one class only, or numbers mixed with something else.
+    Raises: DataError if there is one class only, several labels in a row, nearly as many classes as rows where nobody
+    said that they are classes, or numbers mixed with something else.
     """
+    check_cells(table, label, lists=True)
     cells = [row.get(label) for row in table.rows]
     known = [(index, cell) for index, cell in enumerate(cells) if not table.missing_label(cell)]
-    for index, cell in known:
-        if not isinstance(cell, str | int | float):
-            raise DataError(f"{table.where(index)}: expected one label, found {cell!r}", "write a text or a number")
-    numbers = [number for _, cell in known if (number := _number(cell)) is not None and math.isfinite(number)]
-    regression, notes = kind == "regression", []
-    if kind is None and len(numbers) * 2 > len(known):
-        fractions = any(not number.is_integer() for number in numbers)
-        regression = fractions or len(set(numbers)) > MOST_NUMERIC_CLASSES
-        reason = "numbers that are not whole" if fractions else f"{len(set(numbers))} different numbers"
-        if regression:
-            notes.append(
-                f"kind regression: the column {label!r} holds {reason}; for classes give --kind classification"
-            )
-        elif len(numbers) == len(known):
-            reason = f"the column {label!r} holds only {len(set(numbers))} different whole numbers"
-            notes.append(f"kind classification: {reason}; for a target give --kind regression")
+    notes = []
+    if kind is None or kind == "regression":
+        check_one_label(table, label, known)
+        if lists := sum(isinstance(cell, list) for _, cell in known):
+            known = [(index, cell[0] if isinstance(cell, list) else cell) for index, cell in known]
+            notes.append(f"{lists:,} labels are lists of one, and read as that one")
+    regression, reason = _is_regression([cell for _, cell in known], label, kind)
+    notes += reason
     if regression:
         targets = Targets(())
-        values = {targets.value(cell, table.where(index)) for index, cell in known}
+        values: set[Any] = {targets.value(cell, table.where(index)) for index, cell in known}
     else:
-        values = {class_name(cell) for _, cell in known}
-        whole = all(re.fullmatch(r"[+-]?\d{1,18}", name) for name in values)
-        targets = Targets(tuple(sorted(values, key=lambda name: (int(name) if whole else 0, name))))
+        cells = [cell for _, cell in known]
+        names, merged = class_names(cells)
+        if kind is None:
+            check_number_of_classes(table, label, cells, names)
+            check_one_label(table, label, known, ",")
+        targets, values = Targets(names), set(names)
+        notes += [*merged, *name_notes(cells, names)]
     if len(values) == 1:
         raise DataError(
             f"{table.path}: all {len(known)} rows have the label {values.pop()!r}",
@@ -172,16 +189,43 @@ def infer_targets(table: Table, label: str, kind: TaskKind | None) -> tuple[Targ
     return targets, notes
 
 
+def _is_regression(cells: list[Any], label: str, kind: TaskKind | None) -> tuple[bool, list[str]]:
+    """Whether these labels are numbers to be predicted, with the reason where nobody has said so."""
+    if kind is not None:
+        return kind == "regression", []
+    numbers = [number for cell in cells if (number := read_number(cell)) is not None]
+    if len(numbers) * 2 <= len(cells):
+        return False, []
+    distinct, fractions = len(set(numbers)), any(not number.is_integer() for number in numbers)
+    many = distinct > MOST_NUMERIC_CLASSES or (len(cells) >= LEAST_ROWS and distinct > MOST_CLASSES * len(cells))
+    if fractions or many:
+        reason = "numbers that are not whole" if fractions else f"{distinct} different numbers"
+        return True, [f"kind regression: the column {label!r} holds {reason}; for classes give --kind classification"]
+    if len(numbers) < len(cells):
+        return False, []
+    reason = f"the column {label!r} holds only {distinct} different whole numbers"
+    return False, [f"kind classification: {reason}; for a target give --kind regression"]
+
+
 def build_task(
     pool: Table, test: Table | None, dev: Table | None, *, wanted: Columns, kind: TaskKind | None, metric: str | None
 ) -> Task:
     """The task in these tables, named after the pool; kind and classes are those of the pool."""
     if kind is not None and kind not in get_args(TaskKind):
         raise ConfigError(f"kind: {kind!r} is not known", nearest(kind, get_args(TaskKind)))
-    written = generation_columns(pool, wanted, kind)
-    if written is not None:
-        return generation_task(pool, test, dev, *written, metric=metric)
+    derived, made = with_derived(pool)
+    if (written := generation_columns(derived, wanted, kind)) is not None:
+        columns, notes = written
+        notes += told(made, (columns.text, columns.label))
+        test, dev = (with_derived(table)[0] if table else None for table in (test, dev))
+        return generation_task(derived, test, dev, columns, notes, metric=metric)
+    if (layout := known_layout(derived, wanted)) and kind != "pair-classification":
+        wanted = Columns(layout[0], wanted.text_pair or "", layout[1])
+    if not {wanted.text, wanted.label}.isdisjoint(made):
+        pool = derived
+        test, dev = (with_derived(table)[0] if table else None for table in (test, dev))
     columns, notes = choose_columns(pool, wanted)
+    notes += told(made, (columns.text, columns.label))
     if columns.label is None:
         raise DataError(f"{pool.path}: expected a label column, none is named", "name it: --label COLUMN")
     if kind == "pair-classification" and columns.text_pair is None:
@@ -191,18 +235,32 @@ def build_task(
     resolved: TaskKind = "regression"
     if targets.labels:
         resolved = "pair-classification" if columns.text_pair else "classification"
+    else:
+        (read, test, dev), notation = with_numbers((pool, test, dev), columns.label)
+        pool, inferred = read or pool, inferred + notation
+    rows = examples(pool, columns, targets)
+    if targets.labels:
+        inferred += share_notes(Counter(targets.labels[int(row.label or 0)] for row in rows), metric)
     if metric is None:
         metric = "spearman" if resolved == "regression" else "accuracy"
         inferred.append(f"metric {metric}: the default for {resolved}")
-    return Task(
+    task = Task(
         name=pool.name,
         kind=resolved,
         labels=targets.labels,
         metric=metric,
-        pool=examples(pool, columns, targets),
+        pool=rows,
         test=TestRows(examples(test, columns, targets)) if test else None,
         dev=examples(dev, columns, targets) if dev else None,
         origin=pool.path,
         notes=(*notes, *inferred),
         columns=columns,
     )
+    return replace(task, notes=(*task.notes, *repeat_notes(task)))
+
+
+def repeat_notes(task: Task) -> list[str]:
+    """Sentences on labelled texts that have several labels, on test rows that repeat and on such that nearly do."""
+    found = once(task.pool, [text_key(row) for row in task.pool], "first")
+    notes = contradiction_notes(found, task.labels, "labelled rows", "first")
+    return notes + (task.test.notes(task.labels) + alike_notes(task.test, task.pool, task) if task.test else [])

@@ -7,12 +7,40 @@ from dataclasses import replace
 from typing import Any
 
 from handful.data.columns import Columns, check_column, check_text, complain, missing, only, present
+from handful.data.derived import CONVERSATIONS, JOINED
+from handful.data.layout import describe_columns, look_at, only_text
 from handful.data.tables import Table
 from handful.data.task import Example, Task, TaskKind, TestRows, text_key
 from handful.errors import DataError
 
 SOURCE_NAMES = ("source", "input", "text", "mr")
 REFERENCE_NAMES = ("references", "reference", "ref", "targets", "target")
+LAYOUTS = (
+    *((f"{name}: input", f"{name}: answer") for name in CONVERSATIONS),
+    *((f"{first} + {second}", answer) for first, second in JOINED for answer in ("output", "response", "answer")),
+    ("prompt", "completion"),
+    ("prompt", "response"),
+    ("instruction", "output"),
+    ("instruction", "response"),
+    ("input", "output"),
+    ("question", "answer"),
+    ("query", "answer"),
+    ("query", "response"),
+    ("context", "response"),
+    ("document", "summary"),
+    ("article", "summary"),
+    ("article", "highlights"),
+    ("dialogue", "summary"),
+    ("text", "summary"),
+    ("source", "summary"),
+    ("source", "target"),
+    ("src", "tgt"),
+)
+"""Names under which data of generation come, source and target; of several that are there the first counts."""
+
+_LABELS = ("label", "labels", "class", "category", "score", "y")
+_DOUBTFUL_BESIDE_A_TEXT = ("source", "src", "input", "query", "context", "document", "article")
+"""Columns of these names may say where the text to classify is from."""
 
 GENERATION_METRIC = "bleu"
 """Case-sensitive and on 13a tokens. The official data sets have variants of their own (`data/nlg.py`)."""
@@ -22,25 +50,28 @@ def generation_columns(table: Table, wanted: Columns, kind: TaskKind | None) -> 
     """The columns of source and references with notes on the choice, or None where the table is of another kind.
 
     It is of generation if that is asked for, or if what is to be predicted stands in a column named after references,
-    holds lists in JSON, or is a "target" beside a "source", "input" or "mr". A column "label" that exists always
-    means classes or numbers. Raises: DataError if the kind is clear and a column is not.
+    holds lists in JSON, is a "target" beside a "source", "input" or "mr", or if two columns are called as one of
+    `LAYOUTS` and the second holds no classes. A column "label" that exists always means classes or numbers.
+    Raises: DataError if the kind is clear and a column is not.
     """
     if kind not in (None, "generation"):
         return None
-    named = wanted.label if wanted.label in table.columns else None
-    customary = present(table, REFERENCE_NAMES) if wanted.label == "label" else []
-    found = [named] if named else customary
-    asked = wanted.text in table.columns and wanted.text != ""  # which an index that was saved along is called
-    sources = [wanted.text] if asked else source_columns(table)
-    if kind is None and not (len(found) == 1 and _unmistakable(table, found[0], sources, asked)):
-        return None
-    reference = only(table, "reference", wanted.label or "references", found, option="--label")
-    sources = [name for name in sources if name != reference]
-    source = only(table, "source", wanted.text or "source", sources, option="--text")
+    layout = known_layout(table, wanted)
+    if layout and (kind == "generation" or look_at(table, layout[1]).look in ("texts", "names")):
+        source, reference = layout
+    else:
+        found = _choose(table, wanted, kind)
+        if found is None:
+            return None
+        source, reference = found
     notes = [f"{table.name}: read the column {source!r} as the source and {reference!r} as its references"]
     if kind is None:
-        notes.append(f"kind generation: the column {reference!r} holds texts to write; for classes give --kind")
-    if table.cells_are_texts and (lists := sum(map(bool, _lists(table, reference)))):
+        notes.append(
+            f"kind generation: the column {reference!r} holds texts to write; for classes give --kind classification"
+        )
+    cells = (row.get(reference) for row in table.rows)
+    lists = sum(isinstance(cell, str) and bool(one) for cell, one in zip(cells, _lists(table, reference), strict=True))
+    if lists:
         notes.append(f"{lists} cell(s) of {reference!r} are lists in JSON: every text in them is a reference")
     if wanted.text_pair:
         raise DataError(
@@ -50,9 +81,59 @@ def generation_columns(table: Table, wanted: Columns, kind: TaskKind | None) -> 
     return Columns(source, None, reference), notes
 
 
+def known_layout(table: Table, wanted: Columns) -> tuple[str, str] | None:
+    """Source and target under names of `LAYOUTS`, those that are wanted by name among them; None where there are none
+    such, or a column is called as labels are.
+    """
+    asked = wanted.text if wanted.text in table.columns and wanted.text else None
+    named = wanted.label if wanted.label in table.columns else None
+    if named == "label" or (wanted.label not in (named, "label")):
+        return None
+    for names in LAYOUTS:
+        found = present(table, names)
+        if len(found) != 2 or (asked or found[0]) != found[0] or (named or found[1]) != found[1]:
+            continue
+        others = [name for name in present(table, (*_LABELS, *REFERENCE_NAMES)) if name != found[1]]
+        doubtful = "text" in table.columns and not asked and found[0].lower() in _DOUBTFUL_BESIDE_A_TEXT
+        return None if (others and not named) or doubtful else (found[0], found[1])
+    return None
+
+
+def _choose(table: Table, wanted: Columns, kind: TaskKind | None) -> tuple[str, str] | None:
+    """Source and references by the names of columns, or because no other column can be meant."""
+    named = wanted.label if wanted.label in table.columns else None
+    customary = present(table, REFERENCE_NAMES) if wanted.label == "label" else []
+    found = [named] if named else customary
+    asked = wanted.text in table.columns and wanted.text != ""  # which an index that was saved along is called
+    sources = [wanted.text] if asked else source_columns(table)
+    if kind is None and not (len(found) == 1 and _unmistakable(table, found[0], sources, asked)):
+        return None
+    looks = describe_columns(table)
+    if not found and wanted.label == "label" and len(sources) == 1 and (other := only_text(table, sources)):
+        found = [other.name]
+    reference = only(table, "reference", wanted.label or "references", found, option="--label", looks=looks)
+    sources = [name for name in sources if name != reference]
+    if not sources and not wanted.text and (other := only_text(table, [reference])):
+        sources = [other.name]
+    return only(table, "source", wanted.text or "source", sources, option="--text", looks=looks), reference
+
+
 def source_columns(table: Table) -> list[str]:
     """Columns that may hold the source; one of that very name is the only one."""
     return present(table, ("source",)) or present(table, SOURCE_NAMES)
+
+
+def source_of(table: Table, wanted: str | None) -> str:
+    """The column of the source in rows to write for. Raises: DataError if none is clear."""
+    if wanted in table.columns:
+        return str(wanted)
+    found = source_columns(table)
+    if len(found) != 1 and not wanted:
+        named = [name for source, _ in LAYOUTS for name in present(table, (source,))]
+        found = named[:1] or found
+    if not found and not wanted and (other := only_text(table, ())):
+        found = [other.name]
+    return only(table, "source", wanted or "source", found, option="--text", looks=describe_columns(table))
 
 
 def _unmistakable(table: Table, reference: str, sources: list[str], asked: bool) -> bool:
@@ -89,16 +170,19 @@ def records(table: Table, columns: Columns) -> tuple[Example, ...]:
 
 def _lists(table: Table, reference: str) -> list[list[Any] | None]:
     """The list of references in each row's cell, None where it holds none."""
-    cells = (row.get(reference) for row in table.rows)
-    return [_parsed(cell) if table.cells_are_texts else cell if isinstance(cell, list) else None for cell in cells]
+    return [_parsed(row.get(reference), table.cells_are_texts) for row in table.rows]
 
 
-def _parsed(cell: Any) -> list[Any] | None:
+def _parsed(cell: Any, cells_are_texts: bool) -> list[Any] | None:
+    if isinstance(cell, list):
+        return cell
+    if not (cells_are_texts and isinstance(cell, str) and cell.lstrip().startswith("[")):
+        return None
     try:
-        found = json.loads(cell) if cell.lstrip().startswith("[") else None
+        found = json.loads(cell)
     except (ValueError, RecursionError):
         return None
-    return found if found is not None and all(isinstance(text, str) for text in found) else None
+    return found if isinstance(found, list) and all(isinstance(text, str) for text in found) else None
 
 
 def _with_lists(table: Table, reference: str) -> Table:
@@ -142,6 +226,7 @@ def generation_task(
     keys = closed.text_keys() if closed else frozenset()
     if repeated := sum(text_key(row) in keys for row in found[0] or ()):
         notes.append(f"{repeated} source(s) of {pool.name} stand in the test rows too and are not used for training")
+    notes += closed.notes(()) if closed else []
     return Task(
         pool.name, "generation", (), metric, found[0] or (), closed, found[2], pool.path, tuple(notes), columns=columns
     )

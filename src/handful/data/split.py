@@ -16,10 +16,11 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import floor
-from typing import Literal, final
+from typing import Literal, NamedTuple, final
 
 import torch
 
+from handful.data.distinct import once
 from handful.data.mixture import member_rows
 from handful.data.task import Example, Task, TestRows, as_member, fingerprint_rows, overlap_keys, text_key
 from handful.errors import ConfigError, DataError, nearest
@@ -43,7 +44,8 @@ class Split:
     "separate" (the task's own development rows, else pool rows after the first `shots`; at most `dev_rows`), or
     "none". Rows whose text repeats within the pool or the development rows, or stands in the test rows (for pool rows
     also in the development rows), are dropped before and counted; of generation also rows that share a long reference
-    with those of another file (`closed_keys`).
+    with those of another file (`closed_keys`). A text with several labels takes that of most of its rows, of equally
+    many the first; `dropped_contradictions` counts the rows that have another one.
 
     Of generation, `shots` counts records, each with all of its `references` or with one drawn by the seed, and there
     are never more separate development records than shots: choosing on a full development set is not few-shot.
@@ -63,6 +65,7 @@ class Split:
     test: TestRows | None
     dropped_duplicates: int
     dropped_overlap: int
+    dropped_contradictions: int
 
     def __init__(
         self,
@@ -89,6 +92,7 @@ class Split:
             "test": task.test,
             "dropped_duplicates": sum(part.dropped_duplicates for part in parts),
             "dropped_overlap": sum(part.dropped_overlap for part in parts),
+            "dropped_contradictions": sum(part.dropped_contradictions for part in parts),
         }
         for name, value in values.items():
             object.__setattr__(self, name, value)
@@ -134,6 +138,16 @@ class _Part:
     dev: Sequence[Example]
     dropped_duplicates: int
     dropped_overlap: int
+    dropped_contradictions: int
+
+
+class Kept(NamedTuple):
+    """Rows of distinct texts; how many repeated another row, stood in closed rows, or had another label."""
+
+    rows: list[Example]
+    repeated: int
+    overlap: int
+    contradicting: int
 
 
 def _divide_members(task: Task, draw: _Draw) -> list[_Part]:
@@ -150,15 +164,17 @@ def _divide_members(task: Task, draw: _Draw) -> list[_Part]:
 def _divide(task: Task, draw: _Draw, closed: Collection[bytes]) -> _Part:
     """The rows of one task, without those that share one of the `closed` keys."""
     dev_rows = min(draw.dev_rows, draw.shots) if task.kind == "generation" else draw.dev_rows
-    own_dev, dev_repeated, dev_overlap = distinct((task.dev or ()) if draw.dev == "separate" else (), closed)
+    dev_found = distinct((task.dev or ()) if draw.dev == "separate" else (), closed)
+    own_dev = dev_found.rows
     open_keys = {key for row in own_dev for key in overlap_keys(row)}
-    pool, pool_repeated, pool_overlap = distinct(task.pool, {*closed, *open_keys})
+    found = distinct(task.pool, {*closed, *open_keys})
+    pool = found.rows
     shots = min(draw.shots, len(pool)) if draw.at_most else draw.shots
 
     generator = stream(draw.seed, "split")
     strata = _strata(task, pool)
     minimum = 2 if draw.dev == "carved" else 1
-    _check_enough(task, strata, shots, minimum, _left_out(task, pool_repeated, pool_overlap))
+    _check_enough(task, strata, shots, minimum, _left_out(task, found))
     taken = min(len(pool), shots + (dev_rows if draw.dev == "separate" else 0))
     order = _interleave([_shuffled(rows, generator) for rows in strata], minimum, taken)
     chosen = order[:shots]
@@ -179,7 +195,8 @@ def _divide(task: Task, draw: _Draw, closed: Collection[bytes]) -> _Part:
             )
     if draw.references == "one":
         train, selection = _with_one_reference(train, draw.seed), _with_one_reference(selection, draw.seed)
-    return _Part(train, selection, pool_repeated + dev_repeated, pool_overlap + dev_overlap)
+    dropped = [mine + its for mine, its in zip(found[1:], dev_found[1:], strict=True)]
+    return _Part(train, selection, *dropped)
 
 
 def closed_keys(task: Task) -> frozenset[bytes]:
@@ -207,20 +224,11 @@ def _check_arguments(dev: str, dev_fraction: float, dev_rows: int, references: s
         raise ConfigError(f"dev_rows: expected at least 1, found {dev_rows}", 'for no rows, use dev="none"')
 
 
-def distinct(rows: Sequence[Example], closed: Collection[bytes]) -> tuple[list[Example], int, int]:
-    """Rows whose text is new and not in `closed`; how many repeated another row, and how many stood in `closed`.
-
-    `closed` are `closed_keys`: of rows that must stay apart.
-    """
-    kept: dict[bytes, Example] = {}
-    overlap = 0
-    for row in rows:
-        key = text_key(row)
-        if not overlap_keys(row).isdisjoint(closed):
-            overlap += 1
-        else:
-            kept.setdefault(key, row)
-    return list(kept.values()), len(rows) - overlap - len(kept), overlap
+def distinct(rows: Sequence[Example], closed: Collection[bytes]) -> Kept:
+    """Rows whose text is new and not in `closed`, which are `closed_keys`: of rows that must stay apart."""
+    apart = [row for row in rows if overlap_keys(row).isdisjoint(closed)] if closed else rows
+    found = once(apart, [text_key(row) for row in apart], "first")
+    return Kept(list(found.rows), found.repeated, len(rows) - len(apart), found.contradicting)
 
 
 def _strata(task: Task, pool: Sequence[Example]) -> list[list[Example]]:
@@ -259,11 +267,12 @@ def _with_one_reference(rows: Sequence[Example], seed: int) -> list[Example]:
     return [replace(row, references=(row.references[draw(row)],)) if row.references else row for row in rows]
 
 
-def _left_out(task: Task, repeated: int, overlap: int) -> str:
+def _left_out(task: Task, found: Kept) -> str:
     """How many rows of the pool were dropped and why, for an error; empty where none was."""
     alike = "have the source or a long reference of" if task.kind == "generation" else "stand in"
-    reasons = [f"{repeated} repeat another one"] if repeated else []
-    reasons += [f"{overlap} {alike} test or development rows"] if overlap else []
+    reasons = [f"{found.repeated} repeat another one"] if found.repeated else []
+    reasons += [f"{found.contradicting} have another label than the same text before"] if found.contradicting else []
+    reasons += [f"{found.overlap} {alike} test or development rows"] if found.overlap else []
     return f" (of {len(task.pool)} in the pool, {' and '.join(reasons)})" if reasons else ""
 
 

@@ -10,6 +10,7 @@ from itertools import accumulate
 from typing import Literal, final
 
 from handful.data.columns import Columns
+from handful.data.distinct import Distinct, contradiction_notes, once
 
 TaskKind = Literal["classification", "pair-classification", "regression", "generation"]
 
@@ -41,23 +42,34 @@ class Example:
 
 @final
 class TestRows:
-    """Rows kept for the final score.
+    """Rows kept for the final score, each text once: a text that repeats says nothing new about a model.
+
+    Of a text with several labels the one of most rows is kept, and none without such a one; several numbers of a text
+    are averaged, and the references of a record joined (`distinct.once`).
 
     Deliberately not a sequence: it cannot be indexed, iterated or batched, so selection and training cannot
     use it by accident. Only `handful.evaluation.evaluate` opens it.
     """
 
     __test__ = False  # pytest would otherwise take the name for a test class
-    __slots__ = ("_examples",)
+    __slots__ = ("_examples", "_found")
 
     def __init__(self, examples: Sequence[Example]):
-        self._examples = tuple(examples)
+        self._found: Distinct = once(examples, [text_key(row) for row in examples], "drop")
+        self._examples = self._found.rows
 
     def __len__(self) -> int:
         return len(self._examples)
 
     def fingerprint(self) -> str:
         return fingerprint_rows(self._examples)
+
+    def notes(self, labels: Sequence[str]) -> list[str]:
+        """Sentences on the texts that repeat, and on those that have several of these `labels`."""
+        found = self._found
+        repeats = f"{found.repeated:,} {'repeat was' if found.repeated == 1 else 'repeats were'} left out"
+        counted = [f"n = {len(self):,} distinct test texts: {repeats}, since a text counts once"]
+        return (counted if found.repeated else []) + contradiction_notes(found, labels, "test rows", "drop")
 
     def sample(self, rows: int) -> TestRows:
         """At most so many of the rows, chosen by the digests of their texts: always the same; as closed as these."""
@@ -78,6 +90,12 @@ class TestRows:
     def overlap_keys(self) -> frozenset[bytes]:
         """What no training row may share with these rows."""
         return frozenset(key for row in self._examples for key in overlap_keys(row))
+
+    def count_alike(self, rows: Sequence[Example]) -> int:
+        """How many of the rows have the words of one of these, and differ from it in punctuation or signs alone."""
+        keys = {key for row in rows if (key := words_key(row))}
+        texts = set(map(text_key, rows))
+        return sum(words_key(row) in keys and text_key(row) not in texts for row in self._examples)
 
     def count_overlap(self, keys: Collection[bytes]) -> int:
         """How many of the rows share one of these keys."""
@@ -202,6 +220,12 @@ def overlap_keys(row: Example) -> frozenset[bytes]:
         references = map(_words, row.references)
         keys.update(_digest("reference", *words) for words in references if len(words) >= LONG_REFERENCE)
     return frozenset(keys)
+
+
+def words_key(row: Example) -> bytes | None:
+    """Digest of the words of the text (and pair) in lower case, without punctuation; None where there is no word."""
+    words = [_words(text) for text in (row.text, row.text_pair or "")]
+    return _digest(*(" ".join(part) for part in words)) if any(words) else None
 
 
 def _words(text: str) -> list[str]:

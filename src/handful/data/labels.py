@@ -1,0 +1,244 @@
+"""What a column of labels holds: classes as they are written, numbers, several labels in a cell, or no labels."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, final
+
+from handful.data.cells import missing
+from handful.data.numbers import read_number, read_numbers
+from handful.data.tables import Table
+from handful.errors import DataError, nearest
+
+LEAST_ROWS = 8
+"""Labelled rows from which on the number of classes is judged."""
+
+MOST_CLASSES = 0.5
+"""Classes per row from which on a column does not hold classes: most of them would have one row."""
+
+MOSTLY = 0.8
+"""Share of the rows in one class from which on accuracy says little."""
+
+_DOUBTFUL = {"none", "null", "nil", "na", "n/a", "n.a.", "missing", "undefined", "-", "--", "?"}
+"""Names of classes, in lower case, that may stand for a missing label."""
+
+_SHOWN = 5
+_WORDS_OF_A_TEXT = 4
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """What labels mean: indices into `labels`, or numbers where there are none."""
+
+    labels: tuple[str, ...]
+    _index: dict[str, int] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        alike = {_whole(name): index for index, name in reversed([*enumerate(self.labels)])}
+        object.__setattr__(self, "_index", alike | {name: index for index, name in enumerate(self.labels)})
+
+    def value(self, cell: Any, where: str) -> int | float:
+        """The label of one row; the class "1" is also meant by "1.0". Raises: DataError if it is unknown or no finite
+        number.
+        """
+        if self.labels:
+            name = class_name(cell)
+            index = self._index.get(name, self._index.get(_whole(name)))
+            if index is None:
+                raise DataError(
+                    f"{where}: the label {name!r} is none of the {len(self.labels)} classes", nearest(name, self.labels)
+                )
+            return index
+        number = read_number(cell)
+        if number is None:
+            raise DataError(
+                f"{where}: expected a finite number as label, found {cell!r}",
+                "correct the row, or say that the labels are classes: --kind classification",
+            )
+        return number
+
+
+def class_name(cell: Any) -> str:
+    """The class a cell names, as it is written but for outer white space; JSON's true and false; several labels in one
+    order.
+    """
+    if isinstance(cell, bool):
+        return str(cell).lower()
+    if isinstance(cell, list):
+        return "; ".join(sorted(map(class_name, cell)))
+    return str(cell).strip()
+
+
+def _whole(name: str) -> str:
+    """The name of a class without the ".0" that data frames put behind whole numbers."""
+    return re.sub(r"^([+-]?\d+)\.0+$", r"\1", name)
+
+
+def with_numbers(tables: Sequence[Table | None], label: str) -> tuple[list[Table | None], list[str]]:
+    """The tables with numbers in the label column, read in one notation, and a note where it is not the plain one.
+
+    Raises: DataError with the place of what is no number, or where the notation is not clear.
+    """
+    places = [(table, row) for table in tables if table for row in range(len(table.rows))]
+    cells = [table.rows[row].get(label) for table, row in places]
+    values, note = read_numbers(cells, lambda index: places[index][0].where(places[index][1]))
+    numbers = iter(values)
+    read: list[Table | None] = []
+    for table in tables:
+        rows = []
+        for row in table.rows if table else ():
+            number = next(numbers)  # None for a missing label, which is left as it is, to be complained of
+            rows.append(row if number is None else {**row, label: number})
+        read.append(replace(table, rows=rows) if table else None)
+    return read, [note] if note else []
+
+
+def check_cells(table: Table, label: str, *, lists: bool = False) -> None:
+    """Raises: DataError for a label that is neither a text nor a number (nor with `lists` a list of such), or that
+    cannot be written down.
+    """
+    for index, row in enumerate(table.rows):
+        cell = row.get(label)
+        for part in cell if lists and isinstance(cell, list) else [cell]:
+            if not (isinstance(part, str | int | float) or missing(part)):
+                raise DataError(f"{table.where(index)}: expected one label, found {cell!r}", "write a text or a number")
+            if isinstance(part, str) and re.search("[\ud800-\udfff]", part):
+                raise DataError(
+                    f"{table.where(index)}: the label {cell!r} holds half of a surrogate pair",
+                    "write the whole character",
+                )
+
+
+def class_names(cells: Sequence[Any]) -> tuple[tuple[str, ...], list[str]]:
+    """The classes that cells name, numbers by their value and other names by their letters, with a note for each
+    spelling that was taken for another one. Whole numbers with and without ".0" are one class.
+    """
+    spellings: dict[str, Counter[str]] = {}
+    for cell in cells:
+        name = class_name(cell)
+        spellings.setdefault(_whole(name), Counter())[name] += 1
+    names = {whole: min(found, key=lambda name: (-found[name], len(name))) for whole, found in spellings.items()}
+    notes = [
+        f"{' and '.join(map(repr, found))} are one class, called {names[whole]!r}"
+        for whole, found in spellings.items()
+        if len(found) > 1
+    ]
+    numbers = all(re.fullmatch(r"[+-]?\d{1,18}(\.\d{1,18})?", name) for name in names.values())
+    return tuple(sorted(names.values(), key=lambda name: (float(name) if numbers else 0, name))), notes
+
+
+def name_notes(cells: Sequence[Any], names: Sequence[str]) -> list[str]:
+    """Sentences on names of classes that look like one another, or like no label."""
+    notes = []
+    if spaced := sum(isinstance(cell, str) and cell != cell.strip() for cell in cells):
+        notes.append(f"{spaced:,} labels have white space around them, which is no part of their class")
+    alike: dict[str, list[str]] = {}
+    for name in names:
+        alike.setdefault(_folded(name), []).append(name)
+    found = [same for same in alike.values() if len(same) > 1]
+    if found:
+        shown = "; ".join(" and ".join(map(_told_apart, same)) for same in found[:_SHOWN])
+        more = f"; and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+        notes.append(
+            "classes whose names differ in case, white space, Unicode form or invisible characters alone are kept "
+            f"apart: {shown}{more}; where they mean the same, write them alike"
+        )
+    if doubtful := [name for name in names if name.lower() in _DOUBTFUL]:
+        which = " and ".join(map(repr, doubtful))
+        notes.append(f"{which} is read as the name of a class; where it stands for a missing label, remove those rows")
+    return notes
+
+
+def _folded(name: str) -> str:
+    letters = [" " if letter.isspace() else letter for letter in unicodedata.normalize("NFKC", name)]
+    visible = "".join(letter for letter in letters if unicodedata.category(letter) not in ("Cf", "Cc"))
+    return " ".join(visible.casefold().split())
+
+
+def _told_apart(name: str) -> str:
+    """The name in quotes, with what cannot be seen written out."""
+    plain = unicodedata.normalize("NFC", name) == name and all(map(str.isprintable, name)) and "\u00a0" not in name
+    return repr(name) if plain else ascii(name)
+
+
+def share_notes(counts: Counter[str], metric: str | None) -> list[str]:
+    """A sentence where nearly all rows are of one class and no metric was chosen."""
+    (name, most), total = counts.most_common(1)[0], sum(counts.values())
+    if metric is not None or most <= MOSTLY * total:
+        return []
+    return [
+        f"{most:,} of {total:,} labelled rows are of the class {name!r}, so that always answering it has an accuracy "
+        f"of {most / total:.3f}; --metric macro_f1 gives every class the same weight"
+    ]
+
+
+def check_number_of_classes(table: Table, label: str, cells: Sequence[Any], names: Sequence[str]) -> None:
+    """Raises: DataError, with what the column seems to hold, where it has nearly as many classes as rows."""
+    if len(cells) < LEAST_ROWS or len(names) <= MOST_CLASSES * len(cells):
+        return
+    single = sum(times == 1 for times in Counter(map(class_name, cells)).values())
+    others = [name for name in table.columns if name != label]
+    texts = sum(len(str(cell).split()) >= _WORDS_OF_A_TEXT for cell in cells)
+    numbers = sum(read_number(cell) is not None for cell in cells)
+    if texts * 2 > len(cells):
+        what, hint = "texts", "texts to be written: --kind generation"
+    elif numbers:
+        what = f"{numbers:,} numbers among other labels"
+        hint = "for numbers, correct the other rows and give --kind regression"
+    elif single == len(cells):
+        what, hint = "a name or number of its own in every row", "an id is no label"
+    else:
+        what, hint = "names of which most stand in one row", "classes need several rows each"
+    raise DataError(
+        f"{table.path}: the column {label!r} has {len(names):,} different values in {len(cells):,} rows, {single:,} of "
+        f"them once: it holds {what}, and no classes",
+        f"{hint}; for another column: --label {'|'.join(others) or 'COLUMN'}; to take every value as a class all the "
+        "same: --kind classification",
+    )
+
+
+def check_one_label(table: Table, label: str, known: Sequence[tuple[int, Any]], marks: str = ";|") -> None:
+    """Raises: DataError that shows cells which seem to hold several labels each.
+
+    That are lists, and texts with one of the `marks` whose parts stand in other labels too, alone or in other company.
+    """
+    several = [(index, cell) for index, cell in known if isinstance(cell, list) and len(cell) != 1]
+    shown = f"{several[0][1]!r} ({table.where(several[0][0])})" if several else ""
+    names = dict.fromkeys(class_name(cell) for _, cell in known if isinstance(cell, str))
+    for mark in marks:
+        if not shown and (found := recombined(list(names), mark)):
+            part, (one, other) = found
+            index = next(index for index, cell in known if class_name(cell) == one)
+            shown = f"{one!r} ({table.where(index)}), of which {part!r} is also in {other!r}"
+    if shown:
+        raise DataError(
+            f"{table.path}: expected one label per row, but the column {label!r} seems to hold several: {shown}",
+            "handful gives a text one label: to take each combination as a class of its own, give --kind "
+            "classification; else write one label per row, or make one file per label",
+        )
+
+
+def recombined(names: Sequence[str], mark: str) -> tuple[str, tuple[str, str]] | None:
+    """A part that stands in two of the names and these names, one of which has several parts; None where the names do
+    not look like combinations: where no part recurs, or parts recur as the first alone ("Sport, tennis" and
+    "Sport, golf" are places in a tree).
+    """
+    parts = {name: [part.strip() for part in name.split(mark) if part.strip()] for name in names}
+    joined = [name for name, own in parts.items() if len(own) > 1 and all(len(part.split()) <= 3 for part in own)]
+    places: dict[str, list[tuple[str, int]]] = {}
+    for name, own in parts.items():
+        for place, part in enumerate(own):
+            places.setdefault(part.casefold(), []).append((name, place))
+    for name in joined:
+        for part in parts[name]:
+            found = places[part.casefold()]
+            others = [other for other, _ in found if other != name]
+            alone = any(len(parts[other]) == 1 for other in others)
+            if others and (alone or any(place for _, place in found)):
+                return part, (name, others[0])
+    return None
