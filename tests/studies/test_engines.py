@@ -69,6 +69,20 @@ def test_job_that_kills_its_worker_fails_and_the_others_go_on(tmp_path: Path, mo
     assert [name.rsplit("-", 1)[1] for name in state.done] == ["bias"]
 
 
+def test_workers_import_nothing_from_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    for name in ("queue", "torch", "handful"):
+        (here / f"{name}.py").write_text("open(__file__ + '.run', 'w').close()\nraise SystemExit\n")
+    toy = toy_study(tmp_path / "data", seeds=1).to_dict()
+    study = Study(
+        Recipe.from_dict(toy | {"tasks": ["letters"], "methods": ["head"]}), tmp_path / "s", tmp_path / "data"
+    )
+    monkeypatch.chdir(here)
+    state = study.run(ProcessesEngine(1), lambda event: None)
+    assert len(state.done) == 1 and list(here.glob("*.run")) == []
+
+
 def test_engine_by_name() -> None:
     assert make_engine("processes", workers=3).workers == 3
     assert make_engine("sequential").name == "sequential"

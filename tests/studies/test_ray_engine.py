@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -131,3 +133,62 @@ def busy_actors() -> list[int]:
         if command.startswith(b"ray::RayWorker.do") and MARK.encode() in environment:
             found.append(int(folder.name))
     return sorted(found)
+
+
+@pytest.mark.slow
+def test_a_cluster_of_ours_is_for_ourselves_and_imports_nothing_from_here(tmp_path: Path) -> None:
+    """In a process of its own: Ray reads its settings once."""
+    (tmp_path / "here").mkdir()
+    for name in ("queue", "torch", "handful"):
+        (tmp_path / "here" / f"{name}.py").write_text("open(__file__ + '.run', 'w').close()\n")
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", LISTENING, str(tmp_path)], cwd=tmp_path / "here", capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert len(found["listening"]) > 3
+    assert {address.removeprefix("::ffff:") for address in found["listening"]} == {"127.0.0.1"}
+    assert "Unauthenticated" in found["stranger"] or "token" in found["stranger"].lower()
+    assert found["failed"] == [] and found["done"] == 1
+    assert [path.name for path in (tmp_path / "here").glob("*.run")] == []
+
+
+LISTENING = """
+import json, os, subprocess, sys
+from pathlib import Path
+import psutil
+from handful.studies.engines import JobStarted
+from handful.studies.ray_engine import RayEngine
+from handful.studies.recipe import Recipe
+from handful.studies.study import Study
+from handful.testing import toy_study
+
+root = Path(sys.argv[1])
+toy = toy_study(root / "data", seeds=1).to_dict()
+recipe = Recipe.from_dict(toy | {"tasks": ["letters"], "methods": ["head"]})
+found = {"listening": []}
+
+def listen(event):
+    if isinstance(event, JobStarted):
+        import ray
+        ours = psutil.Process().children(recursive=True)
+        for process in [psutil.Process(), *ours]:
+            for connection in process.net_connections(kind="inet"):
+                if connection.status == "LISTEN":
+                    found["listening"].append(connection.laddr.ip)
+        address = ray.get_runtime_context().gcs_address
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        code = f"import ray; ray.init(address={address!r}); print('connected')"
+        try:
+            done = subprocess.run(
+                [sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=60, env=environment
+            )
+            found["stranger"] = done.stdout[-500:] + done.stderr[-3000:]
+        except subprocess.TimeoutExpired:
+            found["stranger"] = "no answer without the token"
+
+state = Study(recipe, root / "study", root / "data").run(RayEngine(1), listen)
+found |= {"failed": list(state.failed.values()), "done": len(state.done)}
+print(json.dumps(found))
+"""

@@ -35,7 +35,7 @@ def output_layer(config: PreTrainedConfig | str) -> OutputLayer | None:
     config.num_labels = MARKER_WIDTH
     try:
         with torch.device("meta"):
-            model = AutoModelForSequenceClassification.from_config(config)
+            model = AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
     except ValueError:  # transformers knows no such class for this family
         return None
     found = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear) and m.out_features == MARKER_WIDTH]

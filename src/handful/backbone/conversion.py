@@ -27,7 +27,12 @@ def convert_gguf(source: Path, target: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     (file,) = source.glob("*.gguf")
-    location = {"pretrained_model_name_or_path": str(source), "gguf_file": file.name, "local_files_only": True}
+    location = {
+        "pretrained_model_name_or_path": str(source),
+        "gguf_file": file.name,
+        "local_files_only": True,
+        "trust_remote_code": False,
+    }
     AutoTokenizer.from_pretrained(**location).save_pretrained(target)
     # Without dequantize=True the model counts as quantised, and then can be neither saved nor trained.
     model = AutoModelForCausalLM.from_pretrained(

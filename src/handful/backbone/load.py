@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import re
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -15,12 +16,10 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 from transformers import (
-    AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
@@ -30,10 +29,12 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, 
 from transformers.utils.logging import EmptyTqdm, set_tqdm_hook
 
 from handful.backbone.attention import KeyValueInjection
+from handful.backbone.outline import read_outline, wrong_values
 from handful.backbone.packaged import PACKAGED_MODELS, packaged_folder
 from handful.backbone.packing import PACKED_FAMILIES, Packing
 from handful.data.batching import NO_LOSS
 from handful.errors import ModelError, nearest
+from handful.storage import is_folder
 
 Kind = Literal["encoder", "decoder", "encoder-decoder"]
 Pooling = Literal["family", "mean", "last"]
@@ -289,10 +290,21 @@ def load_backbone(
 
 def _read_model(cls: Any, folder: str, name: str, **options: Any) -> tuple[PreTrainedModel, Iterable[str]]:
     """A model in float32 and the names of the parameters that its checkpoint lacks. Raises: ModelError."""
+    with wrong_values(name, "its config.json"):
+        return _read_weights(cls, folder, name, **options)
+
+
+def _read_weights(cls: Any, folder: str, name: str, **options: Any) -> tuple[PreTrainedModel, Iterable[str]]:
+    """The same, for values that make sense."""
     hook = set_tqdm_hook(lambda factory, args, kwargs: EmptyTqdm(*args))  # its bar would run through our own display
     try:
         model, info = cls.from_pretrained(
-            folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **options
+            folder,
+            dtype=torch.float32,
+            use_safetensors=True,
+            output_loading_info=True,
+            trust_remote_code=False,
+            **options,
         )
     except ValueError as error:  # transformers knows no such class for this family
         raise ModelError(f"model {name!r}: {str(error).splitlines()[0]}", "use another model or pooling") from None
@@ -322,30 +334,6 @@ def _refuse_missing(model: PreTrainedModel, missing: Iterable[str], name: str) -
         )
 
 
-def read_outline(folder: str, name: str) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
-    """Configuration and tokenizer of a model, which always can pad. Raises: ModelError."""
-    try:
-        config = AutoConfig.from_pretrained(folder)
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"model {name!r} cannot be loaded: {str(error).splitlines()[0]}",
-            nearest(name, PACKAGED_MODELS) + "; a folder or a hub name works too (`handful models`)",
-        ) from None
-    if tokenizer.pad_token_id is None:
-        if tokenizer.eos_token is None:
-            raise ModelError(
-                f"the tokenizer of {name!r} has neither a padding nor an end token", "set one in its folder"
-            )
-        tokenizer.pad_token = tokenizer.eos_token
-    if set(tokenizer("a b c")["input_ids"]) <= set(tokenizer.all_special_ids):
-        raise ModelError(
-            f"the tokenizer of {name!r} knows no words: its vocabulary is missing",
-            "save the tokenizer beside the model",
-        )
-    return config, tokenizer
-
-
 def refuse_encoder(kind: Kind, name: str) -> None:
     """Raises: ModelError for a model that cannot write."""
     if kind == "encoder":
@@ -373,17 +361,18 @@ def resolve_model(name: str) -> str:
     """The folder (or hub name) that `name` stands for, without loading anything. Raises: ModelError."""
     if name in PACKAGED_MODELS:
         return str(packaged_folder(name))
-    path = Path(name).expanduser()
-    if path.is_dir():
+    path = _expanded(name)
+    if name and is_folder(path):
         if not (path / "config.json").is_file():
             raise ModelError(
                 f"{name}: expected a model folder, found no config.json in it", "give a folder saved by transformers"
             )
         return str(path)
-    if "/" not in name or name.startswith((".", "/", "~")):
+    if "/" not in name or name.startswith((".", "/", "~")) or not _HUB_NAME.fullmatch(name):
+        shown = name if len(name) < 200 else f"{name[:100]}… ({len(name):,} letters)"
         raise ModelError(
-            f"no model is called {name!r}: it is no packaged name, no folder and no hub name (owner/name)",
-            nearest(name, PACKAGED_MODELS) + "; `handful models` lists what works offline",
+            f"no model is called {shown!r}: it is no packaged name, no folder and no hub name (owner/name)",
+            nearest(name[:100], PACKAGED_MODELS) + "; `handful models` lists what works offline",
         )
     return name
 
@@ -392,7 +381,18 @@ def hub_name(name: str) -> str | None:
     """The hub's name of a model, of a packaged one that of what it is a copy of; None where that is not known."""
     if name in PACKAGED_MODELS:
         return PACKAGED_MODELS[name].upstream
-    return None if Path(name).expanduser().is_dir() else name
+    return None if is_folder(_expanded(name)) else name
+
+
+_HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9._-]{1,96}")
+
+
+def _expanded(name: str) -> Path:
+    """The path with the home folder of whoever it names, or as it is where that is unknown."""
+    try:
+        return Path(name).expanduser()
+    except (RuntimeError, ValueError):
+        return Path(name)
 
 
 def model_kind(config: PreTrainedConfig) -> Kind:

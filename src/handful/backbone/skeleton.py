@@ -6,21 +6,29 @@ from typing import Literal
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.initialization import no_init_weights
 
 from handful.backbone.load import (
     MARKER_WIDTH,
     Backbone,
+    Kind,
     Pooling,
     default_pooling,
     model_kind,
-    read_outline,
     refuse_encoder,
     remove_last_linear,
     resolve_model,
     without_surplus,
 )
+from handful.backbone.outline import read_outline, wrong_values
 from handful.errors import ModelError
 
 
@@ -44,20 +52,27 @@ def load_skeleton(
     if purpose == "lm":
         refuse_encoder(kind, name)
         resolved = None
-    try:
-        with FakeTensorMode(allow_non_fake_inputs=True), no_init_weights():
-            if resolved == "family":
-                config.num_labels = MARKER_WIDTH
-                model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
-                model.tie_weights()  # which is otherwise a part of the initialisation
-                remove_last_linear(model, (), name)
-            elif purpose == "lm":
-                auto = AutoModelForSeq2SeqLM if kind == "encoder-decoder" else AutoModelForCausalLM
-                model = auto.from_config(config, dtype=torch.float32)
-            else:
-                model = without_surplus(AutoModel.from_config(config, dtype=torch.float32), kind)
-    except ValueError as error:  # transformers knows no such class for this family
-        raise ModelError(f"model {name!r}: {str(error).splitlines()[0]}", "use another pooling") from None
+    with wrong_values(name, "its config.json"), FakeTensorMode(allow_non_fake_inputs=True), no_init_weights():
+        model = _bare_model(config, kind, resolved, name)
     skeleton = Backbone(model, tokenizer, name=name, kind=kind, pooling=resolved)
     skeleton.__dict__["fingerprint"] = ""  # of weights that are not there
     return skeleton
+
+
+def _bare_model(config: PreTrainedConfig, kind: Kind, pooling: Pooling | None, name: str) -> PreTrainedModel:
+    """The model up to what its `pooling` needs; None stands for a language model."""
+    try:
+        if pooling == "family":
+            config.num_labels = MARKER_WIDTH
+            model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32, trust_remote_code=False)
+            model.tie_weights()  # which is otherwise a part of the initialisation
+            remove_last_linear(model, (), name)
+            return model
+        if pooling is None:
+            auto = AutoModelForSeq2SeqLM if kind == "encoder-decoder" else AutoModelForCausalLM
+            return auto.from_config(config, dtype=torch.float32, trust_remote_code=False)
+        return without_surplus(AutoModel.from_config(config, dtype=torch.float32, trust_remote_code=False), kind)
+    except ValueError as error:  # transformers knows no such class for this family
+        if isinstance(error, ModelError):
+            raise
+        raise ModelError(f"model {name!r}: {str(error).splitlines()[0]}", "use another pooling") from None

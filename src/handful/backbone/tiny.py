@@ -142,7 +142,7 @@ def tiny_model(
         raise ModelError(f"expected a head of a tiny model, found {head!r}", nearest(head, heads))
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        model = heads[head].from_config(config)
+        model = heads[head].from_config(config, trust_remote_code=False)
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.ndim == 1:  # a bias of 0 or a norm of 1 would hide that it was lost

@@ -57,7 +57,7 @@ from transformers import AutoTokenizer
 
 folder = Path(".")  # where this file is
 labels = json.loads((folder / "labels.json").read_text(encoding="utf-8"))
-tokenizer = AutoTokenizer.from_pretrained(folder)
+tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
 
 
@@ -236,12 +236,15 @@ class Loader:
             lines.append('labels = json.loads((folder / "labels.json").read_text(encoding="utf-8"))')
         if self.form == "features":
             lines.append('head = load_file(folder / "head.safetensors")')
-        lines.append("tokenizer = AutoTokenizer.from_pretrained(folder)")
+        lines.append("tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)")
         if self.file == "compact":
             return [*lines, "model = load_compact(folder)"]
         if self.base is None:
-            return [*lines, f"model = {self._auto}.from_pretrained(folder, dtype=torch.float32).eval()"]
-        options = ["dtype=torch.float32"]
+            return [
+                *lines,
+                f"model = {self._auto}.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False).eval()",
+            ]
+        options = ["dtype=torch.float32", "trust_remote_code=False"]
         if self.form == "classifier":
             lines.append("outputs = dict(num_labels=len(labels), id2label=dict(enumerate(labels)))")
             options.append("**outputs")

@@ -49,7 +49,8 @@ def stock_scores(folder: Path, code: str, inputs: Mapping[str, torch.Tensor], fu
         script.write_text(code, encoding="utf-8")
         save_file({name: tensor.contiguous() for name, tensor in inputs.items()}, given)
         command = [sys.executable, "-P", "-c", SCRIPT, str(script), function, str(given), str(made)]
-        environment = os.environ | {"HF_HUB_OFFLINE": "1"}  # the pretrained model was loaded before: it is here
+        # The pretrained model was loaded before: it is here. Nothing is imported from the current folder.
+        environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONSAFEPATH": "1"}
         result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
         if result.returncode:
             last = (result.stderr.strip().splitlines() or ["no message"])[-1]

@@ -228,10 +228,10 @@ class _Process:
 
     def __init__(self, number: int, order: WorkOrder):
         self.number = number
-        environment = {"OMP_NUM_THREADS": str(order.recipe["threads"]), "TOKENIZERS_PARALLELISM": "false"}
+        environment = worker_variables(order.recipe["threads"])
         self.talk = tempfile.TemporaryFile()  # noqa: SIM115 - closed in `end`
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "handful.studies.worker"],
+            [sys.executable, "-P", "-m", "handful.studies.worker"],  # -P: nothing from the current folder
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.talk, env=os.environ | environment,
             bufsize=0, start_new_session=True,  # Ctrl-C is for the process that has the workers
         )  # fmt: skip
@@ -264,6 +264,11 @@ class _Process:
             with suppress(BrokenPipeError):
                 stream.close()
         return ": ".join([f"signal {-code}" if code < 0 else f"exit code {code}", *words])
+
+
+def worker_variables(threads: int) -> dict[str, str]:
+    """Environment of a worker: read when torch is imported, and so that nothing comes from the current folder."""
+    return {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false", "PYTHONSAFEPATH": "1"}
 
 
 def available_cores() -> int:

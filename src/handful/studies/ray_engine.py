@@ -9,12 +9,13 @@ knows ray, and imports it when it is needed.
 from __future__ import annotations
 
 import os
+import secrets
 import socket
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import chdir, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -34,6 +35,7 @@ from handful.studies.engines import (
     WorkOrder,
     available_cores,
     fail,
+    worker_variables,
 )
 from handful.studies.jobs import Job, Queue
 from handful.studies.recipe import Recipe
@@ -80,7 +82,9 @@ class RayEngine(AbstractEngine):
 class RayWorker:
     """The actor: a worker on some node."""
 
-    def __init__(self, order: WorkOrder, gpu: bool):
+    def __init__(self, order: WorkOrder, gpu: bool, folder: str):
+        with suppress(OSError):  # relative paths lead on from there; other machines may not have it
+            os.chdir(folder)
         self.order, self.gpu = order, gpu
         self.worker = Worker(replace(order, data=None))
 
@@ -170,14 +174,13 @@ class _Cluster:
         import ray
 
         threads = self.order.recipe["threads"]
-        variables = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}  # read when torch is imported
         options = {
             "num_cpus": threads,
             "num_gpus": self.gpus,
             "max_restarts": 0,
-            "runtime_env": {"env_vars": variables},
+            "runtime_env": {"env_vars": worker_variables(threads)},
         }
-        return _Actor(number, ray.remote(RayWorker).options(**options).remote(self.order, bool(self.gpus)))
+        return _Actor(number, ray.remote(RayWorker).options(**options).remote(self.order, bool(self.gpus), os.getcwd()))
 
     def end(self, actor: _Actor) -> None:
         import ray
@@ -347,24 +350,61 @@ def connected(address: str | None, cores: int) -> Iterator[None]:
         yield
         return
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    if address in (None, "local"):
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a cluster that we start reports to nobody
+    here = address in (None, "local")
+    if here:
         options |= {"address": "local", "num_cpus": cores, "include_dashboard": False}
     else:
         if address != "auto":
-            check_reachable(address)
+            check_reachable(str(address))
         options["address"] = address
-    try:
-        ray.init(**options)
-    except Exception as error:  # Ray raises plain ones too
-        reason = str(error).strip().splitlines()[0]
-        raise RunError(f"Ray: {reason}", "`ray status` says what is running; no run is lost") from error
-    ray._private.worker._worker_logs_enabled = False  # pyright: ignore - else a lost worker is told on our stdout
+    with tempfile.TemporaryDirectory(prefix="handful-") as empty, _for_ourselves() if here else nullcontext():
+        try:
+            with chdir(empty):  # from what is the current folder now, Ray's workers would import
+                ray.init(**options)
+        except Exception as error:  # Ray raises plain ones too
+            reason = str(error).strip().splitlines()[0]
+            raise RunError(f"Ray: {reason}", "`ray status` says what is running; no run is lost") from error
+        ray._private.worker._worker_logs_enabled = False  # pyright: ignore - else a lost worker is told on our stdout
+        try:
+            yield
+        finally:
+            ray.shutdown()
+            ray._private.worker._worker_logs_enabled = True  # pyright: ignore
+
+
+@contextmanager
+def _for_ourselves() -> Iterator[None]:
+    """A cluster that is started within it listens on this machine's loopback alone, and answers nobody who has not the
+    token that we have drawn; it reports to nobody.
+
+    Else Ray listens on all interfaces, and runs what whoever connects sends it. Ray reads these variables when it is
+    imported, or here, where that is done.
+    """
+    from ray._private import ray_constants
+    from ray._raylet import AuthenticationTokenLoader, Config
+
+    def refresh() -> None:
+        AuthenticationTokenLoader.instance().reset_cache()
+        Config.initialize("")
+
+    variables = {
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_USAGE_STATS_ENABLED": "0", "PYTHONSAFEPATH": "1",
+    }  # fmt: skip
+    before, clusters = {name: os.environ.get(name) for name in variables}, ray_constants.ENABLE_RAY_CLUSTER
+    os.environ.update(variables)
+    ray_constants.ENABLE_RAY_CLUSTER = False  # its address is that of the loopback
+    refresh()
     try:
         yield
     finally:
-        ray.shutdown()
-        ray._private.worker._worker_logs_enabled = True  # pyright: ignore
+        ray_constants.ENABLE_RAY_CLUSTER = clusters
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+        refresh()
 
 
 def check_reachable(address: str) -> None:
