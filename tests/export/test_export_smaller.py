@@ -1,6 +1,7 @@
 """Dense, compact and ONNX exports of models with zeros in them, and of other methods as ONNX."""
 
 import json
+import time
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from handful.export import onnx as onnx_format
 from handful.export import plan as planning
 from handful.export import verify
 from handful.export.formats import FORMATS, check_export, export
-from handful.export.size import measure
+from handful.export.size import Clock, measure
 from handful.methods.fine_gates import FineGates
 from handful.methods.full import Full
 from handful.methods.head import Head
@@ -219,7 +220,6 @@ def test_what_can_become_of_a_smaller_model_is_known_before_training(method):
         (LoRA(), "compact", "method 'lora' takes nothing out of the model, as 'fine-gates' and 'prune' do"),
         (Head(), "compact", "use the format 'dense'"),
         (Prefix(), "compact", "takes nothing out of the model"),
-        (Prefix(), "onnx", "cannot be folded into the model's weights"),
         (PromptTuning(), "onnx", "cannot be folded into the model's weights"),
     ],
 )
@@ -301,3 +301,47 @@ def test_a_slow_model_is_measured_on_one_row_and_other_scores_are_an_error():
     with pytest.raises(RunError, match="other scores"):
         measure(slow, lambda inputs: torch.ones(1, 2), inputs)
     assert np.isfinite(speed.ratio)
+
+
+def coarse(monkeypatch, ticks=64):
+    """A processor clock that moves so many times a second, as that of Windows; with 0 it stands still."""
+    real = time.process_time
+    monkeypatch.setattr(time, "process_time", (lambda: int(real() * ticks) / ticks) if ticks else (lambda: 7.0))
+
+
+@pytest.mark.parametrize("ticks", [64, 0])
+def test_a_coarse_clock_measures_what_is_shorter_than_its_tick(ticks, monkeypatch):
+    def work(repeats):
+        def scores(inputs):
+            for _ in range(repeats):
+                torch.mm(weights, weights)
+            return torch.zeros(1, 2)
+
+        return scores
+
+    weights = torch.ones(160, 160)
+    coarse(monkeypatch, ticks)
+    monkeypatch.setattr("handful.export.size.BUDGET", 1.0)
+    speed = measure(work(4), work(1), lambda count: {"input_ids": torch.zeros(count, 16, dtype=torch.long)})
+    assert all(seconds > 0 for seconds in speed.seconds)
+    if ticks:  # the wall clock also counts what other programs do
+        assert max(speed.seconds) < 1 / ticks  # of one forward, though no tick is as short
+        assert 1.3 < speed.ratio < 12
+
+
+def test_an_export_is_measured_where_the_processor_clock_is_coarse(stored, in_process, monkeypatch, tmp_path):
+    pytest.importorskip("onnxruntime")
+    backbone, task = stored("bert", "mean"), toy_task()
+    coarse(monkeypatch)
+    report = export(closed(backbone, task), backbone, task, tmp_path / "out", "onnx")
+    assert np.isfinite(report.size.speed.ratio) and report.size.speed.ratio > 0
+
+
+def test_a_clock_that_is_fine_is_read_around_each_forward():
+    calls = []
+    clock = Clock.of_processor()
+    assert clock.tick < 1e-3
+    assert clock.seconds(lambda inputs: calls.append(sum(range(10_000))), {}) > 0
+    assert len(calls) == 1
+    counted = Clock(iter(range(1000)).__next__, tick=5)
+    assert counted.seconds(lambda inputs: torch.zeros(1), {}) == 1  # 50 seconds, which is ten ticks, in 50 times

@@ -20,6 +20,10 @@ from handful.export.verify import compare
 
 BUDGET = 2.0
 """Seconds that a measurement may take, about."""
+COARSE, TICKS = 1e-3, 10
+"""From what tick on, in seconds, a clock is coarse, and over how many ticks a time is then taken."""
+STANDSTILL = 0.2
+"""Seconds after which a processor clock that has not moved is not waited for."""
 ROWS, LENGTH = 8, 128
 
 Scores = Callable[[Mapping[str, torch.Tensor]], torch.Tensor]
@@ -116,7 +120,8 @@ def measure(
     """
     rows = pick_rows(full, inputs)
     batch = inputs(rows)
-    compare(_timed(small, batch)[1], _timed(full, batch)[1], unit, rounding and partial(rounding, batch))
+    with torch.no_grad():
+        compare(small(batch), full(batch), unit, rounding and partial(rounding, batch))
     seconds = in_turns(full, small, batch)
     medians = tuple(statistics.median(column) for column in zip(*seconds, strict=True))
     length = next(iter(batch.values())).shape[1]
@@ -125,14 +130,55 @@ def measure(
 
 def pick_rows(full: Scores, inputs: Callable[[int], Mapping[str, torch.Tensor]]) -> int:
     """How many rows of `inputs(rows)` a measurement takes: `ROWS`, or one where these take too long."""
-    return ROWS if _timed(full, inputs(ROWS))[0] <= BUDGET / 4 else 1
+    return ROWS if Clock.of_processor().seconds(full, inputs(ROWS)) <= BUDGET / 4 else 1
 
 
 def in_turns(full: Scores, small: Scores, batch: Mapping[str, torch.Tensor]) -> list[tuple[float, float]]:
     """CPU seconds of both on the same batch, one after the other, as often as `BUDGET` allows: at least three times."""
-    spent = _timed(full, batch)[0] + _timed(small, batch)[0]
+    clock = Clock.of_processor()
+    spent = max(clock.least, clock.seconds(full, batch)) + max(clock.least, clock.seconds(small, batch))
     turns = max(3, min(15, int(BUDGET / spent)))
-    return [(_timed(full, batch)[0], _timed(small, batch)[0]) for _ in range(turns)]
+    return [(clock.seconds(full, batch), clock.seconds(small, batch)) for _ in range(turns)]
+
+
+@final
+@dataclass(frozen=True)
+class Clock:
+    """A clock that seconds are read from, and the `tick` by which it moves; no time it gives is zero.
+
+    What takes less than `least` seconds is done again until that many have passed. Windows' processor clock moves 64
+    times a second, and some forwards take less.
+    """
+
+    read: Callable[[], float]
+    tick: float
+
+    @classmethod
+    def of_processor(cls) -> Clock:
+        """CPU seconds of this process, which other work disturbs least; the wall clock's where those stand still."""
+        begun, last, ticks = time.perf_counter(), time.process_time(), []
+        while time.perf_counter() - begun < STANDSTILL and len(ticks) < 3:
+            now = time.process_time()
+            if now > last:
+                ticks.append(now - last)
+            last = now
+        return cls(time.process_time, min(ticks)) if ticks else cls(time.perf_counter, 1e-7)
+
+    @property
+    def least(self) -> float:
+        """The shortest time that is taken for right."""
+        return self.tick * TICKS if self.tick >= COARSE else self.tick
+
+    @torch.no_grad()
+    def seconds(self, scores: Scores, batch: Mapping[str, torch.Tensor]) -> float:
+        """Of one forward, on average over as many as `least` seconds take."""
+        begun, times = self.read(), 0
+        while True:
+            scores(batch)
+            times += 1
+            spent = self.read() - begun
+            if spent > 0 and spent >= self.least:
+                return spent / times
 
 
 def cpu_name() -> str:
@@ -143,10 +189,3 @@ def cpu_name() -> str:
             if name.strip() == "model name" and value.strip():
                 return value.strip()
     return platform.processor() or platform.machine() or "name unknown"
-
-
-@torch.no_grad()
-def _timed(scores: Scores, batch: Mapping[str, torch.Tensor]) -> tuple[float, torch.Tensor]:
-    started = time.process_time()
-    result = scores(batch)
-    return time.process_time() - started, result
