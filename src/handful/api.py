@@ -177,7 +177,10 @@ class FittedModel:
         """
         trained = self._trained
         card = f"Score of the run: {self._headline(escaped_label)}."
-        format = format or best_format(self.spec.method.name, trained.adapter.report())
+        if format is None:
+            method, backbone = self.spec.method, trained.backbone
+            pooling, report = str(backbone.pooling), trained.adapter.report()
+            format = best_format(method, backbone, pooling, trained.task, report) or method.export_format
         return export(
             trained.adapter, trained.backbone, trained.task, Path(folder), format, card=card,
             overwrite=overwrite, max_length=trained.spec.options.max_length, generation=trained.spec.generation,

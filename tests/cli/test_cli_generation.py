@@ -78,6 +78,20 @@ def test_check_says_what_fit_will_do(command: Any, places: Path, tmp_path: Path)
     assert "method = lora, model = " in done.err
     assert "texts     6 references are longer than 256 tokens, and cut" in done.out
     assert "tiny-t5: t5 (encoder-decoder), 3 layers\n" in done.out
+    assert "disagreement" not in done.out
+
+
+def test_check_says_what_a_simplex_is_not_asked_for_where_texts_are_generated(
+    command: Any, places: Path, model: Path, tmp_path: Path
+) -> None:
+    options = (places, "--model", model, "--shots", "6", "--output", tmp_path / "runs")
+    done = command("check", *options, "--method", "prefix-subspace")
+    assert done.code == 0, done.err
+    assert "stochastic validation, the predictors 'ensemble' and 'draw', and disagreement are for labels" in done.out
+    assert "disagreement" not in command("check", *options, "--method", "prefix").out
+    refused = command("check", *options, "--method", "prefix-subspace", "--set", "validation=pooled")
+    assert refused.code == 2
+    assert "training.validation: texts are judged at the midpoint, found 'pooled'" in refused.err
 
 
 def test_a_run_that_writes_is_used_and_exported(command: Any, places: Path, written: Path, tmp_path: Path) -> None:

@@ -11,6 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from handful.backbone.tiny import tiny_model, tiny_tokenizer
+from handful.cli.fit import tell_next
+from handful.runs.store import read_run
+
 TEXTS = [("aaaa bbbb first", "x"), ("zz 99 zz second", "y"), ('a "quoted", text', "z")]
 
 
@@ -143,13 +147,76 @@ def test_an_export_is_reloaded_and_compared(command, finished, tmp_path):
     assert (refused.code, "expected no such folder, found one" in refused.err) == (1, True)
 
 
+@pytest.fixture(scope="module")
+def distilbert(tmp_path_factory):
+    """The folder of a model for which stock PEFT has no prefix."""
+    folder = tmp_path_factory.mktemp("distilbert")
+    tiny_model("distilbert").save_pretrained(folder)
+    tiny_tokenizer("distilbert").save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.slow
+def test_the_default_method_is_exported_where_stock_peft_has_no_prefix(command, table, quick, distilbert, tmp_path):
+    pytest.importorskip("onnxruntime")
+    options = (table(), *quick, "--model", distilbert)
+    checked = command("check", *options)
+    for line in (
+        "export    peft: not possible: stock PEFT has no working prefix for distilbert",
+        "export    onnx: an ONNX model of distilbert with its head  (what `handful export` writes unless",
+    ):
+        assert line in checked.out, checked.out
+    assert command("check", *options, "--json").json["export_format"] == "onnx"
+    fitted = command("fit", *options)
+    (run,) = [path.parent for path in (tmp_path / "runs").glob("*/run.json")]
+    assert f"  handful export {run} --output out --format onnx\n" in fitted.err
+    exported = command("export", run, "--output", tmp_path / "out")
+    assert exported.code == 0, exported.err
+    assert "--format onnx  (none was named)" in exported.err
+    assert "computed by onnxruntime in a fresh process, differ by at most" in exported.out
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["id2label"] == {"0": "ab", "1": "z9"}
+    readme = (tmp_path / "out" / "README.md").read_text()
+    assert "print(classify([" in readme and "max_length=32" in readme
+    assert "handful export FOLDER --output out" in (run / "README.md").read_text()
+
+
+@pytest.mark.slow
+def test_a_run_by_the_papers_preset_is_exported(command, table, quick, tmp_path):
+    pytest.importorskip("onnxruntime")
+    fitted = command("fit", table(), *quick, "--preset", "paper")
+    assert fitted.code == 0, fitted.err
+    (run,) = [path.parent for path in (tmp_path / "runs").glob("*/run.json")]
+    assert "--output out --format onnx\n" in fitted.err
+    refused = command("export", run, "--output", tmp_path / "peft", "--format", "peft")
+    assert refused.code == 2
+    assert "train with positions 'auto' or 'shifted'; use the format 'onnx'" in refused.err
+    exported = command("export", run, "--output", tmp_path / "out", "--json")
+    assert exported.code == 0, exported.err
+    assert (exported.json["form"], exported.json["notes"]) == ("classifier", [])
+
+
+def test_what_has_to_be_installed_for_the_export_is_said(finished, distilbert, monkeypatch, capsys):
+    saved = read_run(finished)
+    saved.record["backbone"]["family"] = "distilbert"
+    monkeypatch.setattr("handful.cli.fit.find_spec", lambda name: None)
+    tell_next(saved)
+    assert f"handful export {finished} --output out --format onnx  (after pip install 'handful[onnx]')" in (
+        capsys.readouterr().err
+    )
+    saved.record["backbone"] |= {"family": "t5", "pooling": None}
+    saved.record["task"]["kind"] = "generation"
+    tell_next(saved)
+    said = capsys.readouterr().err
+    assert "this run cannot be exported: stock PEFT has no working prefix for t5" in said
+    assert "handful export" not in said
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (("--format", "pfet"), "did you mean 'peft'?"),
-        (("--format", "dense"), "cannot be folded into the model's weights; use the format 'peft'"),
+        (("--format", "dense"), "cannot be folded into the model's weights; use the format 'onnx'"),
         (("--format", "compact"), "takes nothing out of the model, as 'fine-gates' and 'prune' do"),
-        (("--format", "onnx"), "cannot be folded into the model's weights; use the format 'peft'"),
     ],
 )
 def test_exports_that_cannot_be(command, finished, tmp_path, options, message):

@@ -19,6 +19,25 @@ def stored(tmp_path):
     return make
 
 
+@pytest.fixture(autouse=True)
+def short_measurements(monkeypatch):
+    """How fast an export is gets a tenth of the time that it has for users."""
+    monkeypatch.setattr("handful.export.size.BUDGET", 0.2)
+
+
+@pytest.fixture(autouse=True)
+def torchscript(monkeypatch):
+    """ONNX files are written by the exporter that needs a second and not ten, unless a test takes `by_export`."""
+    monkeypatch.setattr("handful.export.onnx.exporter", lambda: "TorchScript")
+
+
+@pytest.fixture
+def by_export(monkeypatch):
+    """ONNX files are written by the exporter that is the default where onnxscript is installed."""
+    pytest.importorskip("onnxscript")
+    monkeypatch.setattr("handful.export.onnx.exporter", lambda: "torch.export")
+
+
 @pytest.fixture
 def in_process(monkeypatch):
     """Runs the README's code here instead of in a fresh process: fast, and with the same code."""

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
-from handful.data.batching import encode
+from handful.data.batching import Batch, encode
+from handful.data.task import Example
 from handful.errors import ConfigError, RunError
 from handful.export import verify
 from handful.export.formats import check_export, export
@@ -43,9 +44,11 @@ PLANS = [
     (PrefixSubspace(), "bert", "mean", "features", "head.safetensors and a loader"),
     (Prefix(), "llama", "last", "features", "head.safetensors"),
     (Prefix(), "llama", "family", None, "has no bias; train with pooling 'last'"),
+    (LoRA(), "llama", "family", None, "which computes the same, or use the format 'onnx'"),
     (Prefix(), "distilbert", "mean", None, "stock PEFT has no working prefix for distilbert; it has for bert"),
+    (Prefix(), "distilbert", "mean", None, "xlm-roberta; use the format 'onnx'"),
     (Prefix(), "t5", "mean", None, "stock PEFT has no working prefix for t5"),
-    (Prefix(positions="kept"), "bert", "mean", None, "train with positions 'auto' or 'shifted'"),
+    (Prefix(positions="kept"), "bert", "mean", None, "train with positions 'auto' or 'shifted'; use the format 'onnx'"),
     (Prefix(positions="shifted"), "bert", "mean", "features", "PEFT adapter"),
     (PrefixSubspace(layers=(1, 3)), "bert", "mean", None, "train without a range of layers"),
     (LoRA(), "modernbert", "family", "classifier", "modernbert's stock classification class"),
@@ -84,7 +87,7 @@ def test_what_an_export_will_be_is_known_from_the_family_alone(method, family, p
 def test_what_can_become_a_dense_model(method, possible):
     plan = check_export(method, "bert", "mean", format="dense")
     assert plan.possible == possible
-    assert possible or "use the format 'peft'" in plan.summary
+    assert possible or f"use the format '{'onnx' if method == Prefix() else 'peft'}'" in plan.summary
 
 
 def test_a_backbone_tells_that_a_range_of_layers_is_all_of_them(stored):
@@ -214,6 +217,53 @@ def test_texts_stop_where_a_stock_prefix_would_slide_out_of_sight(stored, in_pro
     assert "max_length=22," in in_process[0]
     export_peft(trained(Prefix(prefix_length=10), backbone, task), backbone, task, tmp_path / "shorter", max_length=20)
     assert "max_length=20," in in_process[1]
+    assert "- Texts are cut" not in (tmp_path / "shorter" / "README.md").read_text()
+
+
+def test_that_texts_are_cut_is_said_with_the_format_that_cuts_none(stored, in_process, tmp_path):
+    backbone, task = stored("gemma3", "last"), toy_task()
+    adapter = trained(Prefix(prefix_length=10), backbone, task)
+    report = export_peft(adapter, backbone, task, tmp_path / "out", max_length=128)
+    assert report.notes == (
+        "Texts are cut to 22 tokens, in handful to 128: in longer ones a stock prefix slides out of the sight of this "
+        "model's layers with sliding attention; the format 'onnx' takes all 128",
+    )
+    assert f"- {report.notes[0]}" in (tmp_path / "out" / "README.md").read_text()
+    assert json.loads((tmp_path / "out" / "export.json").read_text())["notes"] == list(report.notes)
+
+
+def test_a_prefix_that_leaves_no_text_in_sight_is_refused(stored):
+    backbone = stored("gemma3", "last")
+    for length, room in ((25, 7), (40, 0)):
+        plan = check_export(Prefix(prefix_length=length), backbone, "last")
+        assert f"a stock prefix of {length} vectors leaves {room} tokens of a text in its sight" in plan.summary
+        assert plan.summary.endswith("use the format 'onnx'")
+    assert check_export(Prefix(prefix_length=24), backbone, "last").possible
+    backbone.config.layer_types = ["full_attention"] * 3  # then nothing slides
+    assert check_export(Prefix(prefix_length=40), backbone, "last").possible
+
+
+@pytest.mark.parametrize("family", ["modernbert", "gemma3"])
+@pytest.mark.parametrize(
+    "method", [Prompt(prompt_length=20), ScaledPrompt(prompt_length=20), PromptTuning(prompt_length=20)]
+)
+def test_a_prompt_takes_positions_and_no_part_of_a_sliding_window(method, family, stored, in_process, tmp_path):
+    backbone, task = stored(family), toy_task()
+    assert backbone.config.sliding_window <= 32
+    report = export_peft(trained(method, backbone, task), backbone, task, tmp_path / "out", max_length=128)
+    assert "max_length=128," in in_process[0]
+    assert report.notes == ()
+    export_peft(trained(method, backbone, task), backbone, task, tmp_path / "whole")
+    assert "max_length=236," in in_process[1]
+    texts = ["".join("abcdwxyz"[(3 * place + row) % 8] for place in range(60 + 40 * row)) for row in range(3)]
+    adapter = trained(method, backbone, task)
+    inputs = encode([Example(text) for text in texts], backbone.tokenizer, 128, kind=task.kind).batch(range(3)).inputs
+    loader = {}
+    exec(in_process[0], loader)
+    found = loader["scores"]({name: inputs[name] for name in loader["tokenizer"].model_input_names if name in inputs})
+    with torch.no_grad():
+        expected = adapter.target_scores(Batch(inputs, torch.zeros(3), (0, 1, 2)))
+    assert float((found - expected).abs().max()) < 1e-5
 
 
 def test_rows_to_compare_need_not_come_from_the_task(stored, in_process, tmp_path):

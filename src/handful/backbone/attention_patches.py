@@ -38,8 +38,8 @@ def deberta_v2_attention(
     """
     heads = module.num_attention_heads
 
-    def split(states: torch.Tensor) -> torch.Tensor:  # (B, S, H·D) -> (B, H, S, D)
-        return states.unflatten(-1, (heads, -1)).transpose(1, 2)
+    def split(states: torch.Tensor) -> torch.Tensor:
+        return _split(states, heads)
 
     if slot.recording:
         slot.record(
@@ -77,8 +77,8 @@ def mpnet_attention(
     `hidden_states` (B, S, H·D); `attention_mask` (B, 1, 1 or S, S), 0 where visible; `position_bias` (B, H, S, S).
     """
 
-    def split(states: torch.Tensor) -> torch.Tensor:  # (B, S, H·D) -> (B, H, S, D)
-        return states.unflatten(-1, (module.num_attention_heads, -1)).transpose(1, 2)
+    def split(states: torch.Tensor) -> torch.Tensor:
+        return _split(states, module.num_attention_heads)
 
     if slot.recording:
         slot.record(module, split(module.k(hidden_states)), split(module.v(hidden_states)), causal=False)
@@ -89,6 +89,11 @@ def mpnet_attention(
     biases = [bias for bias in (position_bias, attention_mask) if bias is not None]
     bias = F.pad(sum(biases[1:], biases[0]), (prefix.length, 0)) if biases else None
     return (module.o(_attend(module, query, *prefix.before(key, value), bias)),)
+
+
+def _split(states: torch.Tensor, heads: int) -> torch.Tensor:
+    """(B, S, H·D) → (B, H, S, D); by `view`, as torch's TorchScript exporter fixes the sizes that `unflatten` sees."""
+    return states.view(*states.shape[:2], heads, -1).transpose(1, 2)
 
 
 def _attend(

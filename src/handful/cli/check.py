@@ -75,10 +75,11 @@ def check(
 def describe(task: Task, spec: RunSpec, found: Preflight) -> dict[str, Any]:
     """The run as JSON values."""
     from handful.evaluation.evaluate import untested_classes
-    from handful.export.plan import FORMATS, check_export
+    from handful.export.plan import FORMATS, best_format, check_export
 
     skeleton, split = found.skeleton, found.split
-    plans = {name: check_export(spec.method, skeleton, str(skeleton.pooling), task, format=name) for name in FORMATS}
+    pooling = str(skeleton.pooling)
+    plans = {name: check_export(spec.method, skeleton, pooling, task, format=name) for name in FORMATS}
     return {
         "task": {
             "name": task.name, "kind": task.kind, "metric": task.metric, "origin": task.origin,
@@ -98,10 +99,11 @@ def describe(task: Task, spec: RunSpec, found: Preflight) -> dict[str, Any]:
         },
         "spec": spec.resolved(),
         "baseline": None if task.members or not found.classes else describe_largest(found.classes),
-        "notes": list(found.notes),
+        "notes": [*found.notes, *_writing_notes(task, spec)],
         "steps": found.steps,
         "parameters": found.parameters,
         "export": {name: {"possible": plan.possible, "summary": plan.summary} for name, plan in plans.items()},
+        "export_format": best_format(spec.method, skeleton, pooling, task),
     }  # fmt: skip
 
 
@@ -113,6 +115,16 @@ def describe_largest(classes: Mapping[str, int]) -> dict[str, Any]:
     share, ties = classes[label] / sum(classes.values()), sum(count == classes[label] for count in classes.values())
     says = f"{Baseline(label, {}, ties).describe()}, is right in {share:.1%} of the training rows"
     return {"answer": label, "ties": ties, "share": share, "says": says}
+
+
+def _writing_notes(task: Task, spec: RunSpec) -> list[str]:
+    """What a simplex cannot be asked for where texts are generated."""
+    if task.kind != "generation" or getattr(spec.method, "num_vertices", 1) == 1:
+        return []
+    return [
+        "texts are generated at the midpoint (or --predictor vertex:N), and so is the model judged in training: "
+        "stochastic validation, the predictors 'ensemble' and 'draw', and disagreement are for labels and numbers alone"
+    ]
 
 
 def describe_auto(task: Task, specs: Sequence[RunSpec]) -> dict[str, Any]:
@@ -162,4 +174,7 @@ def show(record: dict[str, Any]) -> None:
     trained = "known once the model is loaded" if record["parameters"] is None else f"{record['parameters']:,}"
     print(f"training  {record['steps']:,} steps, trained parameters: {trained}")
     for name, plan in record["export"].items():
-        print(f"export    {name}: {plan['summary'] if plan['possible'] else 'not possible: ' + plan['summary']}")
+        chosen = "  (what `handful export` writes unless it is told otherwise)" * (name == record["export_format"])
+        print(
+            f"export    {name}: {plan['summary'] if plan['possible'] else 'not possible: ' + plan['summary']}{chosen}"
+        )

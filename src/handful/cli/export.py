@@ -34,17 +34,20 @@ def export(
     from handful.cli.predict import open_model
     from handful.errors import ConfigError, nearest
     from handful.export.folder import refuse_existing
-    from handful.export.plan import FORMATS, best_format
+    from handful.export.plan import FORMATS, recorded_format
     from handful.runs.inventory import member_record
+    from handful.runs.members import recorded_task
     from handful.runs.store import read_run
 
     if format is not None and format not in FORMATS:
         raise ConfigError(f"unknown export format {format!r}", nearest(format, FORMATS))
     refuse_existing(output, overwrite)
     found = read_run(run)
-    member_record(found, task)
+    wanted = recorded_task(dict(member_record(found, task)))
     if format is None:
-        format = best_format(found.record["spec"]["method"]["name"], found.record["adapter"])
+        format, what = recorded_format(found.record, wanted)
+        if format is None:
+            raise ConfigError(f"{run}: it cannot be exported: {what}")
         say(f"--format {format}  (none was named)")
     fitted = open_model(run, model, task)
     say(f"writing and checking {output} …")
@@ -57,13 +60,15 @@ def export(
             {
                 "folder": str(report.folder), "form": report.plan.form, "summary": report.plan.summary,
                 "score": fitted.headline, "difference": report.difference, "verification": report.verification,
-                "size": size,
+                "notes": list(report.notes), "size": size,
             }
         )  # fmt: skip
         return
     print(f"{report.folder}: {report.plan.summary}")
     print(f"the run's score: {fitted.headline}")
     print(report.verification)
+    for sentence in report.notes:
+        print(sentence)
     for sentence in report.size.sentences() if report.size else ():
         print(sentence)
     say(f"how to load it: {report.folder / 'README.md'}")

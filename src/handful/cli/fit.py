@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -158,14 +159,19 @@ def show_run(saved: Run) -> None:
 
 def tell_next(saved: Run) -> None:
     """What there is to know about a run, and what can be done with it."""
-    from handful.export.plan import best_format
+    from handful.export.plan import INSTALL_ONNX, recorded_format
 
     for line in (*record_warnings(saved.record), *saved.record["notes"]):
         say(f"  {line}")
     say("next:")
     say(f"  handful predict {saved.folder} --input new.csv")
-    format = best_format(saved.record["spec"]["method"]["name"], saved.record["adapter"])
-    say(f"  handful export {saved.folder} --output out{'' if format == 'peft' else f' --format {format}'}")
+    format, what = recorded_format(saved.record)
+    if format is None:
+        say(f"  this run cannot be exported: {what}")
+        return
+    named = "" if format == "peft" else f" --format {format}"
+    lacking = format == "onnx" and find_spec("onnx") is None
+    say(f"  handful export {saved.folder} --output out{named}{f'  (after {INSTALL_ONNX})' if lacking else ''}")
 
 
 def record_warnings(record: dict[str, Any]) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,9 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from handful.backbone.classifier import output_layer
+from handful.backbone.attention import AttentionSite
+from handful.backbone.classifier import OutputLayer, output_layer
 from handful.backbone.closed import Layout
-from handful.backbone.load import Pooling, pool
+from handful.backbone.load import Backbone, Kind, Pooling, pool
 from handful.backbone.resize import stock_copy
 from handful.data.task import Task
 from handful.errors import ModelError
@@ -26,13 +27,16 @@ from handful.export.precision import KeepFloat64
 from handful.export.shrink import Shrinkage, Shrunk, count, sample_inputs, shrink
 from handful.export.size import LENGTH, Scores, Size, measure, tensor_bytes, weight_bytes
 from handful.methods.head import AbstractHeadedAdapter
+from handful.methods.inventory import PolyAdapter
+from handful.methods.prefix import AbstractPrefixAdapter, inject
+from handful.methods.skills import PrefixSkills
 
 
 @final
 class Scorer(nn.Module):
     """Scores of a stock model: of its own class, or (B, C) through pooling and our head.
 
-    Its forward takes the tensors in the order of `names`.
+    Its forward takes the tensors in the order of `names`. A stock class whose output layer has no bias gets the head's.
     """
 
     def __init__(self, model: nn.Module, job: ExportJob, form: str | None):
@@ -40,8 +44,9 @@ class Scorer(nn.Module):
         self.model, self.names = model, tuple(job.sample[0])
         self.pooling: Pooling | None = job.backbone.pooling
         self.pooled = form == "features"
+        self.adds_bias = form == "classifier" and not _output(model).has_bias
         self.options = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
-        if self.pooled:
+        if self.pooled or self.adds_bias:
             weight, bias = job.adapter.head.folded()
             self.register_buffer("weight", weight.detach().cpu())
             self.register_buffer("bias", bias.detach().cpu())
@@ -54,7 +59,7 @@ class Scorer(nn.Module):
         inputs = dict(zip(self.names, tensors, strict=True))
         output = self.model(**inputs, **self.options)
         if not self.pooled:
-            return output.logits
+            return output.logits + self.bias if self.adds_bias else output.logits
         features = pool(output.last_hidden_state, inputs["attention_mask"], self.pooling)
         return F.linear(features, self.weight, self.bias)
 
@@ -66,7 +71,10 @@ class Scorer(nn.Module):
 @final
 @dataclass(frozen=True)
 class Folded:
-    """An adapter folded into its model: `full` as stock transformers has it, on the CPU, and `shrunk` without zeros."""
+    """An adapter folded into its model: `full` as stock transformers has it, on the CPU, and `shrunk` without zeros.
+
+    A prefix, which folds into no weight, stands in front of the model's keys and values.
+    """
 
     job: ExportJob
     plan: ExportPlan
@@ -75,19 +83,27 @@ class Folded:
     @cached_property
     def full(self) -> Any:
         adapter = self.job.adapter
-        model: Any = adapter.merged_model()
+        prefix = FoldedPrefix.of(adapter)
+        model: Any = adapter.backbone.model if prefix else adapter.merged_model()
         if self.plan.form == "classifier":
-            return stock_classifier(model, adapter, self.job.task)
-        return stock_copy(model).to(torch.device("cpu"))  # type: ignore[arg-type]
+            model = stock_classifier(model, adapter, self.job.task)
+        else:
+            model = stock_copy(model).to(torch.device("cpu"))  # type: ignore[arg-type]
+        if prefix:
+            prefix.put_on(model, self.job.backbone)
+        return model
 
     @cached_property
     def shrunk(self) -> Shrunk:
         """The full model itself where nothing can be removed, or the family's blocks are not known."""
+        size = count(self.full)
+        whole = Shrunk(self.full, Shrinkage((size, size), (0, 0)))
+        if FoldedPrefix.of(self.job.adapter):
+            return whole
         try:
             return shrink(self.full, layout=self.layout)
         except ModelError:
-            size = count(self.full)
-            return Shrunk(self.full, Shrinkage((size, size), (0, 0)))
+            return whole
 
     def scorer(self, model: nn.Module) -> Scorer:
         return Scorer(model, self.job, self.plan.form)
@@ -120,16 +136,57 @@ class Folded:
         return Size(self.shrunk.record, (tensor_bytes(self.full), weight_bytes(folder)), speed)
 
 
-def stock_classifier(model: Any, adapter: AbstractHeadedAdapter, task: Task) -> Any:
-    """The stock classification class with the model's weights and the folded head as its output layer."""
-    output = output_layer(model.config)
-    assert output is not None  # check_export has seen it
-    config = copy.deepcopy(model.config)
+@final
+@dataclass(frozen=True)
+class FoldedPrefix:
+    """The prefix (L, 2, H, P, d) of an adapter's deterministic predictor, its sites, and whether tokens move by P."""
+
+    keys_values: torch.Tensor
+    sites: Sequence[AttentionSite]
+    shift: bool
+
+    @classmethod
+    def of(cls, adapter: AbstractHeadedAdapter) -> FoldedPrefix | None:
+        """None for an adapter that puts no prefix before keys and values."""
+        if isinstance(adapter, AbstractPrefixAdapter):
+            return cls(adapter.folded_prefix(), adapter.sites, adapter.shift)
+        if isinstance(adapter, PolyAdapter) and isinstance(adapter.skills, PrefixSkills):
+            skills = adapter.skills
+            mixed = skills.mixed(adapter.weights([0]))[:, 0].detach()
+            return cls(mixed, skills.sites, skills.shift)
+        return None
+
+    def put_on(self, model: Any, like: Backbone) -> None:
+        """Put it in front of the keys and values of a copy of `like`'s model, for good."""
+        kind: Kind = like.kind
+        copied = Backbone(model, like.tokenizer, name=like.name, kind=kind, pooling=like.pooling)
+        inject(copied, list(self.sites), self.keys_values.to(copied.device).unsqueeze(1), self.shift)
+
+
+def labelled(config: Any, task: Task) -> Any:
+    """A copy of a model's configuration that has the task's labels by name and number."""
     labels = task.labels or ("value",)
+    config = copy.deepcopy(config)
     config.id2label, config.label2id = dict(enumerate(labels)), {label: index for index, label in enumerate(labels)}
     config.problem_type = "regression" if task.kind == "regression" else "single_label_classification"
+    return config
+
+
+def _output(model: Any) -> OutputLayer:
+    output = output_layer(model.config)
+    assert output is not None  # check_export has seen it
+    return output
+
+
+def stock_classifier(model: Any, adapter: AbstractHeadedAdapter, task: Task) -> Any:
+    """The stock classification class with the model's weights and the folded head as its output layer.
+
+    A bias that the class has no place for is left out.
+    """
+    output = _output(model)
     with torch.random.fork_rng(devices=[]):  # the class draws weights, which are then replaced
-        stock = type(model)(config).eval()
+        stock = type(model)(labelled(model.config, task)).eval()
     weight, bias = adapter.head.folded()
-    stock.load_state_dict(model.state_dict() | {f"{output.name}.weight": weight, f"{output.name}.bias": bias})
+    head = {f"{output.name}.weight": weight} | ({f"{output.name}.bias": bias} if output.has_bias else {})
+    stock.load_state_dict(model.state_dict() | head)
     return stock

@@ -40,7 +40,8 @@ _SENTENCES = ("A short text.", "Another one, which is a good deal longer than th
 class ExportReport:
     """A written export. `difference` is the largest between its scores and ours, None where it was not verified.
 
-    `size` says how much smaller and faster it is, where anything was taken out of the model.
+    `size` says how much smaller and faster it is, where anything was taken out of the model; `notes` what else there
+    is to know.
     """
 
     folder: Path
@@ -48,6 +49,7 @@ class ExportReport:
     difference: float | None
     verification: str
     size: Size | None = None
+    notes: tuple[str, ...] = ()
 
 
 @final
@@ -55,7 +57,8 @@ class ExportReport:
 class ExportJob:
     """One export: what, where to, and of a language model how it is asked and writes.
 
-    `max_length` is the most tokens of a text for which the stock libraries compute what we do.
+    `max_length` is the most tokens of a text for which the stock libraries compute what we do. `notes` go into the
+    README and the report.
     """
 
     adapter: AbstractHeadedAdapter
@@ -66,6 +69,7 @@ class ExportJob:
     card: str | None = None
     overwrite: bool = False
     generation: GenerationOptions | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def unit(self) -> float:
@@ -108,7 +112,7 @@ class ExportJob:
             difference, verification = self._verify(partial, loader, rounding)
             record = self._record(plan, difference, verification, size)
             (partial / RECORD).write_text(json.dumps(record, indent=1, ensure_ascii=False), encoding="utf-8")
-        return ExportReport(self.folder, plan, difference, verification, size)
+        return ExportReport(self.folder, plan, difference, verification, size, self.notes)
 
     def _write_common(self, partial: Path, loader: Loader) -> None:
         tokenizer = copy.deepcopy(self.backbone.tokenizer)
@@ -263,6 +267,7 @@ class ExportJob:
             f"to {loader.max_length} tokens. Written by handful {__version__}; what was verified, and how, "
             f"stands in {RECORD}.",
             *(("", _UNUSED_POOLER) if self._lacks_pooler(plan, loader) else ()),
+            *(("", *(f"- {sentence}" for sentence in self.notes)) if self.notes else ()),
             *(("", *(f"- {sentence}" for sentence in size.sentences())) if size else ()),
         ]
         return "\n".join(lines) + (f"\n\n{self.card}\n" if self.card else "\n")
@@ -284,6 +289,7 @@ class ExportJob:
             "summary": plan.summary,
             "difference": difference,
             "verification": verification,
+            "notes": list(self.notes),
             "size": asdict(size) if size else None,
         }
 

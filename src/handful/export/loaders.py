@@ -63,13 +63,23 @@ session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExe
 
 def scores(inputs):
     names = [each.name for each in session.get_inputs()]
-    return session.run(["scores"], dict((name, np.asarray(inputs[name])) for name in names))[0]
+    return session.run(None, dict((name, np.asarray(inputs[name], np.int64)) for name in names))[0]
 
 
-inputs = tokenizer({texts}, truncation=True, max_length={max_length}, padding=True, return_tensors="np")
-found = {activation}(scores(inputs))
-print(labels, found{normalised})
+def {answer}
+
+
+{example}
 """
+_ONNX_LABELS = """classify(*texts):  # each text's label, and the probability of every label by its name
+    inputs = tokenizer(*texts, truncation=True, max_length={max_length}, padding=True, return_tensors="np")
+    found = scores(inputs)
+    found = np.exp(found - found.max(-1, keepdims=True))
+    found /= found.sum(-1, keepdims=True)
+    return [(labels[row.argmax()], dict(zip(labels, row.tolist()))) for row in found]"""
+_ONNX_NUMBERS = """numbers(*texts):  # each text's number
+    inputs = tokenizer(*texts, truncation=True, max_length={max_length}, padding=True, return_tensors="np")
+    return scores(inputs)[:, 0].tolist()"""
 _POOLED = {
     "mean": "features = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)",
     "last": "features = hidden[torch.arange(len(mask)), (mask * torch.arange(mask.shape[1])).argmax(1)]",
@@ -155,7 +165,8 @@ class Loader:
         return {
             "stock": "needs no handful",
             "compact": "is loaded by handful (`pip install handful`): stock loaders refuse layers of unequal size",
-            "onnx": "needs onnxruntime, and neither torch nor handful",
+            "onnx": "needs onnxruntime and transformers' tokenizers, and neither torch nor handful (models and "
+            "pipelines of transformers refuse the folder, as it has no weights that they can read)",
         }[self.file]
 
     @property
@@ -172,12 +183,8 @@ class Loader:
             return self._language_model_code()
         texts = '["a text"], ["its second text"]' if self.pairs else '["a text"]'
         if self.file == "onnx":
-            activation, normalised = ("np.exp", " / found.sum(-1, keepdims=True)")
-            if self.regression:
-                activation = normalised = ""
-            return _ONNX_CODE.format(
-                texts=texts, max_length=self.max_length, activation=activation, normalised=normalised
-            )
+            answer = (_ONNX_NUMBERS if self.regression else _ONNX_LABELS).format(max_length=self.max_length)
+            return _ONNX_CODE.format(answer=answer, example=f"print({answer.partition('(')[0]}({texts}))")
         body = self._logits() if self.form == "classifier" else self._features()
         return _CODE.format(
             imports=self._imports(),

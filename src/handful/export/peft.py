@@ -20,20 +20,20 @@ from handful.backbone.classifier import output_layer
 from handful.backbone.load import Backbone
 from handful.backbone.low_rank import LowRank
 from handful.data.task import Task
+from handful.errors import ConfigError
 from handful.evaluation.evaluate import longest_row
 from handful.evaluation.writing import GenerationOptions
+from handful.export.folded import FoldedPrefix
 from handful.export.folder import ExportJob, ExportReport
 from handful.export.loaders import Loader
-from handful.export.plan import ExportPlan, check_export, planned
+from handful.export.plan import ExportPlan, check_export, longest_in_sight, planned
 from handful.methods.base import AbstractAdapter
 from handful.methods.head import AbstractHeadedAdapter
 from handful.methods.inventory import PolyAdapter
 from handful.methods.peft_bridge import PeftAdapter
 from handful.methods.poly import Poly
-from handful.methods.prefix import PrefixAdapter
-from handful.methods.prefix_subspace import PrefixSubspaceAdapter
-from handful.methods.prompt import PromptAdapter
-from handful.methods.skills import AbstractMatrixSkills, PrefixSkills
+from handful.methods.prompt import LEAST_ROOM, PromptAdapter
+from handful.methods.skills import AbstractMatrixSkills
 
 __all__ = ["ExportPlan", "ExportReport", "check_export", "export_peft"]
 
@@ -61,21 +61,20 @@ def export_peft(
     """
     plan, adapter = planned(adapter, backbone, task, "peft")
     injected: Literal["layers", "prefix", "prompt"]
-    if isinstance(adapter, PrefixAdapter | PrefixSubspaceAdapter):
-        injected, (config, tensors) = "prefix", prefix_state(adapter.folded_prefix())
+    if prefix := FoldedPrefix.of(adapter):
+        injected, (config, tensors) = "prefix", prefix_state(prefix.keys_values)
     elif isinstance(adapter, PromptAdapter):
         injected, (config, tensors) = "prompt", prompt_state(adapter.folded_prompt(), backbone)
-    elif isinstance(adapter, PolyAdapter) and isinstance(adapter.skills, PrefixSkills):
-        injected, (config, tensors) = "prefix", prefix_state(adapter.skills.mixed(adapter.weights([0]))[:, 0].detach())
     elif isinstance(adapter, PolyAdapter):
         injected, (config, tensors) = "layers", skills_state(adapter)
     else:
         assert isinstance(adapter, PeftAdapter)
         injected, (config, tensors) = "prompt" if adapter.prompt_length else "layers", adapter.peft_state()
     length = config.get("num_virtual_tokens", 0)
-    longest = longest_row(adapter, max_length or backbone.max_length, generation)
-    limit = min(longest, longest_text(backbone, length))
-    job = ExportJob(adapter, backbone, task, folder, limit, card, overwrite, generation)
+    limit, notes = longest_row(adapter, max_length or backbone.max_length, generation), ()
+    if injected == "prefix" and (room := room_in_sight(backbone, length, generation)) is not None and room < limit:
+        limit, notes = room, (_cut_words(room, limit, writes=generation is not None),)
+    job = ExportJob(adapter, backbone, task, folder, limit, card, overwrite, generation, notes)
     config |= {
         "base_model_name_or_path": job.base,
         "inference_mode": True,
@@ -104,13 +103,32 @@ def export_peft(
     return job.write(plan, loader, fill)
 
 
-def longest_text(backbone: Backbone, length: int) -> int:
-    """Tokens of a text that stock models handle as ours do, with P = `length` vectors in front of it.
+def room_in_sight(backbone: Backbone, length: int, generation: GenerationOptions | None) -> int | None:
+    """`longest_in_sight` of a text, or of a source before a text that a decoder writes.
 
-    These take up positions; and in a layer with sliding attention a stock prefix slides out of longer texts' sight.
+    Raises: ConfigError where that is next to nothing.
     """
-    window = getattr(backbone.config, "sliding_window", None) if length else None
-    return min(backbone.max_length, window or backbone.max_length) - length
+    room = longest_in_sight(backbone, length)
+    if room is None or generation is None or backbone.kind == "encoder-decoder":
+        return room
+    text = max(generation.target_length, generation.max_new_tokens)
+    if room - text < LEAST_ROOM:
+        raise ConfigError(
+            f"cannot export as a PEFT adapter: a stock prefix of {length} vectors slides out of the sight of layers "
+            f"that attend to the last {room + length} tokens alone, and a text of up to {text} tokens leaves "
+            f"{max(room - text, 0)} for its source, expected at least {LEAST_ROOM}",
+            "train with a shorter prefix, or with lower generation.target_length and generation.max_new_tokens",
+        )
+    return room - text
+
+
+def _cut_words(room: int, limit: int, *, writes: bool) -> str:
+    """What it means that a stock prefix slides out of sight."""
+    sentence = (
+        f"Texts are cut to {room} tokens, in handful to {limit}: in longer ones a stock prefix slides out of the sight "
+        "of this model's layers with sliding attention"
+    )
+    return sentence if writes else f"{sentence}; the format 'onnx' takes all {limit}"
 
 
 @torch.no_grad()

@@ -19,8 +19,9 @@ from handful.methods.peft_bridge import IA3, LoRA, Peft, PromptTuning
 from handful.methods.poly import Poly
 from handful.methods.prefix import STOCK_PREFIX_FAMILIES, Prefix
 from handful.methods.prefix_subspace import PrefixSubspace
-from handful.methods.prompt import Prompt
+from handful.methods.prompt import LEAST_ROOM, Prompt
 from handful.methods.scaled_prompt import ScaledPrompt
+from handful.runs.members import recorded_task
 
 FORMATS = {
     "peft": "an adapter folder that stock PEFT loads onto the pretrained model",
@@ -32,6 +33,7 @@ WRITING_FORMATS = ("peft", "dense")
 """The formats of language models: what stock libraries can write texts with."""
 SHRINKING = ("fine-gates", "prune")
 """Names of the methods that make zeros for an export to take out."""
+INSTALL_ONNX = "pip install 'handful[onnx]'"
 MAX_ONNX_BYTES = 2**31 - 2**20
 """An ONNX file is one protobuf message, which cannot be longer."""
 
@@ -66,10 +68,23 @@ def check_export(
     """
     if format not in FORMATS:
         raise ConfigError(f"unknown export format {format!r}", nearest(format, FORMATS))
+    plan = _plan(method, backbone, pooling, task, format)
+    if plan.possible and format == "onnx" and find_spec("onnx") is None:
+        return ExportPlan(None, f"it needs the package onnx, which is not installed: {INSTALL_ONNX}")
+    return plan
+
+
+def _plan(method: AbstractMethod, backbone: Backbone | str, pooling: str, task: Task | None, format: str) -> ExportPlan:
+    """What `check_export` says where every package is installed."""
     family = backbone if isinstance(backbone, str) else backbone.family
     if task is not None and task.members:
         return ExportPlan(None, f"an inventory of {len(task.members)} tasks; export one of them: --task NAME")
-    obstacle = _obstacle(method, backbone, format) or (_classifier_obstacle(backbone) if pooling == "family" else None)
+    writes = task is not None and task.kind == "generation"
+    obstacle = _obstacle(method, backbone, format)
+    if obstacle and format != "onnx" and puts_prefix(method):
+        obstacle += _way_out(family, format, writes=writes)
+    if not obstacle and pooling == "family":
+        obstacle = _classifier_obstacle(backbone, format)
     if obstacle:
         return ExportPlan(None, obstacle)
     if task is not None and task.kind == "generation":
@@ -102,10 +117,35 @@ def planned(
 _ARTICLES = {"peft": "a PEFT adapter", "dense": "a dense model", "compact": "a compact model", "onnx": "an ONNX model"}
 
 
-def best_format(method: str, report: Mapping[str, Any]) -> str:
-    """What suits an adapter, by its `report`: its method's format, or "compact" where that leaves out more."""
-    more = report.get("removable_compact", 0) > report.get("removable", 0)
-    return "compact" if more else method_class(method).export_format
+def best_format(
+    method: AbstractMethod,
+    backbone: Backbone | str,
+    pooling: str,
+    task: Task | None = None,
+    report: Mapping[str, Any] | None = None,
+) -> str | None:
+    """The format to propose for a method on a backbone or family; None where there is none.
+
+    "compact" where that leaves out more, by the adapter's `report`; else the method's own; else the first that is
+    possible: "onnx" for a prefix that stock PEFT cannot have. A package that is not installed is no matter here.
+    """
+    report, own = report or {}, method.export_format
+    compact = report.get("removable_compact", 0) > report.get("removable", 0)
+    candidates = ["compact"] * compact + [own, "onnx", "dense", "peft"]
+    return next((name for name in candidates if _plan(method, backbone, pooling, task, name).possible), None)
+
+
+def recorded_format(record: Mapping[str, Any], task: Task | None = None) -> tuple[str | None, str]:
+    """`best_format` of a saved run by its record, and in words what that gives, or why there is none.
+
+    `task` is the one to export of an inventory, by default its first.
+    """
+    settings, backbone = dict(record["spec"]["method"]), record["backbone"]
+    method = method_class(settings.pop("name")).from_settings(settings)
+    task = task or recorded_task((record["task"].get("members") or [record["task"]])[0])
+    where = (method, backbone["family"], str(backbone["pooling"]), task)
+    format = best_format(*where, record["adapter"])
+    return format, _plan(*where, format or method.export_format).summary
 
 
 def method_of(adapter: AbstractAdapter) -> AbstractMethod:
@@ -115,16 +155,14 @@ def method_of(adapter: AbstractAdapter) -> AbstractMethod:
 
 def _obstacle(method: AbstractMethod, backbone: Backbone | str, format: str) -> str | None:
     if format == "peft":
-        if isinstance(backbone, str):
-            return _peft_obstacle(method, backbone, None)
-        return _peft_obstacle(method, backbone.family, backbone.num_layers)
+        return _peft_obstacle(method, backbone)
     if method.name in SHRINKING:
         obstacle = _shrinking_obstacle(backbone)
     elif format == "compact":
         methods = " and ".join(f"'{name}'" for name in SHRINKING)
         obstacle = f"method {method.name!r} takes nothing out of the model, as {methods} do; use the format 'dense'"
     else:
-        obstacle = _dense_obstacle(method)
+        obstacle = _dense_obstacle(method, format)
     return obstacle or (_onnx_obstacle(backbone) if format == "onnx" else None)
 
 
@@ -136,13 +174,12 @@ def _shrinking_obstacle(backbone: Backbone | str) -> str | None:
 
 
 def _onnx_obstacle(backbone: Backbone | str) -> str | None:
-    if find_spec("onnx") is None:
-        return "it needs the package onnx, which is not installed: pip install 'handful[onnx]'"
     size = 0 if isinstance(backbone, str) else sum(p.nbytes for p in backbone.model.parameters())
     return None if size <= MAX_ONNX_BYTES else f"{size / 1e9:.1f} GB of weights are more than one ONNX file can hold"
 
 
-def _peft_obstacle(method: AbstractMethod, family: str, num_layers: int | None) -> str | None:
+def _peft_obstacle(method: AbstractMethod, backbone: Backbone | str) -> str | None:
+    family, num_layers = (backbone, None) if isinstance(backbone, str) else (backbone.family, backbone.num_layers)
     if isinstance(method, LoRA | IA3 | PromptTuning | Peft):
         return None
     if method.name in SHRINKING:
@@ -150,7 +187,8 @@ def _peft_obstacle(method: AbstractMethod, family: str, num_layers: int | None) 
     if isinstance(method, Prompt | ScaledPrompt):
         return _scaled_words(method)
     if isinstance(method, Poly):
-        return _prefix_family(family) if method.skills == "prefix" else None
+        shared = puts_prefix(method)
+        return (_prefix_family(family) or _window_obstacle(backbone, method.prefix_length)) if shared else None
     if not isinstance(method, Prefix | PrefixSubspace):
         return f"method {method.name!r} adds nothing that PEFT could load; use the format 'dense'"
     if obstacle := _prefix_family(family):
@@ -159,7 +197,40 @@ def _peft_obstacle(method: AbstractMethod, family: str, num_layers: int | None) 
         return "stock PEFT moves the texts' positions by the prefix's length; train with positions 'auto' or 'shifted'"
     if method.layers is not None and method.layers != (0, num_layers):
         return "stock PEFT puts a prefix on every layer; train without a range of layers"
-    return None
+    return _window_obstacle(backbone, method.prefix_length)
+
+
+def puts_prefix(method: AbstractMethod) -> bool:
+    """Whether what it trains are keys and values in front of those of attention."""
+    return isinstance(method, Prefix | PrefixSubspace) or (isinstance(method, Poly) and method.skills == "prefix")
+
+
+def longest_in_sight(backbone: Backbone, length: int) -> int | None:
+    """Most tokens of a text behind a stock prefix of P = `length` vectors: None where there is no limit.
+
+    It stands in the cache like earlier tokens, and so slides out of sight of longer texts in layers with sliding
+    attention; ours, also in an ONNX file, stays. A prompt is part of the text, and slides with us as in stock PEFT.
+    """
+    window = getattr(backbone.config, "sliding_window", None)
+    layers = getattr(backbone.config, "layer_types", None) or ("sliding_attention",)
+    return window - length if window and "sliding_attention" in layers else None
+
+
+def _window_obstacle(backbone: Backbone | str, length: int) -> str | None:
+    room = None if isinstance(backbone, str) else longest_in_sight(backbone, length)
+    if room is None or room >= LEAST_ROOM:
+        return None
+    return (
+        f"a stock prefix of {length} vectors leaves {max(room, 0)} tokens of a text in its sight, expected at least "
+        f"{LEAST_ROOM}, in layers that attend to the last {room + length} alone; train with a shorter prefix"
+    )
+
+
+def _way_out(family: str, format: str, *, writes: bool) -> str:
+    """What to export a prefix as."""
+    if not writes:
+        return "; use the format 'onnx'"
+    return "; use the format 'peft'" if format != "peft" and family in STOCK_PREFIX_FAMILIES else ""
 
 
 def _prefix_family(family: str) -> str | None:
@@ -174,22 +245,25 @@ def _scaled_words(method: Prompt | ScaledPrompt) -> str | None:
     return None
 
 
-def _dense_obstacle(method: AbstractMethod) -> str | None:
+def _dense_obstacle(method: AbstractMethod, format: str) -> str | None:
     if isinstance(method, ScaledPrompt) and (obstacle := _scaled_words(method)):
         return obstacle
     kind = str((method.config or {}).get("peft_type", "")).upper() if isinstance(method, Peft) else ""
     is_prompt = isinstance(method, PromptTuning | Prompt | ScaledPrompt) or kind.endswith(("P_TUNING", "PROMPT_TUNING"))
-    is_prefix = isinstance(method, Prefix | PrefixSubspace) or (isinstance(method, Poly) and method.skills == "prefix")
-    if is_prefix or is_prompt:
-        return f"what {method.name!r} trains cannot be folded into the model's weights; use the format 'peft'"
-    return None
+    folds_not = f"what {method.name!r} trains cannot be folded into the model's weights"
+    if is_prompt:
+        return f"{folds_not}; use the format 'peft'"
+    return folds_not if puts_prefix(method) and format != "onnx" else None
 
 
-def _classifier_obstacle(backbone: Backbone | str) -> str | None:
+def _classifier_obstacle(backbone: Backbone | str, format: str) -> str | None:
     family = backbone if isinstance(backbone, str) else backbone.family
     layer = output_layer(backbone if isinstance(backbone, str) else backbone.config)
     if layer is None:
         return f"{family} has no stock classification class; train with pooling 'mean'"
-    if not layer.has_bias:
-        return f"the stock output layer of {family} has no bias; train with pooling 'last', which computes the same"
+    if not layer.has_bias and format != "onnx":
+        return (
+            f"the stock output layer of {family} has no bias; train with pooling 'last', which computes the same, or "
+            "use the format 'onnx'"
+        )
     return None

@@ -14,7 +14,6 @@ from typing import Any
 from handful.evaluation.baseline import Baseline, beside
 from handful.evaluation.estimate import Estimate
 from handful.evaluation.metrics import get_metric
-from handful.methods import method_class
 
 _SHOWN_LABELS = 20
 _LONGEST_TEXT = 200
@@ -209,7 +208,6 @@ handful inventory list FOLDER
     pair = record["task"]["kind"] == "pair-classification"
     text = '("a text", "its second text")' if pair else '"a text"'
     probabilities = f"\nmodel.predict_proba([{text}])" if record["task"]["labels"] else ""
-    format = method_class(record["spec"]["method"]["name"]).export_format
     return f"""## Use
 
 ```python
@@ -217,10 +215,10 @@ import handful
 
 model = handful.load("path/to/this/folder")
 model.predict([{text}]){probabilities}
-model.export("out", format="{format}")  # for stock libraries; `handful check` says what else the method allows
+model.export("out")  # for other libraries, in the format that suits it; `handful check` says which there are
 ```
 
-or `handful predict FOLDER --input new.csv`, `handful export FOLDER --format {format} --output out`.
+or `handful predict FOLDER --input new.csv`, `handful export FOLDER --output out`.
 {_where_the_model_is(record)}"""
 
 
