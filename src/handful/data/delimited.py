@@ -25,7 +25,7 @@ Lines = Callable[[], Iterator[str]]
 @final
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """How a file is cut into cells; `skipped` lines stand before the first record. "" is no delimiter at all."""
+    """How a file is cut into cells; `skipped` lines stand before the first record. `LONE_RETURN` cuts none."""
 
     delimiter: str
     quoted: bool = True
@@ -81,19 +81,23 @@ def shown(delimiter: str) -> str:
 
 
 def read_records(path: str, lines: Lines, dialect: Dialect) -> Iterator[Record]:
-    """The records that are no blank line. Raises: DataError for quotes that do not match, and for cells too long."""
+    """The records; a blank line is one without cells. Raises: DataError for quotes that do not match and for a cell
+    that is too long.
+    """
     return _quoted(path, lines, dialect) if dialect.quoted else _literal(path, lines, dialect)
 
 
 def split_literally(line: str, delimiter: str) -> list[str]:
     """The cells of one line whose double quotes are letters."""
-    return line.removesuffix("\n").removesuffix("\r").replace(LONE_RETURN, "\r").split(delimiter)
+    content = line.removesuffix("\n").removesuffix("\r")
+    cells = content.split(delimiter) if delimiter != LONE_RETURN else [content]
+    return [cell.replace(LONE_RETURN, "\r") for cell in cells] if LONE_RETURN in content else cells
 
 
 def _literal(path: str, lines: Lines, dialect: Dialect) -> Iterator[Record]:
     for line, content in enumerate(lines(), 1):
-        if line > dialect.skipped and content.strip("\r\n"):
-            cells = split_literally(content, dialect.delimiter)
+        if line > dialect.skipped:
+            cells = split_literally(content, dialect.delimiter) if content.strip("\r\n") else []
             if any(len(cell) > MAX_CELL for cell in cells):
                 raise DataError(f"{path}:{line}: a cell has more than {MAX_CELL:,} characters", "cut it")
             yield Record(line, cells)
@@ -123,8 +127,7 @@ def _quoted(path: str, lines: Lines, dialect: Dialect) -> Iterator[Record]:
             csv.field_size_limit(limit)
         if any(LONE_RETURN in content for content in taken):
             row = [cell.replace(LONE_RETURN, "\r") for cell in row]
-        if row:
-            yield Record(line, row, tuple(taken) if len(taken) > 1 else ())
+        yield Record(line, row, tuple(taken) if len(taken) > 1 else ())
 
 
 def _quoting_error(path: str, line: int, error: str) -> DataError:
@@ -150,7 +153,7 @@ def _find_delimiter(path: str, lines: Lines, usual: str) -> str:
     candidates = [delimiter for delimiter, width in widths.items() if width > 1]
     if len(candidates) < 2:
         return candidates[0] if candidates else usual
-    fitting = [delimiter for delimiter in candidates if _is_consistent(lines, delimiter, widths[delimiter])]
+    fitting = [delimiter for delimiter in candidates if is_consistent(lines, delimiter)]
     if len(fitting) > 1:
         raise DataError(
             f"{path}: cannot tell the delimiter: {' and '.join(map(shown, fitting))} each cut every record alike",
@@ -166,8 +169,9 @@ def _first_width(lines: Lines, delimiter: str) -> int:
     return 0
 
 
-def _is_consistent(lines: Lines, delimiter: str, width: int) -> bool:
-    """Whether every record has that many cells, but for blank ones and empty cells at the end."""
+def is_consistent(lines: Lines, delimiter: str) -> bool:
+    """Whether every record has as many cells as the first, but for blank ones and empty cells at the end."""
+    width = _first_width(lines, delimiter)
     for row in _leniently(lines, delimiter):
         if len(row) != width and any(map(str.strip, row)) and (len(row) < width or any(map(str.strip, row[width:]))):
             return False
@@ -227,7 +231,11 @@ def _reads_as_quoted(path: str, lines: Lines, delimiter: str) -> bool:
     try:
         for record in _quoted(path, lines, Dialect(delimiter)):
             width = width or len(record.cells)
-            if len(record.cells) != width and any(record.cells[width:] or [""] * (len(record.cells) < width)):
+            if (
+                record.cells
+                and len(record.cells) != width
+                and any(record.cells[width:] or [""] * (len(record.cells) < width))
+            ):
                 return False
     except DataError:
         return False

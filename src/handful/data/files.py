@@ -50,9 +50,7 @@ def read_task(
     if encoding is not None and not any(isinstance(part, str | os.PathLike) for part in given):
         raise ConfigError(f"encoding: rows in memory have none, found {encoding!r}", "leave it out")
 
-    def table(part: Any) -> Table | None:
-        if part is None:
-            return None
+    def table(part: Any) -> Table:
         is_file = isinstance(part, str | os.PathLike)
         return read_table(
             part,
@@ -61,8 +59,7 @@ def read_task(
             labelled=True,
         )
 
-    pool, *others = [table(part) for part in (source, test, dev)]
-    assert pool is not None
+    pool, *others = [table(source), *(None if part is None else table(part) for part in (test, dev))]
     task = build_task(pool, *others, wanted=Columns(text or "", text_pair, label), kind=kind, metric=metric)
     notes = [note for found in (pool, *others) if found for note in found.notes]
     own = pool.name if pool.in_memory else stem(Path(pool.path))

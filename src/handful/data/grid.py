@@ -99,7 +99,7 @@ class _Column:
 
     def has(self, cell: str) -> bool:
         """Whether a cell is a value of this column, as far as that can be known."""
-        return bool(cell) and (self.values[cell] > 1 or (self.filled and self.numbers and _is_number(cell)))
+        return bool(cell) and (cell in self.values or (self.filled and self.numbers and _is_number(cell)))
 
 
 @final
@@ -281,23 +281,21 @@ def _check_header(survey: _Survey) -> None:
         return
     for position, title in enumerate(survey.header):
         column = survey.columns[position]
-        number = column.filled and column.numbers and _is_number(title) and not title.isdigit()
+        number = column.filled and column.numbers and _is_number(title)
+        if title.isdigit():  # "0" and "1" are what pandas calls columns without names
+            number = number and column.values[title] > 1 and sum(map(_is_number, titles)) == 1
         if number or (not _is_number(title) and column.values[title] > 1):
             raise DataError(
                 f"{survey.path}:{survey.header_line}: expected a header, found a row of data "
                 f"({title!r} is a value of column {position + 1} too)",
                 "put a line with the names of the columns first, such as: text,label",
             )
-    if any(len(title) > _LONGEST_NAME and len(title.split()) > 5 for title in titles):
-        longest = max(titles, key=len)
-        raise DataError(
-            f"{survey.path}:{survey.header_line}: expected a header, found a text ({longest[:_LONGEST_NAME]!r} …)",
-            "put a line with the names of the columns first, such as: text,label",
-        )
 
 
 def _row_notes(survey: _Survey, delimiter: str) -> list[str]:
     notes = []
+    if all(len(title.split()) > 3 for title in survey.header):
+        notes.append(f"the first row is read as the header: {survey.header[0][:_LONGEST_NAME]!r}")
     if survey.blank:
         notes.append(f"{len(survey.blank):,} blank row(s) left out (line {listed(survey.blank)})")
     if survey.repeats:
@@ -311,25 +309,27 @@ def _row_notes(survey: _Survey, delimiter: str) -> list[str]:
 
 
 def _check_swallowed(survey: _Survey, delimiter: str) -> None:
-    """Raises: DataError for a quoted cell whose lines are rows of their own: as many cells, and values of columns."""
+    """Raises: DataError for a quoted cell whose lines are rows of their own: all have as many cells as the header, and
+    at least half of those with a whole cell inside the quotes have a value there that the column has elsewhere.
+    """
     for record in survey.spanning:
         lines = [line.rstrip("\r\n").split(delimiter) for line in record.source]
-        alike = [_looks_like_a_row(survey, cells, at, len(lines)) for at, cells in enumerate(lines)]
-        if any(alike) and all(alike[1:-1]) and (alike[0] or alike[-1]):
+        if len(survey.header) < 2 or any(len(cells) != len(survey.header) for cells in lines):
+            continue
+        inside = [dict(enumerate(cells)) for cells in lines]
+        opening = next((position for position, cell in enumerate(lines[0]) if cell.startswith('"')), -1)
+        closing = next((position for position, cell in enumerate(lines[-1]) if cell.endswith('"')), len(lines[-1]))
+        inside[0] = {position: cell for position, cell in inside[0].items() if position > opening}
+        inside[-1] = {position: cell for position, cell in inside[-1].items() if position < closing}
+        known = [
+            any(survey.columns[position].has(cell) for position, cell in cells.items()) for cells in inside if cells
+        ]
+        if known and sum(known) * 2 >= len(known):
             raise DataError(
                 f"{survey.path}:{record.line}: a cell in double quotes goes on over {len(lines)} lines that look like "
                 "rows of their own",
                 'close the double quote on that line, or write it as "" in a quoted cell if it belongs to the text',
             )
-
-
-def _looks_like_a_row(survey: _Survey, cells: list[str], at: int, lines: int) -> bool:
-    """Whether a line of a quoted cell is as wide as a row, and has a value of a column inside the quotes."""
-    if len(cells) != len(survey.header) or len(cells) < 2:
-        return False
-    begins = next((i + 1 for i, cell in enumerate(cells) if cell.startswith('"')), 0) if at == 0 else 0
-    ends = next((i for i, cell in enumerate(cells) if cell.endswith('"')), len(cells)) if at == lines - 1 else None
-    return any(survey.columns[i].has(cells[i].strip()) for i in range(len(cells))[begins:ends])
 
 
 def _is_number(text: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -11,12 +12,12 @@ from typing import Any, final
 
 from handful.data.binary_tables import parquet_stream, workbook_stream
 from handful.data.cells import MAX_CELL, listed, missing_label
-from handful.data.delimited import find_dialect, read_records
+from handful.data.delimited import DELIMITERS, Dialect, Record, find_dialect, is_consistent, read_records
 from handful.data.frames import memory_stream
-from handful.data.grid import grid_stream
+from handful.data.grid import COMMON_NAMES, grid_stream
 from handful.data.json_rows import document_stream, lines_stream
 from handful.data.stream import TableStream, place
-from handful.data.text_files import TextFile
+from handful.data.text_files import LONE_RETURN, TextFile
 from handful.errors import ConfigError, DataError, nearest
 
 __all__ = ["MAX_CELL", "Table", "TableStream", "as_path", "read_table", "stem", "stream_table", "takes_delimiter"]
@@ -147,9 +148,28 @@ def as_path(source: str | os.PathLike[str]) -> Path:
 def _delimited_stream(path: Path, file: TextFile, usual: str, delimiter: str | None) -> TableStream:
     if not any(line.strip() for line in file.lines()):
         raise DataError(f"{path}: expected rows, found an empty file", "give a file with a header and labelled rows")
+    if _suffix(path) == ".txt" and delimiter is None and not _has_header(file):
+        return _texts_stream(path, file)
     dialect, notes = find_dialect(str(path), file.lines, usual, delimiter)
     records: Callable[[], Iterator[Any]] = partial(read_records, str(path), file.lines, dialect)
     return grid_stream(str(path), path.name, records, delimiter=dialect.delimiter, notes=notes)
+
+
+def _has_header(file: TextFile) -> bool:
+    """Whether a file of any text is a table: its first line holds a customary name of a column, or tabs cut it."""
+    first = next(line for line in file.lines() if line.strip())
+    titles = {title.strip(' "\r\n').lower() for title in re.split("|".join(map(re.escape, DELIMITERS)), first)}
+    return not titles.isdisjoint(COMMON_NAMES) or ("\t" in first and is_consistent(file.lines, "\t"))
+
+
+def _texts_stream(path: Path, file: TextFile) -> TableStream:
+    """Every line that is not blank as a text."""
+
+    def records() -> Iterator[Record]:
+        yield Record(0, ["text"])
+        yield from read_records(str(path), file.lines, Dialect(LONE_RETURN, quoted=False))
+
+    return grid_stream(str(path), path.name, records, notes=["every line is read as a text, there is no header"])
 
 
 def _suffix(path: Path) -> str:

@@ -37,7 +37,7 @@ def check_encoding(encoding: str) -> str:
     hint = "common ones: utf-8, cp1252, latin-1, utf-16, shift_jis"
     try:
         found = codecs.lookup(encoding)
-        b"".decode(encoding)  # base64, zip and their like are no encodings of text
+        io.TextIOWrapper(io.BytesIO(), encoding)  # refuses base64, zip and their like, which decode to no text
     except (LookupError, ValueError, TypeError):  # ValueError: a NUL in the name; UnicodeError is one
         raise ConfigError(f"encoding: {encoding!r} is not known", hint) from None
     if found.name.replace("_", "-") in _NO_FILES or found.incrementaldecoder is None:

@@ -1,0 +1,83 @@
+"""Parquet files and Excel workbooks: their rows, what they leave behind, and damage."""
+
+from __future__ import annotations
+
+import datetime
+
+import pytest
+
+from handful.data.files import read_task
+from handful.data.tables import read_table
+from handful.errors import ConfigError, DataError
+
+
+def workbook(path, *sheets):
+    openpyxl = pytest.importorskip("openpyxl")
+    book = openpyxl.Workbook()
+    book.remove(book.active)
+    for number, rows in enumerate(sheets):
+        sheet = book.create_sheet(f"sheet {number}")
+        for row in rows:
+            sheet.append(row)
+    book.save(path)
+    return path
+
+
+def test_a_workbook(tmp_path):
+    date = datetime.datetime(2024, 1, 2)
+    header, blank = ("text", "label", "when", None), (None, None, None, None)
+    rows = [(), header, ("a", 1, date, None), blank, ("b\nc", 2.5, None, None)]
+    table = read_table(workbook(tmp_path / "a.xlsx", rows, [("other",)]))
+    assert table.rows == [
+        {"text": "a", "label": 1, "when": "2024-01-02 00:00:00"},
+        {"text": "b\nc", "label": 2.5, "when": None},
+    ]
+    assert table.lines == [3, 5]
+    assert table.notes == (
+        "a.xlsx: read the first sheet, 'sheet 0', of 2",
+        "a.xlsx: column 4 is empty and left out",
+        "a.xlsx: 2 blank row(s) left out (line 1, 4)",
+    )
+
+
+def test_a_task_from_a_workbook(tmp_path):
+    task = read_task(workbook(tmp_path / "a.xlsx", [("text", "label"), ("good", "pos"), ("bad", "neg")]))
+    assert (task.name, task.labels, task.pool[1].source) == ("a", ("neg", "pos"), "a.xlsx:3")
+
+
+def test_a_parquet_file(tmp_path):
+    pandas = pytest.importorskip("pandas")
+    pytest.importorskip("pyarrow")
+    path = tmp_path / "a.parquet"
+    frame = pandas.DataFrame({"text": ["a", "b", "c"], "label": ["x", "y", None]}, index=[7, 8, 9])
+    frame.to_parquet(path)
+    table = read_table(path)
+    assert table.rows[1:] == [{"text": "b", "label": "y"}, {"text": "c", "label": None}]
+    assert table.where(1) == f"row 1 of {path}"
+    assert table.notes == ("a.parquet: the index of a pandas frame is left out",)
+    with pytest.raises(DataError, match=r"without a label, found 1 \(row 2\)"):
+        read_task(path)
+    frame.iloc[:0].to_parquet(path)
+    with pytest.raises(DataError, match="found only a header"):
+        read_table(path)
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.xlsx"])
+@pytest.mark.parametrize("content", [b"", b"PK\3\4 nothing", b"PAR1 nothing PAR1", b"text,label\na,b\n"])
+def test_damage(tmp_path, name, content):
+    pytest.importorskip("pyarrow" if name == "a.parquet" else "openpyxl")
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"expected (a Parquet file|an Excel workbook), found a damaged one"):
+        read_table(path)
+    with pytest.raises(ConfigError, match="no text to decode"):
+        read_table(path, encoding="utf-8")
+
+
+def test_a_truncated_workbook(tmp_path):
+    whole = workbook(tmp_path / "a.xlsx", [("text", "label"), ("a", "b")]).read_bytes()
+    for end in range(100, len(whole), 700):
+        path = tmp_path / "b.xlsx"
+        path.write_bytes(whole[:end])
+        with pytest.raises(DataError, match="found a damaged one"):
+            read_table(path)
