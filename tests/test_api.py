@@ -104,6 +104,17 @@ def test_rows_are_set_apart_where_there_is_no_test(task, tiny_folder):
     assert handful.fit(untested, model=str(tiny_folder), method="head", test_fraction=None).scores == {}
 
 
+def test_rows_in_memory(tiny_folder):
+    rows = [{"text": text, "label": label} for text, label in zip(TEXTS, LABELS, strict=True)]
+    model = {"model": str(tiny_folder), "settings": QUICK}
+    fitted = handful.fit(rows[:24], test=rows[24:], **model)
+    assert (fitted.labels, fitted.scores["accuracy"].n) == (("ab", "z9"), 16)
+    fitted.detach()
+    same = handful.fit((TEXTS[:24], LABELS[:24]), test={"text": TEXTS[24:], "label": LABELS[24:]}, **model)
+    assert same.scores == fitted.scores
+    same.detach()
+
+
 def test_regression_predicts_numbers(tiny_folder):
     rows = tuple(Example("a" * (i + 1), label=i / 7) for i in range(30))
     fitted = handful.fit(Task("n", "regression", (), "spearman", rows), model=str(tiny_folder), method="head")

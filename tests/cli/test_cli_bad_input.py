@@ -67,6 +67,18 @@ def test_a_missing_file_names_the_nearest(command, table, tmp_path):
 
 
 @pytest.mark.usefixtures("no_model")
+def test_the_delimiter_is_found_named_or_wrong(command, tmp_path, quick):
+    data = tmp_path / "data.csv"
+    data.write_text("text,a;label\n" + "".join(f"aaaa {i},1;ab\nzz {i},2;z9\n" for i in range(20)))
+    outcome = command("check", data, "--delimiter", "semicolon", "--text", "text,a", *quick)
+    assert (outcome.code, "classes   ab: " in outcome.out) == (0, True)
+    said = "cannot tell the delimiter: ',' (comma) and ';' (semicolon)"
+    check_refused(command("fit", data, "--output", tmp_path / "runs"), said, "--delimiter comma|semicolon")
+    wrong = command("fit", data, "--delimiter", "ab", "--output", tmp_path / "runs")
+    check_refused(wrong, "delimiter: expected one character, found 'ab'", code=2)
+
+
+@pytest.mark.usefixtures("no_model")
 def test_an_unknown_label_in_the_test_file(command, table, tmp_path):
     test = table([("aaaa", "ab"), ("zz", "z99")], "text", "label", name="test.csv")
     outcome = command("fit", table(), "--test", test, "--output", tmp_path / "runs")
@@ -105,6 +117,7 @@ def test_labels_that_are_numbers_are_classes_or_a_target_and_it_is_said(command,
         (("--model", "minilmm"), 1, ("no model is called 'minilmm'", "did you mean 'minilm'?")),
         (("--kind", "clasification"), 2, ("kind: 'clasification' is not known", "did you mean 'classification'?")),
         (("--encoding", "uft8"), 2, ("encoding: 'uft8' is not known",)),
+        (("--encoding", "idna"), 2, ("encoding: 'idna' is not an encoding of text files",)),
     ],
 )
 def test_misspelt_names(command, table, tmp_path, arguments, code, said):

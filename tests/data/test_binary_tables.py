@@ -29,8 +29,8 @@ def test_a_workbook(tmp_path):
     rows = [(), header, ("a", 1, date, None), blank, ("b\nc", 2.5, None, None)]
     table = read_table(workbook(tmp_path / "a.xlsx", rows, [("other",)]))
     assert table.rows == [
-        {"text": "a", "label": 1, "when": "2024-01-02 00:00:00"},
-        {"text": "b\nc", "label": 2.5, "when": None},
+        {"text": "a", "label": "1", "when": "2024-01-02 00:00:00"},
+        {"text": "b\nc", "label": "2.5", "when": None},
     ]
     assert table.lines == [3, 5]
     assert table.notes == (

@@ -26,7 +26,7 @@ def pretrain(
         list[str],
         typer.Argument(
             metavar="TASK...",
-            help="Two or more of: a CSV, TSV or JSONL file, a task folder, a packaged task, or hub:OWNER/NAME; "
+            help="Two or more of: a file of rows, a task folder, a packaged task, or hub:OWNER/NAME; "
             "NAME=TASK calls it otherwise.",
         ),
     ],

@@ -39,7 +39,8 @@ def parquet_stream(path: Path) -> TableStream:
 
 
 def workbook_stream(path: Path) -> TableStream:
-    """The rows of the first sheet of an Excel workbook, with their numbers there; formulas count by their last value.
+    """The rows of the first sheet of an Excel workbook, with their numbers there, and cells as texts, as in CSV;
+    formulas count by their last value.
 
     Raises: DataError if it is damaged or `openpyxl` is missing.
     """
@@ -62,9 +63,19 @@ def workbook_stream(path: Path) -> TableStream:
 
     def records() -> Iterator[Record]:
         for number, row in enumerate(rows, 1):
-            yield Record(number, [plain(cell) for cell in row])
+            yield Record(number, [_as_written(cell) for cell in row])
 
     return grid_stream(str(path), path.name, records, notes=notes)
+
+
+def _as_written(cell: Any) -> str | None:
+    """A cell as Excel would write it to CSV, so that a number is a text where texts are meant."""
+    value = plain(cell)
+    return None if value is None else f"{value:.0f}" if _is_whole(value) else str(value)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, float) and value.is_integer() and abs(value) < 2**53
 
 
 def _package(name: str, path: Path) -> Any:

@@ -78,7 +78,9 @@ def check_column(table: Table, name: str) -> None:
 def check_text(table: Table, index: int, name: str, cell: Any) -> None:
     """Raises: DataError where a cell of this row and column is no text, or one that cannot be encoded."""
     if not isinstance(cell, str):
-        raise DataError(f"{table.where(index)}: expected a text in {name!r}, found {cell!r}", "put it in double quotes")
+        hint = "put it in double quotes" if not table.holder else "make it a text, with str() or astype(str)"
+        hint = "fill in or remove the row" if missing(cell) else hint
+        raise DataError(f"{table.where(index)}: expected a text in {name!r}, found {cell!r:.80}", hint)
     if re.search("[\ud800-\udfff]", cell):
         raise DataError(
             f"{table.where(index)}: the text in {name!r} holds half of a surrogate pair", "write the whole character"

@@ -10,7 +10,7 @@ import csv
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 from handful.data.cells import MAX_CELL
 from handful.data.text_files import LONE_RETURN
@@ -38,7 +38,7 @@ class Record:
     """Cells and the line on which they begin; `source` are the lines they were written on, where these are several."""
 
     line: int
-    cells: list[str]
+    cells: list[Any]
     source: tuple[str, ...] = ()
 
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
+from handful.data.cells import check_row
 from handful.data.columns import Columns
 from handful.data.derived import with_derived
 from handful.data.interpret import build_task, choose_columns, examples, repeat_notes
@@ -148,7 +149,9 @@ def _task_record(path: Path) -> dict[str, Any]:
         raise DataError(f"{path}: no such file", "a task folder holds task.json, pool.jsonl and test.jsonl")
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}", "check the permissions of the file") from None
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: expected a JSON object in UTF-8, found {error}", "correct the file") from None
     types = {"name": str, "kind": str, "labels": list | None, "metric": str, "pool_rows": int, "test_rows": int}
     for key, expected in types.items():
@@ -160,6 +163,7 @@ def _task_record(path: Path) -> dict[str, Any]:
             raise DataError(
                 f"{path}: {key!r} is {record[key]!r}", f"expected {getattr(expected, '__name__', expected)}"
             )
+    check_row(record, str(path))
     kinds = get_args(TaskKind)
     if record["kind"] not in kinds:
         raise DataError(f"{path}: expected one of the kinds {', '.join(kinds)}, found {record['kind']!r}")

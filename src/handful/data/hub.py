@@ -7,6 +7,7 @@ from functools import cache
 from importlib import import_module
 from typing import Any
 
+from handful.data.cells import check_row
 from handful.data.columns import Columns
 from handful.data.derived import with_derived
 from handful.data.frames import plain_rows
@@ -48,6 +49,8 @@ def hub_task(
         rows = plain_rows(builder.as_dataset(split=split))
         if not rows:
             raise DataError(f"{origin}: the split {split!r} has no rows", f"it has the splits {', '.join(splits)}")
+        for number, row in enumerate(rows, 1):
+            check_row(row, f"{origin} {split}:{number}")
         return Table(f"{origin} {split}", f"{name} {split}", tuple(rows[0]), rows, list(range(1, len(rows) + 1)))
 
     wanted, notes = Columns(text or "", text_pair, label), []

@@ -184,7 +184,7 @@ def _json_entries(path: Path) -> Iterable[_Entry]:
         for number, entry in enumerate(entries, 1):
             triples = [_triple(triple, path, number) for triple in entry["tripleset"]]
             yield triples, [(note["source"], note["text"].strip()) for note in entry["annotations"]]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         if isinstance(error, DataError):
             raise
         raise DataError(

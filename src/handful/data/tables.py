@@ -136,7 +136,7 @@ def as_path(source: str | os.PathLike[str]) -> Path:
     try:
         longest = max(len(os.fsencode(part)) for part in text.split(os.sep))
     except UnicodeError:
-        longest = len(text)
+        raise DataError(f"expected a path, found {text[:40]!r}, which no file is called", "check the name") from None
     if "\n" in text or "\r" in text or "\0" in text or longest > 255 or len(text) > 4000:
         raise DataError(
             f"expected a path, found a text of {len(text):,} characters ({text[:40]!r} …)",
@@ -179,6 +179,13 @@ def _suffix(path: Path) -> str:
 
 
 def _check_path(path: Path) -> None:
+    try:
+        _check_file(path)
+    except OSError as error:  # a folder above it that may not be entered
+        raise DataError(f"{path}: cannot be read: {error.strerror}", "check the permissions of the folder") from None
+
+
+def _check_file(path: Path) -> None:
     if path.is_dir():
         raise DataError(f"{path}: expected a file, found a folder", f"name a file in it ({', '.join(SUFFIXES)})")
     if not path.is_file():
