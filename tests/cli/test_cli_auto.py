@@ -25,7 +25,7 @@ def test_the_choice_is_told_and_recorded_and_the_run_is_an_ordinary_one(command,
     method = record["spec"]["method"]["name"]
     first, *others = record["choices"]
     assert (first["name"], first["value"]) == ("method", method)
-    assert "in 5 folds of the 16 training rows (corrected resampled t)" in first["reason"]
+    assert "in 5 folds of the 16 training rows (corrected resampled t at " in first["reason"]
     (advantage,) = [choice["value"] for choice in others if choice["name"] == "auto.prefix"]
     assert (advantage["n"], advantage["method"]) == (5, "corrected resampled t")
     for said in (

@@ -10,6 +10,7 @@ import pytest
 from handful.cli import demo
 from handful.data.packaged import PACKAGED_TASKS
 from handful.data.task import Example, Task, TestRows
+from handful.evaluation.estimate import Estimate
 
 LABELS = ("business", "sports", "tech")
 
@@ -35,6 +36,17 @@ def test_the_whole_story_and_again(command, tmp_path):
     assert all(line.count("[") == 4 for line in table[2:5])  # two scores, two differences, each with its interval
     for text in demo.TEXTS:
         assert text in first.out
+    for method, row in zip(("lora", "prefix", "prefix-subspace"), table[2:5], strict=True):  # as `compare` says it
+        for metric in ("accuracy", "nll"):
+            compared = command(
+                "compare", method, "head", "--runs", tmp_path / "demo", "--metric", metric, "--json"
+            ).json
+            advantage = Estimate.from_dict(compared["advantage"])
+            assert str(advantage) in row
+            words = f"{compared['better']} is {compared['verdict']}"
+            if compared["better"] is None:
+                words = f"{method} and head are not told apart"
+            assert f"{metric}: {words}" in table
     runs = {path.parent for path in (tmp_path / "demo").glob("*/run.json")}
     assert len(runs) == 8
     fingerprints = {}

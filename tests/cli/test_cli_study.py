@@ -42,7 +42,11 @@ def test_study_runs_compares_and_continues(recipe: Path, tmp_path: Path, command
     lines = json.loads(more.out)
     assert len(lines) == 12 and all("scores" in line for line in lines)
     compared = command("compare", "short", "head", "--runs", tmp_path / "out")
-    assert compared.code == 0 and "short" in compared.out
+    assert compared.code == 0
+    shown = command("study", recipe, *options, "--set", "seeds=3").out.splitlines()[-1]
+    said = command("compare", "head", "short", "--runs", tmp_path / "out").out.splitlines()[4]
+    assert shown == said
+    assert "better on these tasks" in said or "better on tasks like these" in said or "not told apart" in said
 
 
 def test_dry_run_lists_runs_and_costs_and_leaves_nothing(recipe: Path, tmp_path: Path, command) -> None:

@@ -7,7 +7,6 @@ from collections import defaultdict
 from pathlib import Path
 from statistics import mean
 
-import numpy as np
 import pytest
 
 from handful.backbone.blocks import FAMILIES, find_blocks
@@ -25,7 +24,7 @@ from handful.testing import toy_study
 
 
 def report_of(folder):
-    return read_report([folder], generator=np.random.default_rng(0))
+    return read_report([folder])
 
 
 def figure_of(report, name):

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import numpy as np
 import pytest
 
 from handful.reports.html import render_page
@@ -26,7 +25,7 @@ LIGHT, DARK = "light", "dark"
 
 
 def report_of(folder: Path) -> Report:
-    return read_report([folder], generator=np.random.default_rng(0))
+    return read_report([folder])
 
 
 @pytest.fixture(scope="session")

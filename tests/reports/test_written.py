@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from handful.reports.html import render_page
@@ -14,7 +13,7 @@ from handful.reports.text import to_json, to_markdown
 
 
 def report_of(folder: Path) -> Report:
-    return read_report([folder], generator=np.random.default_rng(0))
+    return read_report([folder])
 
 
 def test_the_same_records_stand_beside_each_other(fakes):

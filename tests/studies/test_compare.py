@@ -11,18 +11,23 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy.stats import friedmanchisquare
+from scipy.stats import t as student
 
 from handful.errors import ConfigError, RunError
 from handful.evaluation.estimate import Estimate
 from handful.runs.store import Run
-from handful.studies.compare import bootstrap_tasks, compare, labels_of, sign_test, summary, with_label
+from handful.studies.compare import compare, labels_of, sign_test, summary, with_label
 from handful.studies.ranking import critical_difference, friedman_test, rank
 from handful.studies.results import Cell, Result, _having, _with_settings, without_stages
+
+NOISE = 0.01
+"""Half the interval over test rows of every score."""
 
 
 def result(label, task, seed, score, *, shots=16, rows="", metric="accuracy", key=None, **others) -> Result:
     """A run that only its record knows of; `others` are scores by further metrics."""
-    scores = {name: Estimate(value, None, None, 1).to_dict() for name, value in ({metric: score} | others).items()}
+    found = {metric: score} | others
+    scores = {name: Estimate(value, value - NOISE, value + NOISE, 900).to_dict() for name, value in found.items()}
     record = {
         "key": key or f"{label}/{task}/{shots}/{seed}/{rows}/{score}",
         "task": {"name": task, "metric": metric},
@@ -37,8 +42,8 @@ def results(label, **scores_of_tasks) -> list[Result]:
     return [result(label, task, seed, s) for task, scores in scores_of_tasks.items() for seed, s in enumerate(scores)]
 
 
-def versus(a, b, seed=0, **options):
-    return compare(a, b, generator=np.random.default_rng(seed), **options)
+def versus(a, b, **options):
+    return compare(a, b, **options)
 
 
 # ------------------------------------------------------------------------------------------------------------- in pairs
@@ -56,8 +61,15 @@ def test_a_comparison_done_by_hand():
     assert (sst2.wins, sst2.ties, sst2.losses, sst2.advantage.n) == (2, 0, 1, 3)
     assert sst2.advantage.mean == pytest.approx(0.5 / 3)
     assert found.advantage.mean == pytest.approx((0.125 + 0.5 / 3) / 2)  # tasks count alike, not runs
-    assert (found.advantage.n, found.advantage.method) == (2, "bootstrap over tasks, then seeds")
-    assert found.advantage.low < found.advantage.mean < found.advantage.high
+    assert (found.advantage.n, found.elsewhere.n) == (5, 2)
+    assert found.advantage.method == "Student's t over seeds, and a bound for test rows"
+    assert found.elsewhere.method == "Student's t over tasks"
+    half = student.ppf(0.975, 1) * abs(0.125 - 0.5 / 3) / 2
+    assert (found.elsewhere.low, found.elsewhere.high) == pytest.approx(
+        (found.advantage.mean - half, found.advantage.mean + half)
+    )
+    assert (found.scope, found.better, found.verdict) == (None, None, "not told apart")
+    assert found.statement == "lora and head are not told apart"
 
 
 def test_shots_of_one_seed_are_one_piece_of_evidence():
@@ -70,7 +82,7 @@ def test_shots_of_one_seed_are_one_piece_of_evidence():
     assert found.pairs == 3
     assert found.advantage.n == 2
     assert found.advantage.mean == (0.25 + 0.5) / 2
-    assert found.advantage.method == "bootstrap over seeds"
+    assert found.elsewhere is None
 
 
 def test_less_is_better_where_the_metric_says_so():
@@ -78,6 +90,7 @@ def test_less_is_better_where_the_metric_says_so():
     found = versus(a, b, metric="nll")
     assert found.advantage.mean == pytest.approx(0.4)
     assert (found.wins, found.losses, found.better) == (2, 0, "a")
+    assert found.statement == "a is better on this task"
     assert found.tasks[0].a.mean == 0.3
     assert versus(a, b).ties == 2
     assert versus(a, b).better is None
@@ -136,7 +149,7 @@ tables = st.dictionaries(
 
 
 @given(table=tables)
-@example(table={"sst2": [(0.0, 0.0), (0.0, 0.05), (0.0, 0.05)], "rte": [(0.0, 0.05)]})  # an end at 0, but for rounding
+@example(table={"sst2": [(0.0, 0.0), (0.0, 0.05), (0.0, 0.05)], "rte": [(0.0, 0.05)]})
 def test_swapping_the_two_turns_everything_round(table):
     a = results("a", **{task: [pair[0] for pair in pairs] for task, pairs in table.items()})
     b = results("b", **{task: [pair[1] for pair in pairs] for task, pairs in table.items()})
@@ -146,11 +159,9 @@ def test_swapping_the_two_turns_everything_round(table):
     assert ours.mean == pytest.approx(-theirs.mean)
     if ours.low is None or ours.high is None:
         assert theirs.low is None
-    else:  # the percentiles of the same draws, turned round
+    else:
         assert (ours.low, ours.high) == pytest.approx((-theirs.high, -theirs.low))
-        gains = [x - y for pairs in table.values() for x, y in pairs]
-        assert min(gains) - 1e-12 <= ours.low <= ours.mean <= ours.high <= max(gains) + 1e-12
-    assert there.better == back.better
+    assert (there.better, there.scope) == (back.better, back.scope)
     own = versus(a, [replace(run, label="copy") for run in a])
     assert (own.ties, own.p, own.advantage.mean) == (own.pairs, 1, 0)
 
@@ -159,7 +170,6 @@ def test_the_order_of_the_results_does_not_matter():
     gains = np.random.default_rng(0).random((2, 9)).tolist()
     a, b = results("a", rte=gains[0], sst2=gains[1]), results("b", rte=[0.0] * 9, sst2=[0.5] * 9)
     assert versus(a[::-1], b) == versus(a, b[::-1])
-    assert versus(a, b, seed=1).advantage.low != versus(a, b).advantage.low
 
 
 @pytest.mark.parametrize(("wins", "losses", "p"), [(0, 0, 1), (1, 0, 1), (6, 0, 2 / 64), (3, 3, 1), (7, 1, 18 / 256)])
@@ -167,48 +177,14 @@ def test_the_sign_test_by_counting(wins, losses, p):
     assert sign_test(wins, losses) == sign_test(losses, wins) == pytest.approx(p)
 
 
-@pytest.mark.parametrize(
-    ("tasks", "seeds", "spread_of_tasks", "spread_of_seeds", "lowest"),
-    [(8, 10, 1.0, 0.2, 0.9), (8, 5, 1.0, 1.0, 0.93), (1, 10, 0.0, 1.0, 0.9)],
-)
-def test_the_bootstrap_covers_the_truth_as_often_as_it_says(tasks, seeds, spread_of_tasks, spread_of_seeds, lowest):
-    generator = np.random.default_rng(5)
-    samples, hits = 300, 0
-    for _ in range(samples):
-        centres = generator.normal(0, spread_of_tasks, tasks)
-        groups = [centre + generator.normal(0, spread_of_seeds, seeds) for centre in centres]
-        estimate = bootstrap_tasks(groups, generator=generator, resamples=500)
-        assert estimate.low is not None
-        assert estimate.high is not None
-        hits += estimate.low <= 0 <= estimate.high
-    assert hits / samples >= lowest
+def test_one_seed_of_a_task_gives_no_verdict_and_one_of_each_task_speaks_for_tasks_like_these():
+    one = versus(results("a", rte=[0.9]), results("b", rte=[0.1]))
+    assert (one.better, one.advantage.low, one.advantage.method) == (None, None, "one seed")
+    each = versus(results("a", rte=[0.9], sst2=[0.91], cola=[0.92]), results("b", rte=[0.1], sst2=[0.1], cola=[0.1]))
+    assert (each.advantage.low, each.statement) == (None, "a is better on tasks like these")
 
 
-def test_an_interval_over_tasks_is_wider_than_one_over_their_seeds():
-    groups = [np.full(50, 0.1) + np.linspace(-0.01, 0.01, 50), np.full(50, 0.5), np.full(50, 0.3)]
-    over_tasks = bootstrap_tasks(groups, generator=np.random.default_rng(0))
-    over_seeds = bootstrap_tasks([np.concatenate(groups)], generator=np.random.default_rng(0))
-    assert over_tasks.mean == pytest.approx(over_seeds.mean)
-    assert over_tasks.high - over_tasks.low > 2 * (over_seeds.high - over_seeds.low)
-    alone = bootstrap_tasks([np.array([0.5])], generator=np.random.default_rng(0))
-    assert (alone.mean, alone.low, alone.high) == (0.5, None, None)
-
-
-def test_seeds_that_all_tasks_share_are_drawn_for_all_at_once():
-    generator = np.random.default_rng(3)
-    own = generator.normal(0, 0.1, (8, 1)) + generator.normal(0, 0.03, (8, 6))
-    width = {}
-    for shared in (0.0, 1.0):
-        groups = list(own + shared * np.linspace(-0.5, 0.5, 6))
-        for jointly in (False, True):
-            found = bootstrap_tasks(groups, generator=np.random.default_rng(0), jointly=jointly)
-            assert found.low is not None and found.high is not None
-            width[shared, jointly] = found.high - found.low
-    assert width[1.0, True] > 2 * width[1.0, False]  # the luck of a stage does not average out over tasks
-    assert 0.9 < width[0.0, True] / width[0.0, False] < 1.1
-
-
-def test_runs_that_start_from_the_same_run_are_compared_over_seeds_they_share():
+def test_runs_that_start_from_the_same_run_share_its_luck():
     def started(start, tasks):
         found = results("a", **tasks)
         for one in found:
@@ -219,14 +195,51 @@ def test_runs_that_start_from_the_same_run_are_compared_over_seeds_they_share():
     tasks = {f"task{number}": list(luck + number / 100) for number in range(8)}
     b = results("b", **{name: [0.0] * 5 for name in tasks})
     shared, own = versus(started("stage-{seed}", tasks), b), versus(started("first-{task}-{seed}", tasks), b)
-    assert shared.advantage.method == "bootstrap over tasks and, jointly, seeds"
+    assert shared.elsewhere.method == "Student's t over tasks, and seeds that they share"
     alone = versus(results("a", **tasks), b)
-    assert own.advantage.method == alone.advantage.method == "bootstrap over tasks, then seeds"
-    assert shared.advantage.low < own.advantage.low and shared.advantage.high > own.advantage.high
-    turned = versus(b, started("stage-{seed}", tasks)).advantage
-    assert (turned.low, turned.high) == pytest.approx((-shared.advantage.high, -shared.advantage.low), abs=0.05)
-    fewer = versus([one for one in started("stage-{seed}", tasks) if one.cell != ("task3", 16, 2)], b).advantage
-    assert fewer.method.startswith("bootstrap over tasks, then seeds, as if tasks of different seeds did not share")
+    assert own.elsewhere == alone.elsewhere
+    assert own.elsewhere.method == "Student's t over tasks"
+    for a, c in ((shared.advantage, own.advantage), (shared.elsewhere, own.elsewhere)):
+        assert c.high - c.low < 0.5 * (a.high - a.low)
+    fewer = versus([one for one in started("stage-{seed}", tasks) if one.cell != ("task3", 16, 2)], b).elsewhere
+    assert fewer.method == shared.elsewhere.method
+    assert fewer.high - fewer.low > shared.elsewhere.high - shared.elsewhere.low
+    (first,) = {one.cell.task for one in started("x", {"rte": [0.5, 0.6]})}
+    assert versus(started("x", {first: [0.5, 0.6]}), results("b", rte=[0.1, 0.1])).advantage.method.startswith(
+        "Student's t over seeds, and"
+    )
+
+
+def test_tasks_of_the_same_rows_count_as_one():
+    def under(label, task, *values):
+        return [replace(one, cell=Cell(task, 16, one.cell.seed)) for one in results(label, rte=values)]
+
+    a = [*under("a", "rte", 0.9, 0.8), *under("a", "rte copy", 0.9, 0.8), *under("a", "another name", 0.9, 0.8)]
+    b = [*under("b", "rte", 0.5, 0.5), *under("b", "rte copy", 0.5, 0.5), *under("b", "another name", 0.5, 0.5)]
+    found = versus(a, b)
+    assert len(found.tasks) == 3
+    assert (found.advantage.n, found.elsewhere) == (2, None)
+    assert "the same rows under several names count as one task: another name, rte, rte copy" in found.notes
+    more = versus(a + results("a", sst2=[0.7, 0.7]), b + results("b", sst2=[0.5, 0.5]))
+    assert (more.elsewhere.n, more.advantage.mean) == (2, pytest.approx((0.35 + 0.2) / 2))
+
+
+def test_seeds_of_the_same_training_rows_are_named():
+    a, b = results("a", rte=[0.9, 0.8, 0.85]), results("b", rte=[0.5, 0.5, 0.5])
+    assert not any("same training rows" in note for note in versus(a, b).notes)
+    for run in a + b:
+        run.record["rows"]["fingerprint"] = "all"
+    (note,) = (note for note in versus(a, b).notes if "same training rows" in note)
+    assert note == "seeds had the same training rows on rte: nothing here says how other training rows would do"
+
+
+def test_scores_without_an_interval_over_test_rows_give_no_verdict_on_these_tasks():
+    a, b = results("a", rte=[0.9, 0.9, 0.9]), results("b", rte=[0.5, 0.5, 0.5])
+    assert versus(a, b).better == "a"
+    for run in a:
+        run.record["scores"]["accuracy"] |= {"low": None, "high": None}
+    found = versus(a, b)
+    assert (found.better, found.advantage.method) == (None, "noise of test rows unknown")
 
 
 # -------------------------------------------------------------------------------------------------------------- by rank
@@ -267,7 +280,7 @@ def test_only_what_all_labels_share_is_ranked():
 
 def test_few_tasks_are_told_when_they_can_show_nothing():
     few = rank(results("a", t1=[0.9], t2=[0.9]) + results("b", t1=[0.8], t2=[0.8]))
-    assert "too few tasks: on 2, even the best everywhere" in few.notes[0]
+    assert "too few tasks: on 2, even the ranks of the best everywhere and the worst" in few.notes[0]
     assert few.groups == (("a", "b"),)
     tasks = [f"t{i:02}" for i in range(12)]
     many = rank([result(label, task, 0, score) for label, score in (("a", 0.9), ("b", 0.8)) for task in tasks])

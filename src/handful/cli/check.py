@@ -149,7 +149,7 @@ def show(record: dict[str, Any]) -> None:
     if auto := record.get("auto"):
         able = [name for name, problem in auto["candidates"].items() if problem is None]
         print(f"auto      {' or '.join(able)}, by at most {auto['folds']} folds of the training rows; ", end="")
-        print(f"below is {able[0]}, which is kept unless another is better beyond noise")
+        print(f"below is {able[0]}, which is kept unless another is better on this task")
         for name, problem in auto["candidates"].items():
             if problem:
                 print(f"auto      {name} cannot be tried: {problem}")

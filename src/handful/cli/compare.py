@@ -32,15 +32,12 @@ def compare(
     metric: Annotated[
         str | None, typer.Option(help="The score to compare, such as nll.", show_default="each task's own")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Decides the draws of the bootstrap.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Compare methods over runs on the same rows: how much better, how sure, and how often. Trains nothing.
 
     Two labels are compared in pairs of the same task, shots and seed; three or more, or all, by their average ranks.
     """
-    import numpy as np
-
     from handful.studies.compare import compare as compare_pairs
     from handful.studies.compare import labels_of, quoted, summary, with_label
     from handful.studies.ranking import rank
@@ -53,9 +50,9 @@ def compare(
         raise ConfigError(f"expected two labels or more, found {chosen[0]!r}", f"here are: {quoted(labels_of(found))}")
     if len(chosen) == 2:
         a, b = (with_label(results, label) for label in chosen)
-        comparison = compare_pairs(a, b, generator=np.random.default_rng(seed), metric=metric)
+        comparison = compare_pairs(a, b, metric=metric)
         if as_json:
-            own = {"better": comparison.better, "pairs": comparison.pairs}
+            own = {"better": comparison.better, "verdict": comparison.verdict, "pairs": comparison.pairs}
             show_json({**asdict(comparison), **own, "damaged": damaged})
         else:
             show_comparison(comparison)
@@ -88,9 +85,12 @@ def show_comparison(found: Comparison) -> None:
     """One comparison for people: the verdict, then the tasks."""
     a, b, tasks = found.a, found.b, len(found.tasks)
     print(f"{a} against {b}: {found.pairs} pairs on {tasks} task{'s' * (tasks > 1)}")
-    print(f"advantage of {a}: {found.advantage}  ({_how(found.advantage)})")
+    where = "this task" if found.elsewhere is None else "these tasks"
+    print(f"advantage of {a} on {where}: {found.advantage}  ({_how(found.advantage)})")
+    if found.elsewhere is not None:
+        print(f"advantage of {a} on tasks like these: {found.elsewhere}  ({_how(found.elsewhere)})")
     print(f"{a} wins {found.wins}, ties {found.ties}, loses {found.losses}; sign test p = {found.p:.3g}")
-    print(f"{found.better} is better beyond noise" if found.better else "no difference beyond noise")
+    print(found.statement)
     print()
     header = ("task", "metric", a, b, f"advantage of {a}", "seeds", "wins", "ties", "losses")
     show_table(
@@ -109,7 +109,10 @@ def show_comparison(found: Comparison) -> None:
     for reason, count in left_out.items():
         if count:
             say(f"left out, cells {reason}")
-    say("an advantage is positive where the first is better; intervals of tasks are Student's t over seeds")
+    for note in found.notes:
+        say(note)
+    say("an advantage is positive where the first is better")
+    say("its interval is for other seeds and other test rows, the interval of a score for other seeds")
     if tasks == 1:
         say("one task: this says nothing about others")
 
@@ -131,16 +134,19 @@ def show_ranking(found: Ranking, scores: list[Summary]) -> None:
         print(f"Friedman chi-squared {found.friedman:.2f}, p = {found.p:.3g} (Iman and Davenport)")
         print(f"critical difference of average ranks (Nemenyi): {found.critical_difference:.2f}")
         for group in found.groups:
-            print(f"not told apart: {', '.join(group)}")
+            print(f"ranks closer than the critical difference: {', '.join(group)}")
     for note in found.notes:
         say(note)
     if found.left_out:
         say(f"left out: {found.left_out} cells that not all labels share")
     say("rank 1 is best; wins, ties and losses are cells against every other label")
     say("intervals: Student's t, of ranks and means over tasks, of one task's score over seeds")
+    say("ranks do not say which of two is better: `handful compare A B` does")
 
 
 def _how(estimate: Estimate) -> str:
+    if estimate.low is None:
+        return f"no interval: {estimate.method}"
     return f"{estimate.level:.0%} interval: {estimate.method}, n={estimate.n}"
 
 

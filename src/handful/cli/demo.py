@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from handful.data.task import Task
     from handful.evaluation.estimate import Estimate
     from handful.runs.store import Run
+    from handful.studies.compare import Comparison
 
 MODEL, TASK, SHOTS, TEST_ROWS = "minilm", "bbc-news", 100, 300
 PROBE, SUBSPACE = "head", "prefix-subspace"
@@ -110,23 +111,26 @@ def train_all(task: Task, backbone: Backbone, methods: list[str], seeds: range, 
 
 
 def show_comparison(runs: dict[str, list[Run]]) -> None:
-    """The mean of each method over its seeds, and its paired difference from the probe."""
-    rows = []
+    """The mean of each method over its seeds, and what `handful compare` says of it and the probe."""
+    rows, said = [], []
     for method, of_method in runs.items():
         scores = {name: over_seeds(of_method, name) for name in ("accuracy", "nll")}
-        gains = {name: against(of_method, runs[PROBE], name) if method != PROBE else "" for name in scores}
+        found = {name: against(method, runs, name) for name in scores} if method != PROBE else {}
+        gains = {name: one.advantage for name, one in found.items()}
         fits = [run.record["fit"] for run in of_method]
         seconds = sum(fit["seconds"] for fit in fits) / len(fits)
-        cells = [scores["accuracy"], gains["accuracy"], scores["nll"], gains["nll"]]
+        cells = [scores["accuracy"], gains.get("accuracy", ""), scores["nll"], gains.get("nll", "")]
         rows.append([method, *cells, f"{fits[0]['parameters']:,}", f"{seconds:.0f}"])
+        said += [(name, one.statement) for name, one in found.items()]
     say()
-    header = ("method", "accuracy", "minus the probe's", "NLL (less is better)", "minus the probe's", "trained", "s")
-    show_table(header, rows)
-    seeds = len(runs[PROBE])
+    show_table(("method", "accuracy", "advantage", "NLL (less is better)", "advantage", "trained", "s"), rows)
+    for name, statement in sorted(said):
+        print(f"{name}: {statement}")
     say(
-        f"\nMeans of {seeds} seeds with 95 % intervals (Student's t); 'head' is the probe, a logistic regression on the"
+        f"\nMeans of {len(runs[PROBE])} seeds with 95 % intervals (Student's t); 'head' is the probe, a logistic "
+        "regression on the\nfrozen model. Advantages are over the probe, positive where the method is better, with "
+        "intervals for other\nseeds and other test texts, as `handful compare` gives them."
     )
-    say("frozen model. Where an interval of differences holds 0, these seeds do not show that the two differ.")
 
 
 def over_seeds(runs: list[Run], metric: str) -> Estimate:
@@ -137,11 +141,17 @@ def over_seeds(runs: list[Run], metric: str) -> Estimate:
     return estimate_over_seeds(_means(runs, metric), limits=get_metric(metric).range)
 
 
-def against(runs: list[Run], others: list[Run], metric: str) -> Estimate:
-    """The mean difference of a score between runs with the same rows and seeds."""
-    from handful.evaluation.estimate import paired_difference
+def against(method: str, runs: dict[str, list[Run]], metric: str) -> Comparison:
+    """A method compared with the probe, as `handful compare` does it."""
+    from handful.studies.compare import compare
+    from handful.studies.results import Cell, Result
 
-    return paired_difference(_means(runs, metric), _means(others, metric))
+    def results(label: str) -> list[Result]:
+        options = [(run, run.record["spec"]["run"]) for run in runs[label]]
+        name = runs[label][0].record["task"]["name"]
+        return [Result(label, Cell(name, of_run["shots"], of_run["seed"]), run) for run, of_run in options]
+
+    return compare(results(method), results(PROBE), metric=metric)
 
 
 def _means(runs: list[Run], metric: str) -> list[float]:
@@ -173,5 +183,6 @@ def tell_where(runs: dict[str, list[Run]], output: Path, exported: Path) -> None
     say(f"\nThe runs are in {output}, one folder each, with a card in README.md; for instance\n  {folder}")
     say(f"The export is in {exported}; its README.md has the lines that load it without handful.")
     say("\nnext:")
+    say(f"  handful compare {SUBSPACE} {PROBE} --runs {output}")
     say(f"  echo 'a text of yours' | handful predict {folder} --input -")
     say("  handful check your.csv")

@@ -27,18 +27,15 @@ def report(
         typer.Option("--format", help="Print the report; csv: one line a run.", show_default="markdown, if no file"),
     ] = None,
     title: Annotated[str, typer.Option(help="Title of the page.", show_default="the study's name")] = "",
-    seed: Annotated[int, typer.Option(min=0, help="Drives the resampling behind the intervals of comparisons.")] = 0,
 ) -> None:
     """Show finished runs: scores with intervals, methods compared in pairs, curves, calibration, cost.
 
     The page needs no network, and reads well on a phone and in the dark.
     """
-    import numpy as np
-
     from handful.reports.report import read_report
     from handful.reports.text import to_json, to_markdown, write_csv_files
 
-    found = read_report(runs, generator=np.random.default_rng(seed), title=title)
+    found = read_report(runs, title=title)
     if html is not None:
         _write_page(html, found)
     if csv is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, final
@@ -12,12 +13,13 @@ import typer
 
 from handful.cli.arguments import read_assignments
 from handful.cli.console import say, show_json, show_table
-from handful.errors import ConfigError
+from handful.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
     from handful.studies.engines import JobEvent
     from handful.studies.jobs import Job
     from handful.studies.recipe import Recipe
+    from handful.studies.results import Result
     from handful.studies.study import State, Study
 
 
@@ -140,6 +142,7 @@ def show_study(study: Study, state: State, as_json: bool) -> None:
             for s in summary(results)
         ]
         show_table(("task", "shots", "method", "metric", "mean [95 %]", "n"), rows)
+        show_verdicts(results)
     for name, failure in state.failed.items():
         say(f"failed: {name}: {failure['error']}" + (f" ({failure['hint']})" if failure["hint"] else ""))
     if state.failed:
@@ -147,6 +150,31 @@ def show_study(study: Study, state: State, as_json: bool) -> None:
     say(f"\nnext:\n  handful report {study.folder} --html report.html\n  handful compare A B --runs {study.folder}")
     if state.failed:
         raise typer.Exit(1)
+
+
+def show_verdicts(results: Sequence[Result]) -> None:
+    """What `handful compare` says of every two methods, where they are few."""
+    from itertools import combinations
+
+    from handful.studies.compare import compare, labels_of, with_label
+    from handful.studies.results import without_stages
+    from handful.studies.row_noise import RowReader
+
+    labels, reader = labels_of(without_stages(results)), RowReader()
+    if not 1 < len(labels) <= MOST_LABELS:
+        return
+    for a, b in combinations(labels, 2):
+        try:
+            found = compare(with_label(results, a), with_label(results, b), reader=reader)
+        except RunError:  # they share no rows yet, or no scores
+            continue
+        print(found.statement)
+    if len(labels) > 2:
+        say(f"each verdict errs in 5 % of cases; there are {len(labels) * (len(labels) - 1) // 2} of them")
+
+
+MOST_LABELS = 5
+"""With more methods the report shows the pairs."""
 
 
 @final

@@ -15,11 +15,12 @@ from handful.evaluation.calibration import reliability
 from handful.evaluation.estimate import Estimate, wilson
 from handful.reports.figure import Curves, Figure, Intervals, Panel, Reliability, Scores, Strips, Triangle
 from handful.reports.table import Table, Value, numbers_table
-from handful.reports.tables import score_estimate
+from handful.reports.tables import scopes_of, score_estimate
 from handful.runs.store import LANDSCAPE, PREDICTIONS
 from handful.studies.compare import Comparison, Summary, labels_of, with_label
 from handful.studies.ranking import Ranking
 from handful.studies.results import Result
+from handful.studies.verdicts import NOT_TOLD_APART
 
 BINS = 10
 LANDSCAPES = 6
@@ -64,8 +65,8 @@ def ranks_figure(ranking: Ranking) -> Figure:
     ]
     return Figure(
         "Average rank",
-        f"1 is best. Bars are half the critical difference ({difference:.2f}, Nemenyi) on either side: methods whose "
-        "bars overlap are not told apart.",
+        f"1 is best. Bars are half the critical difference ({difference:.2f}, Nemenyi) on either side: where bars "
+        "overlap, the ranks are no evidence. Which of two methods is better, the pairs say.",
         (Panel("", Intervals(rows, "average rank")),),
         numbers_table(
             "critical-difference", "Ranks", [{"method": label, "average rank": rank} for label, rank in rows]
@@ -76,17 +77,24 @@ def ranks_figure(ranking: Ranking) -> Figure:
 def pairs_figure(ranking: Ranking, pairs: Sequence[Comparison]) -> Figure:
     """The best-ranked method against every other."""
     first = ranking.standings[0].label
-    rows = []
-    for standing in ranking.standings[1:]:
-        for pair in pairs:
-            if {pair.a, pair.b} == {first, standing.label}:
-                rows.append((standing.label, pair.advantage if pair.a == first else _mirrored(pair.advantage)))
+    scopes, panels, numbers = scopes_of(pairs), [], []
+    for scope in scopes:
+        rows = []
+        for standing in ranking.standings[1:]:
+            for pair in pairs:
+                estimate = pair.elsewhere if scope == "tasks like these" else pair.advantage
+                if {pair.a, pair.b} == {first, standing.label} and estimate is not None:
+                    rows.append((standing.label, estimate if pair.a == first else _mirrored(estimate)))
+        if rows:
+            panels.append(Panel(f"on {scope}", Intervals(rows, f"advantage of {first}", 0.0)))
+        numbers += [{"over": label, "on": scope, "advantage": estimate} for label, estimate in rows]
     return Figure(
         f"How much better {first} is",
-        "The paired difference to the method with the best average rank, with its 95 % interval. An interval that "
-        "crosses the line means that the two are not told apart.",
-        (Panel("", Intervals(rows, f"advantage of {first}", 0.0)),),
-        numbers_table("advantage-of-the-best-ranked", "Advantage", [{"over": b, "advantage": e} for b, e in rows]),
+        "The paired difference to the method with the best average rank, with its 95 % interval for other seeds and "
+        "test rows of these tasks and, where there are several, for tasks like these. Where an interval crosses the "
+        f"line, or is missing, the two are {NOT_TOLD_APART} on those tasks.",
+        tuple(panels),
+        numbers_table("advantage-of-the-best-ranked", "Advantage", numbers),
     )
 
 

@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
 
-import numpy as np
-
 from handful.errors import HandfulError, RunError
 from handful.evaluation.metrics import get_metric
 from handful.reports import figures, gate_figures, routing_figures, tables
@@ -24,6 +22,7 @@ from handful.runs.store import RECORD
 from handful.studies.compare import Comparison, Summary, labels_of, summary
 from handful.studies.ranking import Ranking, rank
 from handful.studies.results import Result, read_results, without_stages
+from handful.studies.row_noise import RowReader
 
 
 @final
@@ -82,13 +81,15 @@ class Findings:
     ranking: Ranking | None = None
     unranked: str | None = None
     pairs: list[Comparison] = field(default_factory=list)
+    sure: list[Comparison] = field(default_factory=list)
+    """The pairs, at a level at which all of them together err in 5 %; empty where there is one pair."""
 
     def damaged(self, result: Result, problem: str) -> None:
         """A run of which a file cannot be read; its scores still count."""
         self.skipped.append((str(result.run.folder), problem))
 
 
-def read_report(paths: Iterable[Path | str], *, generator: np.random.Generator, title: str = "") -> Report:
+def read_report(paths: Iterable[Path | str], *, title: str = "") -> Report:
     """The report on all runs below these folders; damaged ones are left out and named.
 
     Raises: RunError for a folder that does not exist, for no runs at all, or for two different runs of one label on
@@ -118,7 +119,10 @@ def read_report(paths: Iterable[Path | str], *, generator: np.random.Generator, 
             findings.ranking = rank(without_stages(results))
         except RunError as error:
             findings.unranked = error.message
-        findings.pairs = tables.pair_comparisons(results, findings.ranking, generator)
+        reader = RowReader()
+        findings.pairs = tables.pair_comparisons(results, findings.ranking, reader)
+        if len(findings.pairs) > 1:
+            findings.sure = tables.pair_comparisons(results, findings.ranking, reader, 1 - 0.05 / len(findings.pairs))
     return _compose(findings, title)
 
 
@@ -174,7 +178,7 @@ def _compose(findings: Findings, title: str) -> Report:
     ]
     return Report(
         title or _title(results),
-        headline(results, findings.summaries, findings.ranking, findings.pairs),
+        headline(results, findings.summaries, findings.ranking, findings.pairs, findings.sure or findings.pairs),
         reservations(results, findings.ranking, failed=len(findings.failed), skipped=len(findings.skipped)),
         _facts(results),
         tuple(section for section in sections if section.text or section.figures or section.tables),
@@ -222,8 +226,15 @@ def _comparison(findings: Findings) -> Section:
     if findings.pairs:
         text.append(
             "In pairs: the same task, shots, seed and rows, so what makes a task or split easy cancels. The advantage "
-            "is positive where the first is better, whatever the metric."
+            "is positive where the first is better, whatever the metric. Intervals are for other seeds and other test "
+            "rows of these tasks or, where there are several, for tasks like these."
         )
+        if findings.sure:
+            text.append(
+                f"Each verdict errs in 5 % of cases: of these {len(findings.pairs)} pairs about "
+                f"{0.05 * len(findings.pairs):.2g} would be told apart if no two methods differed."
+            )
+        text += [f"{note[0].upper()}{note[1:]}." for note in dict.fromkeys(n for p in findings.pairs for n in p.notes)]
         shown_tables.append(tables.pairs_table(findings.pairs))
     return Section("comparison", "Comparison", tuple(text), tuple(shown_figures), tuple(shown_tables))
 

@@ -9,8 +9,6 @@ from itertools import combinations
 from statistics import mean, median
 from typing import Any
 
-import numpy as np
-
 from handful.errors import RunError
 from handful.evaluation.estimate import Estimate, estimate_over_seeds
 from handful.evaluation.metrics import get_metric
@@ -21,6 +19,7 @@ from handful.reports.table import Table, Value
 from handful.studies.compare import Comparison, Summary, compare, labels_of, with_label
 from handful.studies.ranking import Ranking
 from handful.studies.results import Result, settings_of
+from handful.studies.row_noise import RowReader
 
 MEAN = "mean over tasks"
 
@@ -135,14 +134,14 @@ def rank_table(ranking: Ranking) -> Table:
 
 
 def pair_comparisons(
-    results: Sequence[Result], ranking: Ranking | None, generator: np.random.Generator
+    results: Sequence[Result], ranking: Ranking | None, reader: RowReader, level: float = 0.95
 ) -> list[Comparison]:
     """Every two labels that were run on the same rows, the better ranked first."""
     labels = [standing.label for standing in ranking.standings] if ranking else labels_of(results)
     pairs = []
     for a, b in combinations(labels, 2):
         try:
-            pairs.append(compare(with_label(results, a), with_label(results, b), generator=generator))
+            pairs.append(compare(with_label(results, a), with_label(results, b), level=level, reader=reader))
         except RunError:  # they share no rows
             continue
     return pairs
@@ -151,11 +150,23 @@ def pair_comparisons(
 def pairs_table(pairs: Sequence[Comparison]) -> Table:
     """Every two labels compared in pairs, the surest differences first."""
     surest = sorted(pairs, key=lambda pair: (pair.better is None, -abs(pair.advantage.mean)))
+    scopes = [f"on {scope}" for scope in scopes_of(pairs)]
     rows = tuple(
-        (c.a, c.b, c.advantage, c.wins, c.ties, c.losses, c.pairs, c.p, c.better or "not told apart") for c in surest
-    )
-    columns = ("a", "b", "advantage of a", "wins", "ties", "losses", "pairs", "sign test", "better")
-    return Table("pairs", "In pairs", columns, rows, details=("", "", "", "", "", "", "", "p", "by the interval"))
+        (
+            c.a, c.b, c.advantage, *([c.elsewhere] if len(scopes) > 1 else []), c.wins, c.ties, c.losses, c.pairs, c.p,
+            c.statement if c.better else c.verdict,
+        )
+        for c in surest
+    )  # fmt: skip
+    columns = ("a", "b", *("advantage of a" for _ in scopes), "wins", "ties", "losses", "pairs", "sign test", "verdict")
+    details = ("", "", *scopes, "", "", "", "", "p", "at 5 %")
+    return Table("pairs", "In pairs", columns, rows, details=details)
+
+
+def scopes_of(pairs: Sequence[Comparison]) -> tuple[str, ...]:
+    """What the intervals of these comparisons are for."""
+    several = any(pair.elsewhere is not None for pair in pairs)
+    return ("these tasks", "tasks like these") if several else ("this task",)
 
 
 def cost_table(results: Sequence[Result]) -> Table:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import get_args
 
+from handful.evaluation.estimate import Estimate
 from handful.reports.baseline import baseline_reservations
 from handful.reports.table import shown
 from handful.reports.tables import score_estimate
@@ -11,17 +13,22 @@ from handful.runs.card import headline as run_headline
 from handful.studies.compare import Comparison, Summary
 from handful.studies.ranking import Ranking
 from handful.studies.results import Result, without_stages
+from handful.studies.verdicts import NOT_TOLD_APART, Scope
 
 
 def headline(
-    results: Sequence[Result], summaries: Sequence[Summary], ranking: Ranking | None, pairs: Sequence[Comparison]
+    results: Sequence[Result],
+    summaries: Sequence[Summary],
+    ranking: Ranking | None,
+    pairs: Sequence[Comparison],
+    sure: Sequence[Comparison],
 ) -> tuple[str, ...]:
-    """The finding in a few sentences."""
+    """The finding in a few sentences. `sure` are the pairs at a level at which all together err in 5 % of cases."""
     if len(results) == 1:
         (result,) = results
         return (f"{result.label} on {result.cell.task}: {run_headline(result.record)}.",)
     if ranking is not None:
-        return _ranked(ranking, pairs)
+        return _ranked(ranking, pairs, sure)
     lines = [
         f"{one.label} on {one.task}, {one.shots:,} shots: {one.metric} {shown(score_estimate(one, results))}."
         for one in summaries
@@ -33,38 +40,58 @@ def headline(
     return (*lines[:3], f"{more} more below.") if more > 0 else tuple(lines)
 
 
-def _ranked(ranking: Ranking, pairs: Sequence[Comparison]) -> tuple[str, ...]:
+def _ranked(ranking: Ranking, pairs: Sequence[Comparison], sure: Sequence[Comparison]) -> tuple[str, ...]:
     first, second = ranking.standings[:2]
     several = len(ranking.tasks) > 1
     tasks = f"over {len(ranking.tasks)} tasks" if several else f"on {ranking.tasks[0]}"
     lines = [
         f"{first.label} has the best average rank: {first.rank.mean:.2f} of {len(ranking.standings)} methods {tasks}."
     ]
-    rivals = [pair for pair in pairs if first.label in (pair.a, pair.b)]
-    tied = [_other(pair, first.label) for pair in rivals if pair.better is None]
-    beaten = [_other(pair, first.label) for pair in rivals if pair.better == first.label]
-    stronger = [_other(pair, first.label) for pair in rivals if pair.better not in (None, first.label)]
-    if beaten:
-        lines.append(f"In pairs it is better than {_and(beaten)}.")
-    if tied:
-        lines.append(f"From {_and(tied)} it cannot be told apart.")
-    if stronger:
-        lines.append(f"Yet in pairs {_and(stronger)} {'is' if len(stronger) == 1 else 'are'} better.")
-    against = next((pair for pair in rivals if second.label in (pair.a, pair.b)), None)
+    rivals = [(pair, strict) for pair, strict in zip(pairs, sure, strict=True) if first.label in (pair.a, pair.b)]
+    for scope in SCOPES:
+        if beaten := [_other(p, first.label) for p, s in rivals if s.better == first.label and s.scope == scope]:
+            lines.append(f"In pairs it is better on {scope} than {_and(beaten)}.")
+    for scope in SCOPES:
+        alone = [p for p, s in rivals if p.better == first.label and p.scope == scope and s.better is None]
+        if alone:
+            lines.append(
+                f"Taken alone, it is better on {scope} than {_and([_other(p, first.label) for p in alone])}; as one of "
+                f"{len(pairs)} pairs that can be chance."
+            )
+    if tied := [_other(pair, first.label) for pair, _ in rivals if pair.better is None]:
+        lines.append(f"From {_and(tied)} it is {NOT_TOLD_APART}.")
+    for scope in SCOPES:
+        stronger = [pair.better for pair, _ in rivals if pair.better not in (None, first.label) and pair.scope == scope]
+        if stronger:
+            names = [name for name in stronger if name]
+            lines.append(f"Yet in pairs {_and(names)} {'is' if len(names) == 1 else 'are'} better on {scope}.")
+    against = next((pair for pair, _ in rivals if second.label in (pair.a, pair.b)), None)
     if against:
         lines.append(_margin(against, first.label, second.label))
     return tuple(lines)
 
 
+SCOPES = get_args(Scope)[::-1]
+"""The widest first."""
+
+
 def _margin(pair: Comparison, first: str, second: str) -> str:
     sign, wins, losses = (1, pair.wins, pair.losses) if pair.a == first else (-1, pair.losses, pair.wins)
-    mean, low, high = sign * pair.advantage.mean, pair.advantage.low, pair.advantage.high
-    ends = sorted((sign * low, sign * high)) if low is not None and high is not None else []
-    interval = f"[{ends[0]:+z.3f}, {ends[1]:+z.3f}]" if ends else "(no interval)"
+    where = "this task" if pair.elsewhere is None else "these tasks"
+    intervals = f"{_interval(pair.advantage, sign)} on {where}"
+    if pair.elsewhere is not None:
+        intervals += f" and {_interval(pair.elsewhere, sign)} on tasks like these"
     return (
-        f"Against {second}, the second: {mean:+z.3f} {interval}, {wins} won, {pair.ties} tied and {losses} lost "
-        f"of {pair.pairs} pairs."
+        f"Against {second}, the second: {sign * pair.advantage.mean:+z.3f}, {intervals}, {wins} won, {pair.ties} tied "
+        f"and {losses} lost of {pair.pairs} pairs."
     )
+
+
+def _interval(estimate: Estimate, sign: int) -> str:
+    if estimate.low is None or estimate.high is None:
+        return f"no interval ({estimate.method})"
+    low, high = sorted((sign * estimate.low, sign * estimate.high))
+    return f"[{low:+z.3f}, {high:+z.3f}]"
 
 
 def _other(pair: Comparison, label: str) -> str:

@@ -1,4 +1,4 @@
-"""Method "auto": chosen by resampling the K labelled rows; the probe, unless another is better beyond noise.
+"""Method "auto": chosen by resampling the K labelled rows; the probe, unless another is better on this task.
 
 The K rows are cut into folds, several times over. Each candidate is trained on all folds but one, just as the run
 itself will be, and scored on that one. Test rows stay closed throughout: the task of a fold has none.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from math import ceil, inf, sqrt
@@ -17,7 +17,7 @@ from typing import final
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
-from scipy.special import stdtrit
+from scipy.special import ndtri, stdtrit
 
 from handful.backbone.load import Backbone
 from handful.data.split import QUANTILES, DevRows, Split
@@ -31,6 +31,7 @@ from handful.randomness import stream
 from handful.runs.defaults import AUTO, WRITING_METHOD
 from handful.runs.experiment import make_split, train
 from handful.runs.spec import Choice, RunSpec
+from handful.studies.verdicts import square_of_mean
 from handful.training.events import Listener
 
 PROBE = "head"
@@ -100,13 +101,13 @@ def choose(
     on_message: Callable[[str], None] = lambda message: None,
     clock: Clock = time.perf_counter,
 ) -> Chosen:
-    """Of the specs whose advantage over the probe, `specs[0]`, has its 95 % interval above 0, that with the largest.
+    """Of the specs whose advantage over the probe, `specs[0]`, has its interval above 0, that with the largest.
 
-    Where there is none, the probe: a candidate that is no better gets past it in about one of forty cases. The specs
-    share rows, model and pooling. The first fold is timed; what cannot finish `FOLDS` folds within the `budget`
-    (seconds) is given up, the slowest first, and the rest get as many of the planned folds as fit. Where all do and
-    nothing is given up, the choice depends on rows, seed and model alone; else the choices say so. The budget is for
-    choosing; training the chosen spec comes on top.
+    Where there is none, the probe. The intervals are those of `advantages_over`, so where none is better another is
+    taken in at most 5 % of cases. The specs share rows, model and pooling. The first fold is timed; what cannot finish
+    `FOLDS` folds within the `budget` (seconds) is given up, the slowest first, and the rest get as many of the planned
+    folds as fit. Where all do and nothing is given up, the choice depends on rows, seed and model alone; else the
+    choices say so. The budget is for choosing; training the chosen spec comes on top.
 
     Raises: what the run of the probe itself would.
     """
@@ -123,7 +124,7 @@ def choose(
             f"folds of the {len(rows):,} training rows and at most {budget:,.0f} s"
         )
         resampling.run(make_folds(rows, task, count, seed))
-    return _conclude(specs, resampling, resampling.advantages(count), len(rows), count * REPEATS)
+    return _conclude(specs, resampling, resampling.advantages(count, len(rows)), len(rows), count * REPEATS)
 
 
 def count_folds(task: Task, probe: RunSpec) -> int:
@@ -140,14 +141,15 @@ def _conclude(
     specs: Sequence[RunSpec], done: _Resampling, advantages: dict[str, Estimate], rows: int, planned: int
 ) -> Chosen:
     """Choose, say why, and write it into the choices of the spec."""
-    better = {name: gain for name, gain in advantages.items() if gain.low is not None and gain.low > 0}
-    name = max(better, key=lambda name: better[name].mean) if better else specs[0].method.name
+    better = best_of(advantages)
+    name = better or specs[0].method.name
     cut = f", of {planned} planned: more did not fit into {done.budget:,.0f} s" if done.folds < planned else ""
-    where = f"in {done.folds} folds of the {rows:,} training rows{cut} (corrected resampled t)"
+    level = f" at {100 * next(iter(advantages.values())).level:.4g} %" if advantages else ""
+    where = f"in {done.folds} folds of the {rows:,} training rows{cut} (corrected resampled t{level})"
     if better:
-        reason = f"{done.task.metric} better than the probe's by {better[name]} {where}"
+        reason = f"better on this task than the probe, by {advantages[better]} {done.task.metric} {where}"
     elif advantages:
-        reason = f"it is the probe, and nothing is better than it beyond noise {where}"
+        reason = f"it is the probe, and nothing else is better on this task {where}"
     elif planned:
         reason = "it is the probe, and nothing else could be judged"
     else:
@@ -199,20 +201,51 @@ def make_folds(rows: Sequence[Example], task: Task, count: int, seed: int) -> li
     return folds
 
 
-def corrected_difference(differences: ArrayLike, ratio: float, level: float = 0.95) -> Estimate:
+def corrected_difference(
+    differences: ArrayLike, ratio: float, level: float = 0.95, rows: int | None = None
+) -> Estimate:
     """The mean difference over J folds, with the interval of the corrected resampled t test.
 
     mean ± t(J - 1) √((1 / J + ratio) s²), where s is the standard deviation of the differences (J,) and `ratio` the
     number of rows held out by the number trained on. Plain t would take the folds as independent, but any two share
     most of their training rows: the added `ratio` is Nadeau and Bengio's (2003) correction, for repeated folds as in
     Bouckaert and Frank (2004). A rule of thumb that works, not exact.
+
+    Folds may all agree by chance, since each holds few rows, and s is then 0. With `rows`, for scores that are shares
+    of that many rows in all, the interval is then mean ± z √(rows |mean| + 2) / rows, that of as many rows as the mean
+    makes up, all in favour of the same side: it takes 6 of them (see `row_noise`). Without, there is none.
     """
     values = check_numbers("differences", differences, "N")
     mean, n = float(values.mean()), len(values)
     if n == 1:
-        return Estimate(mean, None, None, 1, level, "one fold")
-    half = float(stdtrit(n - 1, (1 + level) / 2)) * sqrt((1 / n + ratio) * float(values.var(ddof=1)))
+        return Estimate(mean, None, None, n, level, "one fold")
+    half = float(stdtrit(n - 1, (1 + level) / 2)) * sqrt((1 / n + ratio) * n * square_of_mean(values))
+    if not half and rows is not None:
+        half = float(ndtri((1 + level) / 2)) * sqrt(rows * abs(mean) + 2) / rows
+    if not half:
+        return Estimate(mean, None, None, n, level, "the same difference in every fold")
     return Estimate(mean, mean - half, mean + half, n, level, "corrected resampled t")
+
+
+def advantages_over(
+    probe: str, scores: Mapping[str, ArrayLike], *, ratio: float, rows: int | None = None, sign: int = 1
+) -> dict[str, Estimate]:
+    """Every other candidate's `corrected_difference` to the probe, from scores in the same folds (J,) of each.
+
+    The intervals are at 1 - 5 % / m for m candidates besides the probe (Bonferroni). Only their upper half takes
+    another than the probe, which leaves room for what the correction leaves out: where all are equally good, that comes
+    in up to 4 % of cases (`benchmarks/verdicts.py`).
+    """
+    others = [name for name in scores if name != probe]
+    level = 1 - 0.05 / max(1, len(others))
+    gains = {name: sign * (np.asarray(scores[name]) - np.asarray(scores[probe])) for name in others}
+    return {name: corrected_difference(gain, ratio, level, rows) for name, gain in gains.items()}
+
+
+def best_of(advantages: Mapping[str, Estimate]) -> str | None:
+    """The candidate with the largest advantage of those whose interval is above 0."""
+    better = {name: gain.mean for name, gain in advantages.items() if gain.low is not None and gain.low > 0}
+    return max(better, key=lambda name: better[name]) if better else None
 
 
 def fold_score(task: Task, spec: RunSpec, fold: Fold, backbone: Backbone, on_event: Listener | None = None) -> float:
@@ -274,14 +307,16 @@ class _Resampling:
             told = ", ".join(f"{s.method.name} {value:.3f}" for s, value in zip(self.alive, scores, strict=True))
             self.say(f"auto: fold {number} of {fitting}: {told}")
 
-    def advantages(self, round_size: int) -> dict[str, Estimate]:
+    def advantages(self, round_size: int, rows: int) -> dict[str, Estimate]:
         """Of every candidate over the probe; none with fewer than `FOLDS` folds, which may agree by chance."""
         if self.folds < FOLDS:
             return {}
-        sign = 1 if get_metric(self.task.metric).higher_is_better else -1
-        probe, *others = (spec.method.name for spec in self.alive)
-        gains = {name: sign * (np.array(self.scores[name]) - np.array(self.scores[probe])) for name in others}
-        return {name: corrected_difference(gain, 1 / (round_size - 1)) for name, gain in gains.items()}
+        metric, probe = get_metric(self.task.metric), self.alive[0].method.name
+        scores = {spec.method.name: self.scores[spec.method.name] for spec in self.alive}
+        return advantages_over(
+            probe, scores, ratio=1 / (round_size - 1), rows=rows if metric.needs == "labels" else None,
+            sign=1 if metric.higher_is_better else -1,
+        )  # fmt: skip
 
     def _first(self, fold: Fold, limit: float) -> dict[str, float]:
         """Seconds of the first fold by candidate. Those that fail or take longer than the limit are given up."""

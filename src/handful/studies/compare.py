@@ -1,28 +1,25 @@
 """Finished runs: each method by itself, and two of them compared in pairs; `ranking` compares many.
 
 Scores are compared where the rows were the same: one task, number of shots and seed, and one fingerprint of the rows.
-What speaks beyond the runs at hand is an `Estimate` and says what its interval is over. With several tasks that is
-other tasks like these, for which a handful of tasks is weak evidence however many seeds each had.
+Which one is better, and for what, is said by the rule of `verdicts` and in its words; whoever shows a comparison takes
+them from `Comparison.statement`.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from math import sqrt
+from dataclasses import dataclass
 from typing import NamedTuple, final
 
 import numpy as np
-from scipy.special import ndtr, stdtrit
 
 from handful.errors import ConfigError, RunError, nearest
 from handful.evaluation.estimate import Estimate, estimate_over_seeds
 from handful.evaluation.metrics import Metric, get_metric
 from handful.studies.results import Cell, Result
-
-ROUNDING = 1e-12
-"""An end of an interval that is no further from 0 is 0: percentiles between draws of 0 come out as such numbers."""
+from handful.studies.row_noise import RowReader
+from handful.studies.verdicts import NOT_TOLD_APART, RowNoise, Scope, judge
 
 
 class Rows(NamedTuple):
@@ -50,7 +47,7 @@ class LeftOut:
 @final
 @dataclass(frozen=True)
 class TaskComparison:
-    """One task's part of a `Comparison`: both means and the advantage over its seeds, and its pairs."""
+    """One task's part of a `Comparison`: both means over its seeds, the advantage on this task, and its pairs."""
 
     task: str
     metric: str
@@ -67,19 +64,24 @@ class TaskComparison:
 class Comparison:
     """How much better `a` is than `b`.
 
-    `advantage` is positive where a is better, also for metrics of which less is better. `wins`, `ties` and `losses`
-    of a add up to the number of pairs; `p` is that of the exact sign test.
+    Advantages are positive where a is better, also for metrics of which less is better: `advantage` is that on these
+    tasks, `elsewhere` has the same mean and the interval for tasks like these, None for one task. `scope` is the widest
+    of the two for which one is better. `wins`, `ties` and `losses` of a add up to the number of pairs; `p` is that of
+    the exact sign test. `notes` say what lessens the evidence.
     """
 
     a: str
     b: str
     advantage: Estimate
+    elsewhere: Estimate | None
+    scope: Scope | None
     wins: int
     ties: int
     losses: int
     p: float
     tasks: tuple[TaskComparison, ...]
     left_out: LeftOut
+    notes: tuple[str, ...] = ()
 
     @property
     def pairs(self) -> int:
@@ -87,11 +89,20 @@ class Comparison:
 
     @property
     def better(self) -> str | None:
-        """The label that the interval speaks for, or None where it holds 0 or is missing."""
-        low, high = self.advantage.low, self.advantage.high
-        if low is None or high is None or (low <= ROUNDING and high >= -ROUNDING):
+        """The label that is better, or None where they are not told apart."""
+        if self.scope is None:
             return None
-        return self.a if low > 0 else self.b
+        return self.a if self.advantage.mean > 0 else self.b
+
+    @property
+    def verdict(self) -> str:
+        """What a comparison says: "better on", followed by `scope`, or "not told apart"."""
+        return f"better on {self.scope}" if self.scope else NOT_TOLD_APART
+
+    @property
+    def statement(self) -> str:
+        """The verdict as a sentence without its full stop."""
+        return f"{self.better} is {self.verdict}" if self.better else f"{self.a} and {self.b} are {NOT_TOLD_APART}"
 
 
 def labels_of(results: Iterable[Result]) -> list[str]:
@@ -120,17 +131,17 @@ def compare(
     a: Sequence[Result],
     b: Sequence[Result],
     *,
-    generator: np.random.Generator,
     metric: str | None = None,
     level: float = 0.95,
-    resamples: int = 2000,
+    reader: RowReader | None = None,
 ) -> Comparison:
     """The results of one label against those of another, in pairs that had the same rows.
 
     Without `metric` each task counts by its own, in its own units. The advantage of a pair is its difference, with the
     sign that makes more better. Its mean is over the shots of a seed, then over the seeds of a task, then over tasks,
-    so that each task counts the same however many runs it has; its interval is that of `bootstrap_tasks`, with seeds
-    drawn for all tasks at once where runs on several tasks started from the same run: its luck is in all of them.
+    so that each task counts the same however many runs it has; its intervals are those of `verdicts.judge`, with seeds
+    shared where runs on several tasks started from the same run. Tasks that are the same rows under several names
+    count as one. `reader` keeps what it has read of test rows, for the next comparison.
 
     The sign test asks whether wins and losses are equally likely: P(at least as uneven | Binomial(wins + losses, ½)),
     ties dropped. It takes pairs as independent. Those of one task share its test rows and those of one seed some of
@@ -141,6 +152,7 @@ def compare(
     """
     if metric:
         get_metric(metric)
+    reader = reader or RowReader()
     names, (first, second) = (_one_label(a), _one_label(b)), (by_rows(a), by_rows(b))
     pairs, left_out = _pair(first, second, metric)
     if not pairs:
@@ -158,66 +170,91 @@ def compare(
     of_task: dict[tuple[str, str], list[tuple[Result, Result]]] = defaultdict(list)
     for rows in pairs:
         of_task[rows.cell.task, metric or first[rows].metric].append((first[rows], second[rows]))
-    tasks = tuple(_compare_task(task, name, runs, level) for (task, name), runs in of_task.items())
-    groups = [
-        _over_shots((a.cell.seed, _advantage(a, b, name)) for a, b in runs) for (_, name), runs in of_task.items()
-    ]
-    same_seeds = len({frozenset(a.cell.seed for a, _ in runs) for runs in of_task.values()}) == 1
+    parts = [_compare_task(task, name, runs, reader, level) for (task, name), runs in of_task.items()]
+    tasks = tuple(part.told for part in parts)
+    groups, noise, notes = _independent(parts)
     shared = _share_a_start([run for runs in of_task.values() for pair in runs for run in pair])
-    advantage = bootstrap_tasks(
-        groups, generator=generator, resamples=resamples, level=level, jointly=shared and same_seeds
-    )
-    if shared and not same_seeds:
-        method = f"{advantage.method}, as if tasks of different seeds did not share the runs they started from"
-        advantage = replace(advantage, method=method)
+    found = judge(groups, noise, jointly=shared and len(groups) > 1, level=level)
     wins, ties, losses = (sum(getattr(task, kind) for task in tasks) for kind in ("wins", "ties", "losses"))
-    return Comparison(*names, advantage, wins, ties, losses, sign_test(wins, losses), tasks, left_out)
+    return Comparison(
+        *names, found.here, found.elsewhere, found.scope, wins, ties, losses, sign_test(wins, losses), tasks, left_out,
+        (*notes, *_notes(parts, found.here)),
+    )  # fmt: skip
 
 
-def bootstrap_tasks(
-    groups: Sequence[np.ndarray],
-    *,
-    generator: np.random.Generator,
-    resamples: int = 2000,
-    level: float = 0.95,
-    jointly: bool = False,
-) -> Estimate:
-    """The mean over tasks of each one's mean over seeds, with a bootstrap interval over both.
+@final
+@dataclass(frozen=True)
+class _Part:
+    """One task's advantages by seed, the noise of its test rows, the rows its seeds had, and what is shown of it."""
 
-    `groups` holds one array (seeds) a task. Every resample draws as many tasks with replacement, and for each drawn
-    task as many of its seeds; the interval is the percentiles of the resampled means, widened for few tasks as
-    Student's t widens the normal ("expanded percentile interval", Hesterberg 2015). `n` counts the tasks: the
-    interval is for other tasks of which these are a fair sample. One task alone: its seeds are resampled, `n` counts
-    them, and the interval is for other seeds of this task and says nothing about tasks.
+    told: TaskComparison
+    gains: dict[int, float]
+    noise: RowNoise | None
+    rows: dict[int, frozenset[str]]
 
-    With `jointly`, every resample draws its seeds once and takes them for all of its tasks, of which each then has
-    the same seeds in the same order: for scores of which one part is the seed's own on every task. Where that part
-    spreads by 0.5, beside tasks by 0.3 and the rest by 0.2, intervals of 8 tasks and 5 seeds cover in 97 % of samples
-    instead of 79 %, with 3 seeds in 90 % instead of 71 % (300 samples each); without it both agree.
+    @property
+    def fingerprints(self) -> frozenset[str]:
+        return frozenset[str]().union(*self.rows.values())
 
-    How often 95 % intervals cover the truth (normal scores, 800 samples each): with 8 tasks and 10 seeds in 94 % of
-    samples where a task's seeds spread a fifth as much as the tasks, in 97 % where they spread alike, and always where
-    tasks do not differ, since resampling twice counts the seeds' noise twice. Few tasks cover too rarely: 5 tasks
-    90 % where seeds spread a fifth as much, 3 tasks 80 %, 2 tasks 61 %; so do few seeds of one task: 10 seeds 94 %,
-    5 seeds 91 %, 3 seeds 76 %. One task with one seed gives no interval; equal values give an empty one.
-    """
-    means = np.array([group.mean() for group in groups])
-    mean = float(means.mean())
-    n, over = len(groups), "tasks and, jointly, seeds" if jointly else "tasks, then seeds"
-    if n == 1:
-        n, over = len(groups[0]), "seeds"
-    if n == 1:
-        return Estimate(mean, None, None, 1, level, "one seed")
-    picks = generator.integers(len(groups), size=(resamples, len(groups)))
-    if jointly:
-        seeds = generator.integers(len(groups[0]), size=(resamples, 1, len(groups[0])))
-        draws = np.stack(groups)[picks[:, :, None], seeds].mean((1, 2))
-    else:
-        drawn = [group[generator.integers(len(group), size=(*picks.shape, len(group)))].mean(-1) for group in groups]
-        draws = np.take_along_axis(np.stack(drawn), picks[None], axis=0)[0].mean(-1)
-    tail = ndtr(sqrt(n / (n - 1)) * stdtrit(n - 1, (1 - level) / 2))
-    low, high = np.quantile(draws, [tail, 1 - tail])
-    return Estimate(mean, min(float(low), mean), max(float(high), mean), n, level, f"bootstrap over {over}")
+
+def _compare_task(
+    task: str, metric: str, pairs: Sequence[tuple[Result, Result]], reader: RowReader, level: float
+) -> _Part:
+    of_a, of_b = ([(pair[side].cell.seed, score_of(pair[side], metric)) for pair in pairs] for side in (0, 1))
+    advantages = [(a.cell.seed, _advantage(a, b, metric)) for a, b in pairs]
+    gains, limits = over_shots(advantages), get_metric(metric).range
+    noise = reader.noise([(a.cell.seed, a, b) for a, b in pairs], metric)
+    rows: dict[int, set[str]] = defaultdict(set)
+    for a, _ in pairs:
+        rows[a.cell.seed].add(a.rows)
+    told = TaskComparison(
+        task=task,
+        metric=metric,
+        a=estimate_over_seeds([*over_shots(of_a).values()], level=level, limits=limits),
+        b=estimate_over_seeds([*over_shots(of_b).values()], level=level, limits=limits),
+        advantage=judge([np.array([*gains.values()])], [noise], level=level).here,
+        wins=sum(value > 0 for _, value in advantages),
+        ties=sum(value == 0 for _, value in advantages),
+        losses=sum(value < 0 for _, value in advantages),
+    )
+    return _Part(told, gains, noise, {seed: frozenset(found) for seed, found in rows.items()})
+
+
+def _independent(parts: Sequence[_Part]) -> tuple[list[np.ndarray], list[RowNoise | None], list[str]]:
+    """Advantages by seed and noise of test rows (T), with a note; tasks that have rows of a run in common are one."""
+    merged: list[list[_Part]] = []
+    for part in parts:
+        alike = [group for group in merged if any(part.fingerprints & one.fingerprints for one in group)]
+        merged = [group for group in merged if group not in alike]
+        merged.append([*(one for group in alike for one in group), part])
+    groups, noise, notes = [], [], []
+    for group in merged:
+        gains = over_shots((seed, gain) for part in group for seed, gain in part.gains.items())
+        known = [part.noise for part in group if part.noise]
+        groups.append(np.array([*gains.values()]))
+        noise.append(max(known, key=lambda one: (not one.paired, one.error)) if len(known) == len(group) else None)
+        if len(group) > 1:
+            names = ", ".join(part.told.task for part in group)
+            notes.append(f"the same rows under several names count as one task: {names}")
+    return groups, noise, notes
+
+
+def _notes(parts: Sequence[_Part], here: Estimate) -> list[str]:
+    """What lessens the evidence for these tasks."""
+    notes = []
+    same = [part.told.task for part in parts if len(part.rows) > len({*part.rows.values()})]
+    if same:
+        notes.append(
+            f"seeds had the same training rows on {', '.join(same)}: nothing here says how other training rows would do"
+        )
+    if here.low is not None:
+        unpaired = [part.told.task for part in parts if part.noise and not part.noise.paired]
+        if unpaired:
+            notes.append(
+                f"no predictions of both for the test rows of {', '.join(unpaired)}: their noise is bounded by the "
+                "intervals of both scores, which makes the interval wide"
+            )
+    return notes
 
 
 def sign_test(wins: int, losses: int) -> float:
@@ -274,28 +311,12 @@ def _pair(
     return pairs, LeftOut(len(of_first ^ of_second), len((of_first & of_second) - paired), other_metric, unscored)
 
 
-def _compare_task(task: str, metric: str, pairs: Sequence[tuple[Result, Result]], level: float) -> TaskComparison:
-    advantages = [(a.cell.seed, _advantage(a, b, metric)) for a, b in pairs]
-    of_a, of_b = ([(pair[side].cell.seed, score_of(pair[side], metric)) for pair in pairs] for side in (0, 1))
-    limits = get_metric(metric).range
-    return TaskComparison(
-        task=task,
-        metric=metric,
-        a=estimate_over_seeds(_over_shots(of_a), level=level, limits=limits),
-        b=estimate_over_seeds(_over_shots(of_b), level=level, limits=limits),
-        advantage=estimate_over_seeds(_over_shots(advantages), level=level),
-        wins=sum(value > 0 for _, value in advantages),
-        ties=sum(value == 0 for _, value in advantages),
-        losses=sum(value < 0 for _, value in advantages),
-    )
-
-
-def _over_shots(values: Iterable[tuple[int, float]]) -> np.ndarray:
-    """(seeds,): from (seed, score) the mean of each seed, whose runs share training rows: no evidence of their own."""
+def over_shots(values: Iterable[tuple[int, float]]) -> dict[int, float]:
+    """By seed, from (seed, score), the mean of each seed, whose runs share training rows: no evidence of their own."""
     seeds: dict[int, list[float]] = defaultdict(list)
     for seed, value in values:
         seeds[seed].append(value)
-    return np.array([np.mean(seeds[seed]) for seed in sorted(seeds)])
+    return {seed: float(np.mean(seeds[seed])) for seed in sorted(seeds)}
 
 
 def score_of(result: Result, metric: str | None) -> float:
@@ -346,7 +367,7 @@ def summary(results: Sequence[Result], *, metric: str | None = None, level: floa
     summaries = [
         Summary(
             label, task, shots, name,
-            estimate_over_seeds(_over_shots(scores), level=level, limits=get_metric(name).range),
+            estimate_over_seeds([*over_shots(scores).values()], level=level, limits=get_metric(name).range),
         )
         for (label, shots, task, name), scores in sorted(values.items())
     ]  # fmt: skip

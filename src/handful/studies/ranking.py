@@ -38,9 +38,10 @@ class Standing:
 class Ranking:
     """Labels by average rank, best first.
 
-    `friedman` is the statistic χ², `p` that of the correction by Iman and Davenport. Two labels whose average ranks
-    differ by less than `critical_difference` are not told apart; `groups` are the largest sets of neighbours of which
-    that holds. The three are None or empty with one task. `cells` were shared by all labels, `left_out` were not.
+    `friedman` is the statistic χ², `p` that of the correction by Iman and Davenport. Average ranks that differ by less
+    than `critical_difference` are no evidence that labels rank differently on tasks like these; `groups` are the
+    largest sets of neighbours of which that holds. The three are None or empty with one task. `cells` were shared by
+    all labels, `left_out` were not. Which of two labels is better is not said here: `compare` says.
     """
 
     standings: tuple[Standing, ...]
@@ -119,7 +120,7 @@ def friedman_test(ranks: np.ndarray) -> tuple[float, float]:
 
 
 def critical_difference(labels: int, tasks: int, level: float = 0.95) -> float:
-    """Nemenyi's: average ranks over so many tasks that differ by less are not told apart."""
+    """Nemenyi's: by how much average ranks over so many tasks differ by chance, any two of so many labels."""
     from scipy.stats import studentized_range
 
     quantile = float(studentized_range.ppf(level, labels, inf)) / sqrt(2)
@@ -173,7 +174,7 @@ def _limits(labels: int, tasks: int, difference: float | None) -> tuple[str, ...
         return ("one task: ranks are over tasks, so nothing is tested, and other tasks may rank otherwise",)
     if difference >= labels - 1:
         return (
-            f"too few tasks: on {tasks}, even the best everywhere is not told from the worst everywhere "
+            f"too few tasks: on {tasks}, even the ranks of the best everywhere and the worst everywhere are too close "
             f"(critical difference {difference:.2f}, largest possible {labels - 1})",
         )
     if tasks < ENOUGH_TASKS:
