@@ -23,7 +23,7 @@ from typing import Any, final
 import numpy as np
 from scipy.special import ndtri
 
-from handful.errors import DataError
+from handful.errors import DataError, HandfulError
 from handful.evaluation.metric import Metric
 from handful.evaluation.metrics import get_metric, score
 from handful.runs.store import PREDICTIONS
@@ -108,7 +108,7 @@ def _read(result: Result, metric: str) -> Effects | None:
                 (part, rows_id, place): value / (len(values) * len(parts))
                 for place, value in enumerate(values.tolist())
             }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, DataError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, HandfulError):
         return None  # a damaged file: the intervals on record bound the noise
     return effects if effects and abs(total - recorded.mean) <= 1e-3 * max(1.0, abs(recorded.mean)) else None
 
