@@ -84,8 +84,23 @@ def test_wilson_equals_scipy(share, level):
     successes, n = share
     expected = stats.binomtest(successes, n).proportion_ci(level, method="wilson")
     estimate = wilson(successes, n, level=level)
-    assert (estimate.low, estimate.high) == pytest.approx((expected.low, expected.high), abs=1e-9)
-    assert estimate.low <= estimate.mean <= estimate.high
+    found, few = (estimate.low, estimate.high), min(2 if n <= 50 else 3, n // 2)
+    assert found[0] <= estimate.mean <= found[1]
+    assert found[0] <= expected.low + 1e-9 and found[1] >= expected.high - 1e-9
+    if not 0 < successes <= few:
+        assert found[0] == pytest.approx(expected.low, abs=1e-9)
+    if not 0 < n - successes <= few:
+        assert found[1] == pytest.approx(expected.high, abs=1e-9)
+
+
+@pytest.mark.parametrize("n", [30, 60, 300])
+def test_intervals_of_shares_cover_up_to_the_ends(n):
+    """Exactly, by the binomial. Without Poisson's limits 30 rows cover 0.995 in 86 %, 60 rows 0.998 in 89 %."""
+    ends = [wilson(hits, n) for hits in range(n + 1)]
+    low, high = np.array([one.low for one in ends]), np.array([one.high for one in ends])
+    for truth in (0.5, 0.55, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998):
+        chances = stats.binom.pmf(np.arange(n + 1), n, truth)
+        assert chances[(low <= truth) & (truth <= high)].sum() > 0.929, truth
 
 
 def test_accuracy_has_the_interval_of_wilson(generator):
@@ -136,8 +151,81 @@ def test_intervals_of_correlations_cover(name, truth):
     assert 0.91 <= coverage(name, truth, 400) <= 0.98
 
 
-def test_intervals_of_a_skewed_loss_cover_almost():
-    assert 0.90 <= coverage("mse", 0.4, 1000) <= 0.945  # 0.4 is 0.2 squared plus 0.6 squared
+def test_intervals_of_a_skewed_loss_cover():
+    """Percentiles of resampled rows cover in 92 %."""
+    assert 0.96 <= coverage("mse", 0.4, 700) <= 0.998  # 0.4 is 0.2 squared plus 0.6 squared
+
+
+def covered(metric, draw, truth, rows, samples=300):
+    """The share of samples of `draw(rows, generator)` whose interval contains the truth."""
+    generator, hits = np.random.default_rng(3), 0
+    for _ in range(samples):
+        found = bootstrap_score(metric, *draw(rows, generator), generator=generator, resamples=300)
+        hits += found.low <= truth <= found.high
+    return hits / samples
+
+
+def draw_logits(sharpness, factor):
+    """Labels of two classes by softmax(logits), predicted with softmax(factor · logits)."""
+
+    def draw(rows, generator):
+        margin = generator.normal(scale=sharpness * np.sqrt(2), size=rows)
+        positive = 1 / (1 + np.exp(-factor * margin))
+        labels = generator.random(rows) < 1 / (1 + np.exp(-margin))
+        return np.stack([1 - positive, positive], axis=1), labels.astype(int)
+
+    return draw
+
+
+@pytest.mark.parametrize(("sharpness", "factor"), [(8, 3), (8, 1), (3, 3)])
+@pytest.mark.parametrize("rows", [30, 60])
+def test_intervals_of_dear_errors_cover(sharpness, factor, rows):
+    """Percentiles of resampled rows cover the NLL of 30 rows in 66, 80 and 83 %, as most rows cost next to nothing."""
+    draw = draw_logits(sharpness, factor)
+    truth = score("nll", *draw(400_000, np.random.default_rng(0)))
+    assert covered("nll", draw, truth, rows) >= 0.95
+
+
+@pytest.mark.parametrize("rows", [30, 60, 300])
+def test_the_interval_of_a_calibration_error_holds_that_of_endless_rows(rows):
+    """Percentiles of resampled rows never hold 0, which is the truth of the first, and that of the second in 81 %."""
+    assert covered("ece", draw_logits(1, 1), 0.0, rows) >= 0.94
+    draw = draw_logits(1, 3)
+    truth = score("ece", *draw(400_000, np.random.default_rng(0)))
+    assert truth == pytest.approx(0.153, abs=0.003)
+    assert 0.92 <= covered("ece", draw, truth, rows) <= 0.99
+
+
+def test_intervals_of_macro_f1_cover_where_classes_are_many_and_uneven():
+    """Without the rows added to recognised classes 85 % at 30 rows, as the score is too low where classes are small."""
+    shares = np.array([0.5, 0.2, 0.1, 0.1, 0.05, 0.05])
+    table = np.diag(shares) * 0.3 + np.outer(shares, shares) * 0.7  # 3 of 10 rows are looked at
+
+    def draw(rows, generator):
+        cells = generator.choice(36, size=rows, p=table.ravel())
+        return cells % 6, cells // 6
+
+    truth = float(METRICS["macro_f1"].function(table))
+    assert covered("macro_f1", draw, truth, 30) >= 0.95
+    assert covered("macro_f1", draw, truth, 60) >= 0.94
+
+
+def test_intervals_of_ranks_cover_where_errors_have_heavy_tails():
+    """The formula for normal values covers in 88 %."""
+
+    def draw(rows, generator):
+        signal = generator.normal(size=rows)
+        return signal, 0.95 * signal + 0.18 * generator.standard_t(3, size=rows)
+
+    truth = score("spearman", *draw(400_000, np.random.default_rng(0)))
+    assert covered("spearman", draw, truth, 30) >= 0.94
+
+
+def test_a_perfect_order_of_few_rows_proves_little(generator):
+    found = bootstrap_score("spearman", [1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 3.0, 4.0], generator=generator)
+    assert (found.mean, found.high) == (1.0, 1.0) and found.low < 0
+    found = bootstrap_score("pearson", [1.0, 2.0, 3.0], [1.0, 2.0, 3.0], generator=generator)
+    assert (found.low, found.high, found.method) == (-1, 1, "the whole range, for fewer than 4 rows")
 
 
 def test_a_lower_level_gives_a_narrower_interval(generator):

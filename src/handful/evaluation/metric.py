@@ -28,8 +28,9 @@ class Metric:
     - "texts": written texts (N,) and their records (N,); returns statistics (N, F) that add up over rows, of whose sums
       (R, F) `combine` makes scores (R,)
 
-    `metrics.score` does the conversion and all checks. `signature` tells the exact variant of a metric of texts, and
-    `ready` raises ConfigError where something that it needs is not installed.
+    `metrics.score` does the conversion and all checks. `rows` gives the value of each row (N,) where the metric is
+    their mean and takes what `function` does. `signature` tells the exact variant of a metric of texts, and `ready`
+    raises ConfigError where something that it needs is not installed.
     """
 
     name: str
@@ -43,3 +44,4 @@ class Metric:
     combine: Callable[[np.ndarray], np.ndarray] | None = None
     signature: Callable[[], str] | None = None
     ready: Callable[[], None] | None = None
+    rows: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None

@@ -19,6 +19,7 @@ from handful.evaluation.metric import Metric, Needs
 
 SMALLEST_PROBABILITY = float(np.finfo(np.float64).eps)
 _LARGEST_NLL = -log(SMALLEST_PROBABILITY)
+CALIBRATION_BINS = 15
 
 ADVICE: dict[Needs, str] = {
     "labels": "pass class indices (N), or one score a class (N, C)",
@@ -258,8 +259,13 @@ def negative_log_likelihood(probabilities: np.ndarray, targets: np.ndarray) -> f
 
     `probabilities` (N, C), `targets` (N,) class indices. Range 0 to 36.04.
     """
+    return float(_surprises(probabilities, targets).mean())
+
+
+def _surprises(probabilities: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """-ln p (N,) of each row's target class."""
     of_target = probabilities[np.arange(len(targets)), targets]
-    return float(-np.log(np.clip(of_target, SMALLEST_PROBABILITY, 1.0)).mean())
+    return -np.log(np.clip(of_target, SMALLEST_PROBABILITY, 1.0))
 
 
 def brier(probabilities: np.ndarray, targets: np.ndarray) -> float:
@@ -271,12 +277,17 @@ def brier(probabilities: np.ndarray, targets: np.ndarray) -> float:
 
     `probabilities` (N, C), `targets` (N,) class indices.
     """
+    return float(_squared_distances(probabilities, targets).mean())
+
+
+def _squared_distances(probabilities: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """The squared distance (N,) of each row's probabilities to its one-hot target."""
     one_hot = np.eye(probabilities.shape[1])[targets]
-    return float(((probabilities - one_hot) ** 2).sum(axis=1).mean())
+    return ((probabilities - one_hot) ** 2).sum(axis=1)
 
 
 def expected_calibration_error(
-    probabilities: np.ndarray, targets: np.ndarray, *, bins: int = 15, adaptive: bool = False
+    probabilities: np.ndarray, targets: np.ndarray, *, bins: int = CALIBRATION_BINS, adaptive: bool = False
 ) -> float:
     """Top-label expected calibration error (Guo et al. 2017): by how much confidence and accuracy disagree.
 
@@ -346,7 +357,11 @@ def mean_squared_error(predictions: np.ndarray, targets: np.ndarray) -> np.ndarr
 
     `predictions` (..., N), `targets` (..., N). Returns (...), 0 at best.
     """
-    return ((predictions - targets) ** 2).mean(-1)
+    return _squares(predictions, targets).mean(-1)
+
+
+def _squares(predictions: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    return (predictions - targets) ** 2
 
 
 def mean_absolute_error(predictions: np.ndarray, targets: np.ndarray) -> np.ndarray:
@@ -354,7 +369,11 @@ def mean_absolute_error(predictions: np.ndarray, targets: np.ndarray) -> np.ndar
 
     `predictions` (..., N), `targets` (..., N). Returns (...), 0 at best.
     """
-    return np.abs(predictions - targets).mean(-1)
+    return _distances(predictions, targets).mean(-1)
+
+
+def _distances(predictions: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    return np.abs(predictions - targets)
 
 
 _CLASSES: frozenset[TaskKind] = frozenset({"classification", "pair-classification"})
@@ -367,10 +386,21 @@ _ALL = (
     Metric("macro_f1", "mean over the classes of each one's F1", _CLASSES, "labels", True, (0, 1), macro_f1),
     Metric("pearson", "linear correlation", _VALUES, "values", True, (-1, 1), pearson),
     Metric("spearman", "rank correlation", _VALUES, "values", True, (-1, 1), spearman),
-    Metric("mse", "mean squared error", _VALUES, "values", False, (0, inf), mean_squared_error),
-    Metric("mae", "mean absolute error", _VALUES, "values", False, (0, inf), mean_absolute_error),
-    Metric("nll", "mean -ln p(target)", _CLASSES, "probabilities", False, (0, _LARGEST_NLL), negative_log_likelihood),
-    Metric("brier", "squared distance to one-hot", _CLASSES, "probabilities", False, (0, 2), brier),
+    Metric("mse", "mean squared error", _VALUES, "values", False, (0, inf), mean_squared_error, rows=_squares),
+    Metric("mae", "mean absolute error", _VALUES, "values", False, (0, inf), mean_absolute_error, rows=_distances),
+    Metric(
+        "nll",
+        "mean -ln p(target)",
+        _CLASSES,
+        "probabilities",
+        False,
+        (0, _LARGEST_NLL),
+        negative_log_likelihood,
+        rows=_surprises,
+    ),
+    Metric(
+        "brier", "squared distance to one-hot", _CLASSES, "probabilities", False, (0, 2), brier, rows=_squared_distances
+    ),
     Metric("ece", "calibration error, 15 bins", _CLASSES, "probabilities", False, (0, 1), expected_calibration_error),
 )
 METRICS: dict[str, Metric] = {metric.name: metric for metric in (*_ALL, *GENERATION_METRICS)}
