@@ -38,6 +38,6 @@ def cell(value: object) -> object:
     A text that begins with =, +, -, @, a tab or a line's end gets an apostrophe in front, as spreadsheets do it
     themselves. A number stays one, as a text too: "-3.5" is no formula.
     """
-    if not isinstance(value, str) or not value.startswith(_FORMULA) or _NUMBER.fullmatch(value):
+    if not isinstance(value, str) or not value.startswith(_FORMULA) or len(value) == 1 or _NUMBER.fullmatch(value):
         return value
     return f"'{value}"

@@ -29,6 +29,9 @@ LONGEST_NAME = 180
 STALE_DAYS, FORGOTTEN_DAYS = 1, 30
 """Age from which on a temporary folder belongs to nobody, and from which on an unfinished fit will not be continued."""
 
+_ASKS_BY_SIGNAL = os.name == "posix"
+"""Whether signal 0 asks if a process is there, and does nothing to it."""
+
 _RESERVED = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|com[0-9¹²³]|lpt[0-9¹²³])", re.IGNORECASE)
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<host>[0-9a-f]{6})-(?P<process>\d+)-[0-9a-f]{12}(?P<kind>\.partial|\.old)")
 
@@ -93,7 +96,7 @@ def parse_json(content: bytes | str) -> Any:
         raise ValueError("brackets are nested too deep") from None
 
 
-def _temporary(final: Path, kind: str) -> Path:
+def temporary_name(final: Path, kind: str) -> Path:
     """A name beside `final` that nobody can foresee."""
     name = short_name(final.name.lstrip(".") or "x")
     return final.with_name(f".{name}.{_host()}-{os.getpid()}-{secrets.token_hex(6)}{kind}")
@@ -109,6 +112,12 @@ def open_new(path: Path) -> IO[bytes]:
     return os.fdopen(os.open(path, flags, 0o666), "wb")
 
 
+def open_append(path: Path) -> IO[bytes]:
+    """A file to add to, which is made where there is none; a link is not followed."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+    return os.fdopen(os.open(path, flags, 0o666), "ab")
+
+
 @contextmanager
 def new_file(path: Path) -> Iterator[IO[bytes]]:
     """A file, open for writing bytes, that gets its name when the block ends well and disappears when it does not.
@@ -119,9 +128,10 @@ def new_file(path: Path) -> Iterator[IO[bytes]]:
         with open(path, "wb") as file:
             yield file
         return
-    partial = _temporary(path, PARTIAL)
+    partial = temporary_name(path, PARTIAL)
+    opened = open_new(partial)  # what stands there already is not ours to remove
     try:
-        with open_new(partial) as file:
+        with opened as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -133,9 +143,10 @@ def new_file(path: Path) -> Iterator[IO[bytes]]:
 def check_folder(folder: Path) -> None:
     """Raises: OSError unless a file can be made in this folder (made if missing)."""
     folder.mkdir(parents=True, exist_ok=True)
-    probe = _temporary(folder / "probe", PARTIAL)
+    probe = temporary_name(folder / "probe", PARTIAL)
+    opened = open_new(probe)
     try:
-        with open_new(probe) as file:
+        with opened as file:
             file.write(b"\0" * 65536)
     finally:
         probe.unlink(missing_ok=True)
@@ -156,7 +167,7 @@ def new_folder(final: Path, check: Callable[[Path], None] = lambda folder: None)
     """
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
-        partial = _temporary(final, PARTIAL)
+        partial = temporary_name(final, PARTIAL)
         partial.mkdir()
         mode = partial.stat().st_mode
         partial.chmod(0o700)
@@ -195,7 +206,7 @@ def _move_into_place(partial: Path, final: Path) -> None:
     if not exists(final):
         os.replace(partial, final)
         return
-    aside = _temporary(final, ASIDE)
+    aside = temporary_name(final, ASIDE)
     aside.mkdir(0o700)
     try:
         os.replace(final, aside / final.name)
@@ -273,7 +284,7 @@ def _is_alive(path: Path, host: str, process: int) -> bool:
     """Whether the process may still be at work on what it has left here."""
     if _age_days(path) > STALE_DAYS:
         return False
-    if host != _host() or os.name != "posix":  # on Windows os.kill would end the process
+    if host != _host() or not _ASKS_BY_SIGNAL:  # on Windows os.kill would end the process
         return True
     try:
         os.kill(process, 0)

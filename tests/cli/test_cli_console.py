@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import sys
+from pathlib import Path
 
 import pytest
 
+import handful.cli.console
 from handful.cli.console import FitProgress, format_cell, show_table
 from handful.training.events import Evaluated, FitStarted, StepDone, Stopped
 
@@ -70,3 +73,25 @@ def test_a_probe_without_steps_shows_nothing(capsys):
     with FitProgress("head") as progress:
         progress(started(0))
     assert capsys.readouterr().err == ""
+
+
+def test_no_verb_prints_past_what_makes_texts_harmless():
+    """Names and labels may hold what a terminal obeys: `show`, `say` and the tables spell it out."""
+    own = {"console.py", "main.py", "app.py", "predict.py"}  # predict writes data, and app a version
+    folder = Path(handful.cli.console.__file__).parent
+    found = [path.name for path in folder.glob("*.py") if re.search(r"(?<![.\w])print\(", path.read_text())]
+    assert set(found) <= own
+
+
+def test_escapes_reach_no_terminal(command, table, tiny_folder, tmp_path):
+    red = "\x1b[31mred\x1b[0m"
+    data = table([(f"text {i} {'aaaa' if i % 2 else 'zz'}", red if i % 2 else "\u202eplain") for i in range(40)])
+    data = data.rename(tmp_path / "d\x1b]0;title\x07.csv")
+    outcome = command("check", data, "--model", tiny_folder, "--output", tmp_path / "o")
+    assert outcome.code == 0, outcome.err
+    assert "\\x1b[31mred\\x1b[0m" in outcome.out and "\\u202eplain" in outcome.out
+    wrong = command("check", data, "--model", "no\x1b[31mmodel", "--set", "\x9bx=1")
+    for text in (outcome.out, outcome.err, wrong.out, wrong.err):
+        assert not set(text) & set("\x1b\x07\x9b\u202e")
+    content = command("check", data, "--model", tiny_folder, "--output", tmp_path / "o", "--json")
+    assert red in content.json["rows"]["classes"] and not set(content.out) & set("\x1b\x07\x9b\u202e")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from handful.cli.arguments import RunArguments, Speedup, spread_arguments
-from handful.cli.console import say, show_json
+from handful.cli.console import say, show, show_json
 from handful.errors import ConfigError, HandfulError
 from handful.runs.defaults import AUTO
 
@@ -64,7 +64,7 @@ def check(
         show_json({"ok": not problems, "problems": errors, **record})
     elif task and spec and record:
         tell_choices(task, spec)
-        show(record)
+        show_check(record)
     for problem in problems:
         say(f"error: {problem.message}" + (f"\nhint: {problem.hint}" if problem.hint else ""))
     if problems:
@@ -142,39 +142,37 @@ def describe_auto(task: Task, specs: Sequence[RunSpec]) -> dict[str, Any]:
     return {"candidates": candidates, "folds": count_folds(task, specs[0])}
 
 
-def show(record: dict[str, Any]) -> None:
+def show_check(record: dict[str, Any]) -> None:
     """The run for people."""
     from handful.runs.card import cut_references, described_model, untested_sentences
 
     if auto := record.get("auto"):
         able = [name for name, problem in auto["candidates"].items() if problem is None]
-        print(f"auto      {' or '.join(able)}, by at most {auto['folds']} folds of the training rows; ", end="")
-        print(f"below is {able[0]}, which is kept unless another is better on this task")
+        show(f"auto      {' or '.join(able)}, by at most {auto['folds']} folds of the training rows; ", end="")
+        show(f"below is {able[0]}, which is kept unless another is better on this task")
         for name, problem in auto["candidates"].items():
             if problem:
-                print(f"auto      {name} cannot be tried: {problem}")
+                show(f"auto      {name} cannot be tried: {problem}")
     rows, model = record["rows"], record["model"]
-    print(f"rows      {rows['train']:,} to train, {rows['dev']:,} to select, {rows['test']:,} to test")
+    show(f"rows      {rows['train']:,} to train, {rows['dev']:,} to select, {rows['test']:,} to test")
     if rows["classes"]:
-        print(f"classes   {', '.join(f'{label}: {count:,}' for label, count in rows['classes'].items())}")
+        show(f"classes   {', '.join(f'{label}: {count:,}' for label, count in rows['classes'].items())}")
         if baseline := record["baseline"]:
-            print(f"baseline  {baseline['says']}")
+            show(f"baseline  {baseline['says']}")
         for sentence in untested_sentences(rows, len(rows["classes"]), {record["task"]["metric"]}):
-            print(f"test      {sentence}")
+            show(f"test      {sentence}")
     if rows["dropped_duplicates"] or rows["dropped_overlap"]:
-        print(f"left out  {rows['dropped_duplicates']:,} rows that repeat others, ", end="")
-        print(f"{rows['dropped_overlap']:,} that stand in the test or development rows")
+        show(f"left out  {rows['dropped_duplicates']:,} rows that repeat others, ", end="")
+        show(f"{rows['dropped_overlap']:,} that stand in the test or development rows")
     cut, total = sum(rows["truncated"].values()), rows["train"] + rows["dev"]
-    print(f"texts     the longest has {rows['longest']:,} tokens; {cut:,} of {total:,} are cut to {rows['max_length']}")
+    show(f"texts     the longest has {rows['longest']:,} tokens; {cut:,} of {total:,} are cut to {rows['max_length']}")
     for sentence in cut_references(rows):
-        print(f"texts     {sentence}")
-    print(f"model     {model['name']}: {described_model(model)}, {model['layers']} layers")
+        show(f"texts     {sentence}")
+    show(f"model     {model['name']}: {described_model(model)}, {model['layers']} layers")
     for note in record["notes"]:
-        print(f"method    {note}")
+        show(f"method    {note}")
     trained = "known once the model is loaded" if record["parameters"] is None else f"{record['parameters']:,}"
-    print(f"training  {record['steps']:,} steps, trained parameters: {trained}")
+    show(f"training  {record['steps']:,} steps, trained parameters: {trained}")
     for name, plan in record["export"].items():
         chosen = "  (what `handful export` writes unless it is told otherwise)" * (name == record["export_format"])
-        print(
-            f"export    {name}: {plan['summary'] if plan['possible'] else 'not possible: ' + plan['summary']}{chosen}"
-        )
+        show(f"export    {name}: {plan['summary'] if plan['possible'] else 'not possible: ' + plan['summary']}{chosen}")

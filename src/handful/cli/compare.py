@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from handful.cli.console import say, show_json, show_table
+from handful.cli.console import say, show, show_json, show_table
 from handful.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
@@ -84,14 +84,14 @@ def read(folders: list[Path]) -> tuple[list[Result], list[dict[str, str]]]:
 def show_comparison(found: Comparison) -> None:
     """One comparison for people: the verdict, then the tasks."""
     a, b, tasks = found.a, found.b, len(found.tasks)
-    print(f"{a} against {b}: {found.pairs} pairs on {tasks} task{'s' * (tasks > 1)}")
+    show(f"{a} against {b}: {found.pairs} pairs on {tasks} task{'s' * (tasks > 1)}")
     where = "this task" if found.elsewhere is None else "these tasks"
-    print(f"advantage of {a} on {where}: {found.advantage}  ({_how(found.advantage)})")
+    show(f"advantage of {a} on {where}: {found.advantage}  ({_how(found.advantage)})")
     if found.elsewhere is not None:
-        print(f"advantage of {a} on tasks like these: {found.elsewhere}  ({_how(found.elsewhere)})")
-    print(f"{a} wins {found.wins}, ties {found.ties}, loses {found.losses}; sign test p = {found.p:.3g}")
-    print(found.statement)
-    print()
+        show(f"advantage of {a} on tasks like these: {found.elsewhere}  ({_how(found.elsewhere)})")
+    show(f"{a} wins {found.wins}, ties {found.ties}, loses {found.losses}; sign test p = {found.p:.3g}")
+    show(found.statement)
+    show()
     header = ("task", "metric", a, b, f"advantage of {a}", "seeds", "wins", "ties", "losses")
     show_table(
         header,
@@ -123,7 +123,7 @@ def show_ranking(found: Ranking, scores: list[Summary]) -> None:
     means = [one for one in scores if one.task == what]
     columns = sorted({(one.shots, one.metric) for one in means})
     by_label: dict[tuple[str, int, str], Estimate] = {(one.label, one.shots, one.metric): one.estimate for one in means}
-    print(f"{len(found.standings)} labels on {found.cells} shared cells of {len(found.tasks)} task(s)")
+    show(f"{len(found.standings)} labels on {found.cells} shared cells of {len(found.tasks)} task(s)")
     header = ("label", "average rank", *(f"{metric}, K={shots}" for shots, metric in columns), "wins", "ties", "losses")
     rows = []
     for one in found.standings:
@@ -131,10 +131,10 @@ def show_ranking(found: Ranking, scores: list[Summary]) -> None:
         rows.append((one.label, str(one.rank), *map(_or_empty, cells), one.wins, one.ties, one.losses))
     show_table(header, rows)
     if found.friedman is not None and found.p is not None:
-        print(f"Friedman chi-squared {found.friedman:.2f}, p = {found.p:.3g} (Iman and Davenport)")
-        print(f"critical difference of average ranks (Nemenyi): {found.critical_difference:.2f}")
+        show(f"Friedman chi-squared {found.friedman:.2f}, p = {found.p:.3g} (Iman and Davenport)")
+        show(f"critical difference of average ranks (Nemenyi): {found.critical_difference:.2f}")
         for group in found.groups:
-            print(f"ranks closer than the critical difference: {', '.join(group)}")
+            show(f"ranks closer than the critical difference: {', '.join(group)}")
     for note in found.notes:
         say(note)
     if found.left_out:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, Self, final
@@ -12,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from handful.neutral import one_line, printable
 from handful.training.events import Evaluated, Event, FitStarted, StepDone, Stopped
 
 WIDTH_OF_FILES = 160
@@ -22,12 +24,26 @@ _SMOOTHING = 0.9
 
 def say(message: str = "") -> None:
     """A line of talk, on stderr."""
-    print(message, file=sys.stderr, flush=True)
+    print(printable(message), file=sys.stderr, flush=True)
+
+
+def show(text: str = "", end: str = "\n") -> None:
+    """The result of a verb for people, on stdout; whatever stands in names and labels, a terminal obeys none of it."""
+    print(printable(text), end=end)
+
+
+def show_data(text: str) -> None:
+    """The result of a verb for programs, on stdout: as it is, but on a terminal."""
+    print(printable(text) if sys.stdout.isatty() else text, end="")
 
 
 def show_json(value: Any) -> None:
-    """The result of a verb for programs."""
-    print(json.dumps(value, indent=1, ensure_ascii=False))
+    """The result of a verb for programs; controls are written as JSON writes them, which is the same value."""
+    text = json.dumps(value, indent=1, ensure_ascii=False)
+    print(_CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
+
+
+_CONTROLS = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def show_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
@@ -36,9 +52,11 @@ def show_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for index, name in enumerate(header):
         numeric = bool(rows) and all(row[index][:1].isdigit() or not row[index] for row in rows)
-        table.add_column(Text(name), justify="right" if numeric else "left", overflow="fold")
+        table.add_column(Text(one_line(name)), justify="right" if numeric else "left", overflow="fold")
     for row in rows:
-        table.add_row(*map(Text, row))  # Text: what looks like markup in the user's data stays as it is
+        table.add_row(
+            *(Text(printable(cell)) for cell in row)
+        )  # Text: what looks like markup in the user's data stays as it is
     Console(width=None if sys.stdout.isatty() else WIDTH_OF_FILES, soft_wrap=False).print(table)
     sys.stdout.flush()  # in step with the talk on stderr, where both go into one file
 
@@ -95,7 +113,7 @@ class FitProgress:
 
     def say(self, message: str) -> None:
         """A line of talk above the bar."""
-        self.bar.console.print(Text(message), soft_wrap=True)
+        self.bar.console.print(Text(printable(message)), soft_wrap=True)
 
     def _start(self, event: FitStarted) -> None:
         self.steps, self.loss, self.score = event.steps, 0.0, ""

@@ -14,7 +14,7 @@ from typing import Annotated, Literal, final
 
 import typer
 
-from handful.cli.console import say, show_json
+from handful.cli.console import say, show, show_json
 from handful.errors import HandfulError
 
 PACKAGES = ("handful", "torch", "transformers", "accelerate", "safetensors", "scikit-learn", "peft", "datasets")
@@ -41,9 +41,9 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
         for finding in look():
             findings.append(finding)
             if not as_json:
-                print(f"{finding.state:6}{finding.name:14}{finding.found}")
+                show(f"{finding.state:6}{finding.name:14}{finding.found}")
                 if finding.advice:
-                    print(f"{'':20}→ {finding.advice}")
+                    show(f"{'':20}→ {finding.advice}")
     if as_json:
         show_json([asdict(finding) for finding in findings])
     wrong = [finding.name for finding in findings if finding.state == "wrong"]

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from handful.cli.console import say, show_json
+from handful.cli.console import say, show, show_json
 
 
 def export(
@@ -64,11 +64,11 @@ def export(
             }
         )  # fmt: skip
         return
-    print(f"{report.folder}: {report.plan.summary}")
-    print(f"the run's score: {fitted.headline}")
-    print(report.verification)
+    show(f"{report.folder}: {report.plan.summary}")
+    show(f"the run's score: {fitted.headline}")
+    show(report.verification)
     for sentence in report.notes:
-        print(sentence)
+        show(sentence)
     for sentence in report.size.sentences() if report.size else ():
-        print(sentence)
+        show(sentence)
     say(f"how to load it: {report.folder / 'README.md'}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from handful.cli.arguments import RunArguments, Speedup, spread_arguments
-from handful.cli.console import FitProgress, format_cell, say, show_json
+from handful.cli.console import FitProgress, format_cell, say, show, show_json
 from handful.errors import ConfigError
 from handful.runs.defaults import AUTO
 
@@ -145,16 +145,16 @@ def show_run(saved: Run) -> None:
 
     record = saved.record
     fitted, rows = record["fit"], record["rows"]
-    print(headline(record))
+    show(headline(record))
     for sentence in untested_sentences(rows, len(record["task"]["labels"]), {record["task"]["metric"]}):
-        print(sentence)
+        show(sentence)
     for name, signature in record.get("signatures", {}).items():  # of texts: a metric is nothing without its variant
-        print(f"  {name} {Estimate.from_dict(record['scores'][name])}  {signature}")
-    print(f"trained {fitted['parameters']:,} of {record['backbone']['parameters']:,} parameters", end=" ")
-    print(f"on {rows['train']:,} rows in {fitted['steps']:,} steps, {fitted['seconds']:.1f} s")
+        show(f"  {name} {Estimate.from_dict(record['scores'][name])}  {signature}")
+    show(f"trained {fitted['parameters']:,} of {record['backbone']['parameters']:,} parameters", end=" ")
+    show(f"on {rows['train']:,} rows in {fitted['steps']:,} steps, {fitted['seconds']:.1f} s")
     if sentence := left_out(record):
-        print(sentence)
-    print(f"run {saved.folder}")
+        show(sentence)
+    show(f"run {saved.folder}")
 
 
 def tell_next(saved: Run) -> None:

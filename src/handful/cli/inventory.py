@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from handful.cli.console import say, show_json
+from handful.cli.console import say, show, show_json
 
 inventory = typer.Typer(no_args_is_help=True, help="List, take out, add, remove or rename the tasks of an inventory.")
 
@@ -32,7 +32,7 @@ def list_tasks(folder: Folder, as_json: Annotated[bool, typer.Option("--json", h
     for member in saved.record["task"]["members"]:
         found = scores.get(member["name"], {}).get(member["metric"])
         labels = ", ".join(member["labels"][:6]) + (" …" if len(member["labels"]) > 6 else "")
-        print(f"{member['name']}\t{Estimate.from_dict(found) if found else 'not scored'}\t{labels or member['kind']}")
+        show(f"{member['name']}\t{Estimate.from_dict(found) if found else 'not scored'}\t{labels or member['kind']}")
 
 
 @inventory.command()

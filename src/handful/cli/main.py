@@ -40,9 +40,10 @@ def run(arguments: Sequence[str]) -> int:
 def report(error: BaseException) -> int:
     """Say on stderr what went wrong and what to do; returns the exit code."""
     from handful.errors import ConfigError, HandfulError
+    from handful.neutral import printable
 
     if os.environ.get("HANDFUL_DEBUG") == "1":
-        traceback.print_exception(error)
+        print(printable("".join(traceback.format_exception(error))), file=sys.stderr)
     if isinstance(error, KeyboardInterrupt):
         _complain("stopped", "nothing that was saved is lost; started again, a fit continues from its last checkpoint")
         return EXIT_INTERRUPTED
@@ -75,9 +76,11 @@ def _report_usage(error: Any) -> int:
 
 
 def _complain(message: str, hint: str | None) -> None:
-    print(message, file=sys.stderr)
+    from handful.neutral import printable
+
+    print(printable(message), file=sys.stderr)
     if hint:
-        print(f"hint: {hint}", file=sys.stderr)
+        print(f"hint: {printable(hint)}", file=sys.stderr)
 
 
 @contextmanager
@@ -97,4 +100,4 @@ def _quieten_libraries() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     for category in (FutureWarning, DeprecationWarning, PendingDeprecationWarning):
         warnings.simplefilter("ignore", category)
-    warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
+    warnings.showwarning = lambda message, *_, **__: _complain(f"warning: {message}", None)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from handful.cli.console import show_json, show_table
+from handful.cli.console import show, show_json, show_table
 
 if TYPE_CHECKING:
     from handful.methods.search_space import SearchSpace
@@ -59,12 +59,12 @@ def describe(cls: Any) -> dict[str, Any]:
 
 
 def _show(record: dict[str, Any]) -> None:
-    print(f"{record['name']}: {record['summary']}\nsource: {record['source']}")
+    show(f"{record['name']}: {record['summary']}\nsource: {record['source']}")
     default = record["presets"]["default"]
     preset_values = {"method": default["settings"], "training": default["training"], "run": default["run"]}
     for section in (name for name in (*preset_values, "generation") if name in record):
         chosen = preset_values.get(section, {})
-        print(f"\n[{section}]  (on the command line: --set {section}.NAME=VALUE)")
+        show(f"\n[{section}]  (on the command line: --set {section}.NAME=VALUE)")
         rows = []
         for f in record[section]:
             kind = re.sub(r"Literal\[([^]]*)\]", _alternatives, f["type"])
@@ -76,10 +76,10 @@ def _show(record: dict[str, Any]) -> None:
         show_table(("field", "type", "default", "bounds, unit", "what it does", "default from"), rows)
     for name, preset in record["presets"].items():
         values = {**preset["settings"], **preset["training"], **preset["run"]}
-        print(f"\npreset {name}: {preset['reason']}")
-        print("  " + _listed(values))
+        show(f"\npreset {name}: {preset['reason']}")
+        show("  " + _listed(values))
         if preset["writing"] and "generation" in record:
-            print("  for texts to write: " + _listed(preset["writing"]))
+            show("  for texts to write: " + _listed(preset["writing"]))
 
 
 def _listed(values: dict[str, Any]) -> str:
@@ -87,12 +87,12 @@ def _listed(values: dict[str, Any]) -> str:
 
 
 def _show_space(space: SearchSpace) -> None:
-    print("\n[search]  (what a study with trials varies, where its recipe says nothing else)")
+    show("\n[search]  (what a study with trials varies, where its recipe says nothing else)")
     if space:
         rows = [(name, str(dimension), dimension.reason) for name, dimension in space.items()]
         show_table(("setting", "values", "why these"), rows)
     else:
-        print("nothing: there is one trial")
+        show("nothing: there is one trial")
 
 
 def _alternatives(literal: re.Match[str]) -> str:

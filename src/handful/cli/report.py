@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from handful.cli.console import say, show_json
+from handful.cli.console import say, show, show_data, show_json
 from handful.errors import RunError
 
 if TYPE_CHECKING:
@@ -42,11 +42,11 @@ def report(
         say(f"{len(write_csv_files(found, csv))} CSV files written to {csv}")
     form = form or ("markdown" if html is None and csv is None else None)
     if form == "markdown":
-        print(to_markdown(found), end="")
+        show(to_markdown(found), end="")
     elif form == "json":
         show_json(to_json(found))
     elif form == "csv":
-        print(found.table("runs").csv(), end="")
+        show_data(found.table("runs").csv())
     for line in found.reservations:
         say(line)
     for folder, problem in found.skipped:
@@ -55,11 +55,12 @@ def report(
 
 def _write_page(path: Path, found: Report) -> None:
     from handful.reports.html import render_page
+    from handful.storage import write_file
 
     page = render_page(found)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(page, encoding="utf-8")
+        write_file(path, page)
     except OSError as error:
         raise RunError(f"--html {path}: cannot be written ({error.strerror})", "give another file") from None
     say(f"page written to {path} ({path.stat().st_size / 1e6:.1f} MB)")

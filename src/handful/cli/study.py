@@ -14,6 +14,7 @@ import typer
 from handful.cli.arguments import read_assignments
 from handful.cli.console import say, show_json, show_table
 from handful.errors import ConfigError, RunError
+from handful.neutral import printable
 
 if TYPE_CHECKING:
     from handful.studies.engines import JobEvent
@@ -74,7 +75,10 @@ def study(
         say(f"{len(done):,} of them {'is' if len(done) == 1 else 'are'} done already, in {this.folder}")
     with StudyProgress(this, len(done)) as progress:
         state = this.run(
-            make_engine(engine, workers=workers, address=address, gpus=gpus), progress, retry_failed=retry == "failed"
+            make_engine(engine, workers=workers, address=address, gpus=gpus),
+            progress,
+            retry_failed=retry == "failed",
+            on_message=progress.say,
         )
     show_study(this, state, as_json)
 
@@ -168,7 +172,7 @@ def show_verdicts(results: Sequence[Result]) -> None:
             found = compare(with_label(results, a), with_label(results, b), reader=reader)
         except RunError:  # they share no rows yet, or no scores
             continue
-        print(found.statement)
+        show(found.statement)
     if len(labels) > 2:
         say(f"each verdict errs in 5 % of cases; there are {len(labels) * (len(labels) - 1) // 2} of them")
 
@@ -218,6 +222,10 @@ class StudyProgress:
         else:
             self._end(event, failed=isinstance(event, JobFailed))
 
+    def say(self, text: str) -> None:
+        """A line of talk above the table."""
+        self._print(text)
+
     def _end(self, event: Any, *, failed: bool) -> None:
         name = event.job.name
         self.left.pop(name, None)
@@ -252,7 +260,7 @@ class StudyProgress:
     def _print(self, text: str) -> None:
         from rich.text import Text
 
-        self.console.print(Text(text), soft_wrap=True)
+        self.console.print(Text(printable(text)), soft_wrap=True)
 
     def _table(self) -> Any:
         from rich.table import Table
@@ -260,7 +268,7 @@ class StudyProgress:
 
         table = Table(box=None, pad_edge=False, show_header=False)
         for job, worker, since, what in sorted(self.running.values(), key=lambda one: one[1]):
-            table.add_row(f"worker {worker}", Text(job.name), what, duration(time.monotonic() - since))
+            table.add_row(f"worker {worker}", Text(job.name), Text(printable(what)), duration(time.monotonic() - since))
         ended = self.done + self.failed
         rest = self._time_left()
         failures = f", {self.failed} failed" if self.failed else ""

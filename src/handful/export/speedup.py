@@ -37,6 +37,7 @@ from handful.methods.prune import Prune
 from handful.runs.defaults import AUTO
 from handful.runs.experiment import check_method, make_split, open_checked
 from handful.runs.spec import Choice, RunSpec
+from handful.storage import write_file
 from handful.training.process_group import ProcessGroup
 
 POINTS = 8
@@ -189,9 +190,7 @@ def _curve(backbone: Backbone, plan: Plan, length: int, file: Path, on_message: 
     if curve.slope > 0:  # what shows no gain was disturbed
         with suppress(OSError):  # it is measured again where it cannot be kept
             file.parent.mkdir(parents=True, exist_ok=True)
-            partial_file = file.with_suffix(".partial")
-            partial_file.write_text(json.dumps(asdict(curve)), encoding="utf-8")
-            partial_file.replace(file)
+            write_file(file, json.dumps(asdict(curve)))
     return curve
 
 

@@ -214,7 +214,8 @@ def cost_figure(results: Sequence[Result]) -> Figure:
     labels = labels_of(results)
 
     def values(name: str) -> list[tuple[str, list[float]]]:
-        return [(label, [float(r.record["fit"][name]) for r in results if r.label == label]) for label in labels]
+        found = {label: [r.record["fit"][name] for r in results if r.label == label] for label in labels}
+        return [(label, [float(value) for value in of if value is not None]) for label, of in found.items()]
 
     numbers = [
         {

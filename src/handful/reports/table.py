@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, final
 
 from handful.evaluation.estimate import Estimate
+from handful.neutral import cell
 from handful.runs.card import escape
 
 TINY = 1e-4
@@ -52,15 +53,18 @@ class Table:
         return [{name: plain(value) for name, value in zip(names, row, strict=True)} for row in self.rows]
 
     def csv(self) -> str:
-        """The rows with every digit; an estimate takes four columns: its mean, low, high and n."""
+        """The rows with every digit; an estimate takes four columns: its mean, low, high and n.
+
+        A text that a spreadsheet would take for a formula gets an apostrophe in front.
+        """
         spread = [any(isinstance(row[column], Estimate) for row in self.rows) for column in range(len(self.columns))]
         names = [self.header(column) for column in range(len(self.columns))]
         parts = [("", " low", " high", " n") if wide else ("",) for wide in spread]
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow([name + part for name, some in zip(names, parts, strict=True) for part in some])
+        writer.writerow([cell(name + part) for name, some in zip(names, parts, strict=True) for part in some])
         for row in self.rows:
-            writer.writerow(cell for value, wide in zip(row, spread, strict=True) for cell in _cells(value, wide))
+            writer.writerow([cell(v) for value, wide in zip(row, spread, strict=True) for v in _cells(value, wide)])
         return text.getvalue()
 
     def markdown(self) -> str:

@@ -178,12 +178,18 @@ def cost_table(results: Sequence[Result]) -> Table:
         rows.append((
             label, len(fits), float(median(seconds)), float(min(seconds)), float(max(seconds)),
             float(median(fit["scoring_seconds"] for fit in fits)), int(median(fit["steps"] for fit in fits)),
-            float(median(fit["peak_memory_mb"] for fit in fits)),
+            _median_known(fit["peak_memory_mb"] for fit in fits),
         ))  # fmt: skip
     columns = ("method", "runs", "training", "shortest", "longest", "scoring", "steps", "peak memory")
     return Table(
         "cost", "Cost", columns, tuple(rows), details=("", "", "s, median", "s", "s", "s, median", "median", "MB")
     )
+
+
+def _median_known(values: Iterable[float | None]) -> float | None:
+    """The median of what is known (not every system says its memory); None where nothing is."""
+    known = [float(value) for value in values if value is not None]
+    return float(median(known)) if known else None
 
 
 def removed_table(results: Sequence[Result]) -> Table:
@@ -266,7 +272,7 @@ def runs_table(results: Sequence[Result]) -> Table:
         rows.append((
             result.cell.task, result.cell.shots, result.cell.seed, result.label, result.metric, result.estimate(),
             *([baseline_score(result)] if compared else []), *([gates and 100 * gates.dense] if gated else []),
-            result.trials, fit["parameters"], fit["steps"], float(fit["seconds"]), float(fit["peak_memory_mb"]),
+            result.trials, fit["parameters"], fit["steps"], float(fit["seconds"]), fit["peak_memory_mb"],
             record["backbone"]["name"], fit["stopped"], result.run.folder.name,
         ))  # fmt: skip
     columns = (

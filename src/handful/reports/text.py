@@ -10,6 +10,7 @@ from handful.errors import RunError
 from handful.reports.report import Report
 from handful.reports.table import Table
 from handful.runs.card import escape
+from handful.storage import write_file
 
 LONGEST_LINE = 2000
 
@@ -50,7 +51,7 @@ def write_csv_files(report: Report, folder: Path) -> list[Path]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for path, text in contents.items():
-            path.write_text(text, encoding="utf-8")
+            write_file(path, text)
     except OSError as error:
         raise RunError(f"{folder}: cannot be written ({error.strerror})", "give another --csv") from None
     return list(contents)

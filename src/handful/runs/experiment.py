@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import platform
-import resource
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -34,11 +32,13 @@ from handful.methods.base import AbstractAdapter
 from handful.randomness import stream
 from handful.runs.card import run_card
 from handful.runs.members import describe_task, first_of_members, num_test_rows, recorded_task, weighted
+from handful.runs.memory import peak_memory
 from handful.runs.scoring import AnyScores, OnWritten, describe_scores, prediction_records, score_task, untested_in
 from handful.runs.seen import seen_rows, start_notes
 from handful.runs.spec import RunOptions, RunSpec
 from handful.runs.start import Start, carried_over, check_backbone, check_start
-from handful.runs.store import LANDSCAPE, METRICS, Run, check_writable, read_run, write_run
+from handful.runs.store import LANDSCAPE, METRICS, Run, check_writable, read_run, refuse_foreign, write_run
+from handful.storage import clear_leftovers, exists, open_append, parse_json, remove, short_name, write_file
 from handful.training.config import TrainingConfig
 from handful.training.events import CheckpointSaved, Event, FitStarted, Listener, to_record
 from handful.training.fit import FitResult, fit
@@ -212,6 +212,7 @@ def run(
     spec = spec.suited(task.kind)
     split = make_split(task, spec)
     check_writable(root)
+    clear_leftovers(root, on_message)
     backbone = backbone or open_checked(task, spec)
     if start:
         spec = replace(spec, start=start.key)
@@ -228,9 +229,11 @@ def run(
         if spec.options.landscape and not (folder / LANDSCAPE).is_file():
             on_message("it was trained without a landscape, which is measured when it is trained once more")
         return existing, open_trained(existing, backbone=backbone)
+    if group.is_main and exists(folder):
+        refuse_foreign(folder)  # before the training, and not behind it
     progress = root / f".{folder.name}{f'-{key[:8]}' if study else ''}.progress"
     if again and group.is_main:
-        shutil.rmtree(progress, ignore_errors=True)
+        remove(progress)
     log = EventLog(progress, on_event)
     training = train(task, spec, split=split, backbone=backbone, start=start, on_event=log, checkpoint_folder=progress)
     trained = training.trained
@@ -252,7 +255,7 @@ def run(
     reopened = verify(saved, training)
     group.wait()
     if group.is_main:
-        shutil.rmtree(progress, ignore_errors=True)
+        remove(progress)
     return saved, reopened
 
 
@@ -290,25 +293,25 @@ class EventLog:
     def _begin(self, resumed_at: int) -> None:
         """Take over what was logged up to the step that a checkpoint had reached."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        lines = self.path.read_text(encoding="utf-8").splitlines() if resumed_at and self.path.is_file() else []
+        lines = self.path.read_bytes().split(b"\n") if resumed_at and self.path.is_file() else []
         for line in lines:
-            with suppress(json.JSONDecodeError):  # the last line of a killed process may be cut
-                record = json.loads(line)
-                if record.get("step", 0) <= resumed_at:
+            with suppress(ValueError):  # the last line of a killed process may be cut
+                record = parse_json(line)
+                if isinstance(record, dict) and isinstance(step := record.get("step", 0), int) and step <= resumed_at:
                     self.records.append(record)
-        self.path.write_text("".join(json.dumps(record) + "\n" for record in self.records), encoding="utf-8")
+        write_file(self.path, "".join(json.dumps(record) + "\n" for record in self.records))
 
     def _append(self, record: dict[str, Any]) -> None:
         self.records.append(record)
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        with open_append(self.path) as file:
+            file.write(f"{json.dumps(record)}\n".encode())
 
 
 def run_name(task: Task, spec: RunSpec, key: str) -> str:
     """The folder's name: readable, and unique through the key."""
     safe = "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in task.name[:40])
     shots = "all" if spec.options.shots is None else spec.options.shots
-    return f"{safe}-{spec.method.name}-k{shots}-s{spec.options.seed}-{key[:8]}"
+    return short_name(f"{safe}-{spec.method.name}-k{shots}-s{spec.options.seed}-{key[:8]}")
 
 
 def describe(training: Training, scores: AnyScores | None, key: str, scoring_seconds: float) -> dict[str, Any]:
@@ -344,7 +347,7 @@ def describe(training: Training, scores: AnyScores | None, key: str, scoring_sec
             "parameters": result.parameters, "steps": result.steps, "chosen_step": result.chosen_step,
             "seconds": round(result.seconds, 3), "stopped": result.stopped, "history": result.history,
             "scoring_seconds": round(scoring_seconds, 3),
-            "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
+            "peak_memory_mb": peak_memory(),
         },
         "temperature": training.temperature,
         "adapter": trained.adapter.report(),

@@ -24,6 +24,7 @@ from typing import Any, ClassVar, Self, final
 
 from handful.errors import ConfigError, HandfulError, RunError
 from handful.runs.store import new_folder
+from handful.storage import write_file
 from handful.studies.engines import (
     ATTEMPTS,
     AbstractEngine,
@@ -246,11 +247,9 @@ class _Cluster:
         trials = made.pop(f"{TRIALS}/{job.name}.jsonl", None)
         if trials is not None:
             path = self.folder / TRIALS / f"{job.name}.jsonl"
-            partial = path.with_name(f".{path.name}.partial")
             try:
                 path.parent.mkdir(exist_ok=True)
-                partial.write_bytes(trials)
-                os.replace(partial, path)
+                write_file(path, trials)
             except OSError as error:
                 hint = "free some space; nothing saved is lost"
                 raise RunError(f"{path}: cannot be written ({error.strerror})", hint) from None

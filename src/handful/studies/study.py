@@ -12,9 +12,7 @@ and ends with the same numbers.
 from __future__ import annotations
 
 import json
-import os
-import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,9 +20,10 @@ from typing import Any, final
 
 from filelock import FileLock, Timeout
 
-from handful.errors import ConfigError, RunError
+from handful.errors import ConfigError, RunError, in_words
 from handful.runs.experiment import make_split
-from handful.runs.store import Run, check_writable, read_run
+from handful.runs.store import Run, check_writable, read_run, refuse_foreign
+from handful.storage import clear_leftovers, exists, read_json, remove, write_file
 from handful.studies.engines import AbstractEngine, JobEvent, JobFailed, JobListener, WorkOrder
 from handful.studies.jobs import Job, Queue
 from handful.studies.recipe import Recipe
@@ -62,17 +61,24 @@ class Study:
         state = State(self.jobs)
         for job in self.jobs:
             folder, failure = self.folder / RUNS / job.name, self.folder / FAILED / f"{job.name}.json"
-            if folder.exists():
+            if exists(folder):
                 try:
                     state.done[job.name] = read_run(folder)
                 except RunError as error:
                     state.damaged[job.name] = error.message
             elif failure.is_file():
-                state.failed[job.name] = json.loads(failure.read_text(encoding="utf-8"))
+                state.failed[job.name] = _read_failure(failure)
         return state
 
-    def run(self, engine: AbstractEngine, on_event: JobListener, *, retry_failed: bool = False) -> State:
-        """Do what is not done yet; returns what became of every job.
+    def run(
+        self,
+        engine: AbstractEngine,
+        on_event: JobListener,
+        *,
+        retry_failed: bool = False,
+        on_message: Callable[[str], None] = lambda message: None,
+    ) -> State:
+        """Do what is not done yet; returns what became of every job. `on_message` hears what is removed.
 
         Raises: DataError for tasks that cannot be had, or have too few rows; RunError when the folder is in use or
         cannot be written, or rows have changed since runs were made from them.
@@ -80,12 +86,15 @@ class Study:
         tasks = self.recipe.check_rows(self.data)
         check_writable(self.folder)
         with self._alone():
+            clear_leftovers(self.folder / RUNS, on_message)
             state = self.state()
             self._check_same_rows(state, tasks)
             _write(self.folder / RECIPE, json.dumps(self.recipe.to_dict(), indent=1))
             (self.folder / RESULTS).unlink(missing_ok=True)
-            for name in state.damaged:
-                shutil.rmtree(self.folder / RUNS / name)
+            for name, problem in state.damaged.items():
+                refuse_foreign(self.folder / RUNS / name)
+                on_message(f"{name}: removed and done once more, as it is damaged: {problem}")
+                remove(self.folder / RUNS / name)
             for name in state.failed if retry_failed else ():
                 (self.folder / FAILED / f"{name}.json").unlink()
             left = Queue(self.state().open, state.done)
@@ -127,8 +136,12 @@ class Study:
         if not path.is_file():
             return
         try:
-            before = Recipe.from_dict(json.loads(path.read_text(encoding="utf-8")), str(path))
-        except (json.JSONDecodeError, UnicodeDecodeError):
+            before = Recipe.from_dict(read_json(path), str(path))
+        except OSError as error:
+            raise RunError(f"{path}: cannot be read ({error.strerror})", "give another --output") from None
+        except ValueError as error:
+            if isinstance(error, ConfigError):
+                raise
             hint = "delete it if its runs are of this recipe, or give another --output"
             raise RunError(f"{path}: damaged", hint) from None
         changes = list(changed_settings(before, self.recipe))
@@ -189,13 +202,20 @@ def results_lines(state: State) -> Iterator[dict[str, Any]]:
         yield line
 
 
+def _read_failure(path: Path) -> dict[str, Any]:
+    """What is kept of a failed job. Raises: RunError for a damaged file."""
+    try:
+        content = read_json(path)
+        return {"error": str(content["error"]), "hint": content.get("hint") and str(content["hint"])}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RunError(f"{path}: damaged ({in_words(error)})", "remove it: the job is then done once more") from None
+
+
 def _write(path: Path, text: str) -> None:
     """A small file, whole or not at all. Raises: RunError when it cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.partial")
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
+        write_file(path, text)
     except OSError as error:
         hint = "free some space; nothing saved is lost"
         raise RunError(f"{path}: cannot be written ({error.strerror})", hint) from None

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from handful.errors import RunError
+from handful.storage import PARTIAL, flush_file, parse_json, temporary_name
 
 FILE = "checkpoint.safetensors"
 
@@ -27,14 +28,13 @@ class Checkpoint:
 
     def save(self, tensors: dict[str, torch.Tensor], record: dict[str, Any]) -> None:
         """Write to a temporary name, flush to disk, rename over the old one. Raises: RunError where that fails."""
-        partial = self.path.with_suffix(".partial")
+        partial = temporary_name(self.path, PARTIAL)
         contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             metadata = {"record": json.dumps(record)}
             save_file(contiguous, partial, metadata=metadata | {"sha256": _digest(contiguous, metadata["record"])})
-            with open(partial, "rb") as file:
-                os.fsync(file.fileno())
+            flush_file(partial)
             os.replace(partial, self.path)
         except (OSError, SafetensorError) as error:
             with suppress(OSError):
@@ -56,7 +56,7 @@ class Checkpoint:
             return None  # a damaged checkpoint costs time, not results: the fit starts again
         if metadata.get("sha256") != _digest(tensors, metadata.get("record", "")):
             return None
-        return tensors, json.loads(metadata["record"])
+        return tensors, parse_json(metadata["record"])
 
     def remove(self) -> None:
         self.path.unlink(missing_ok=True)
