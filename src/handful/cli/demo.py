@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from handful.cli.console import FitProgress, say, show_table
+from handful.cli.console import FitProgress, say, show, show_table
 
 if TYPE_CHECKING:
     from handful.api import FittedModel
@@ -125,7 +125,7 @@ def show_comparison(runs: dict[str, list[Run]]) -> None:
     say()
     show_table(("method", "accuracy", "advantage", "NLL (less is better)", "advantage", "trained", "s"), rows)
     for name, statement in sorted(said):
-        print(f"{name}: {statement}")
+        show(f"{name}: {statement}")
     say(
         f"\nMeans of {len(runs[PROBE])} seeds with 95 % intervals (Student's t); 'head' is the probe, a logistic "
         "regression on the\nfrozen model. Advantages are over the probe, positive where the method is better, with "

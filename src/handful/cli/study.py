@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, final
 import typer
 
 from handful.cli.arguments import read_assignments
-from handful.cli.console import say, show_json, show_table
+from handful.cli.console import say, show, show_json, show_table
 from handful.errors import ConfigError, RunError
 from handful.neutral import printable
 
