@@ -27,14 +27,14 @@ def test_a_workbook(tmp_path):
     date = datetime.datetime(2024, 1, 2)
     header, blank = ("text", "label", "when", None), (None, None, None, None)
     rows = [(), header, ("a", 1, date, None), blank, ("b\nc", 2.5, None, None)]
-    table = read_table(workbook(tmp_path / "a.xlsx", rows, [("other",)]))
+    table = read_table(workbook(tmp_path / "a.xlsx", [], rows, [("other",)]))
     assert table.rows == [
         {"text": "a", "label": "1", "when": "2024-01-02 00:00:00"},
         {"text": "b\nc", "label": "2.5", "when": None},
     ]
     assert table.lines == [3, 5]
     assert table.notes == (
-        "a.xlsx: read the first sheet, 'sheet 0', of 2",
+        "a.xlsx: read the sheet 'sheet 1', one of 3",
         "a.xlsx: column 4 is empty and left out",
         "a.xlsx: 2 blank row(s) left out (line 1, 4)",
     )
@@ -60,6 +60,17 @@ def test_a_parquet_file(tmp_path):
     frame.iloc[:0].to_parquet(path)
     with pytest.raises(DataError, match="found only a header"):
         read_table(path)
+
+
+def test_repeated_names_in_parquet(tmp_path):
+    arrow = pytest.importorskip("pyarrow")
+    table = arrow.table([["a"], ["b"]], names=["text", "text"])
+    arrow.parquet = pytest.importorskip("pyarrow.parquet")
+    arrow.parquet.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"columns have the same name \('text'"):
+        read_table(tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"columns have the same name \('text'"):
+        read_table(table)
 
 
 @pytest.mark.parametrize("name", ["a.parquet", "a.xlsx"])

@@ -92,8 +92,7 @@ def test_quotes_between_tabs_are_letters(tmp_path, column):
     table = read_table(write(tmp_path / "data.tsv", joined("\t", [row[:: 1 - 2 * column] for row in rows])))
     assert [tuple(row.values())[:: 1 - 2 * column] for row in table.rows] == rows
     assert table.notes == (
-        "data.tsv: double quotes are read as part of the texts: 1 of the 1 cells that begin with one do not end with "
-        "one",
+        "data.tsv: double quotes are read as part of the texts: 1 of 1 cell(s) that begin with one do not end with one",
     )
 
 
@@ -190,6 +189,24 @@ def test_blank_rows_and_repeated_headers_are_left_out_and_said(tmp_path):
     )
 
 
+def test_invisible_characters_around_names(tmp_path):
+    content = "\ufeff\ufefftext\u200b,\u00a0label \na,x\n\ufefftext,label\nb,y\n"
+    table = read_table(write(tmp_path / "data.csv", content))
+    assert (table.columns, table.lines) == (("text", "label"), [2, 4])
+
+
+def test_files_of_other_kinds_are_named(tmp_path):
+    kinds = {
+        b"\x1f\x8b\x08": "gzip",
+        b"PK\3\4": "Excel",
+        b"PAR1": "Parquet",
+        b"%PDF-1.7": "PDF",
+        b"\xd0\xcf\x11\xe0": "old",
+    }
+    for mark, kind in kinds.items():
+        refused(write(tmp_path / "data.csv", mark + b"\0\0"), f"expected a text file, found .*{kind}")
+
+
 def test_repeated_names(tmp_path):
     def read(header, *rows):
         return read_table(write(tmp_path / "data.csv", joined(",", rows, header)))
@@ -225,7 +242,22 @@ def test_headers_that_are_values_by_chance_are_headers(tmp_path, content):
 def test_ragged_rows_are_named_with_advice(tmp_path):
     refused(write(tmp_path / "a.csv", "text,label\na, b,x\n"), r"a\.csv:2: expected 2 cells .*found 3.*contain ','")
     refused(write(tmp_path / "b.csv", "text,label\na\n"), r"b\.csv:2: .*found 1.*complete the row")
-    refused(write(tmp_path / "c.csv", "Export of May\ntext,label\na,x\n"), r"c\.csv:2: .*a title above the header")
+    refused(write(tmp_path / "c.csv", "Export of May\nbody,topic x\na,x\n"), r"c\.csv:2: .*a title above the header")
+    refused(write(tmp_path / "d.csv", "text,label\na,x\rb,y\n"), r"d\.csv:2: .*found 3.*a carriage return")
+
+
+@pytest.mark.parametrize("title", ["Export of May", "Export of May;", "# made by a program", "\n\nExport\n"])
+def test_a_title_above_the_header_is_left_out_and_said(tmp_path, title):
+    table = read_table(write(tmp_path / "data.csv", title + "\n" + joined(";")))
+    assert [tuple(row.values()) for row in table.rows] == ROWS
+    assert any("is read as a title, the header is on line" in note for note in table.notes)
+
+
+def test_spaces_before_quoted_cells_are_left_out_and_said(tmp_path):
+    table = read_table(write(tmp_path / "data.csv", 'text, label\na, "x, y"\n"b, c", "z"\n'))
+    assert [tuple(row.values()) for row in table.rows] == [("a", "x, y"), ("b, c", "z")]
+    assert table.notes == ("data.csv: spaces before cells are left out, as cells in double quotes follow them",)
+    assert cells(write(tmp_path / "data.csv", 'text,label\n"Hello, ""you""",x\n')) == [('Hello, "you"', "x")]
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r", "\r\r\n"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import io
 import subprocess
 import sys
 from collections import namedtuple
@@ -41,6 +42,10 @@ def forms() -> dict[str, Any]:
         "dict of lists": {"text": TEXTS, "label": LABELS},
         "dict of arrays": {"text": np.array(TEXTS), "label": tuple(LABELS)},
         "texts and labels": (TEXTS, LABELS),
+        "dict of dicts": {"text": dict(enumerate(TEXTS)), "label": dict(enumerate(LABELS))},
+        "rows by index": dict(enumerate(ROWS)),
+        "split": {"columns": ["text", "label"], "index": [0, 1, 2], "data": [list(row.values()) for row in ROWS]},
+        "rows and labels": ([{"text": text} for text in TEXTS], LABELS),
         "arrays": (np.array(TEXTS), np.array(LABELS).reshape(-1, 1)),
     }
 
@@ -65,6 +70,15 @@ def test_frames(library):
     assert task.pool[1] == Example("bad", None, 0, f"{task.name}:1")
     assert task.test is not None
     assert len(task.test) == 3
+
+
+def test_a_frame_and_its_labels():
+    pandas = package("pandas")
+    frame = pandas.DataFrame({"text": TEXTS, "label": LABELS}).iloc[::-1]
+    table = read_table((frame[["text"]], frame["label"]))
+    assert table.rows == ROWS[::-1]
+    assert table.where(0) == "row 0 (index 2) of the tuple"
+    assert read_table((frame["text"], frame["label"])).rows == ROWS[::-1]
 
 
 def test_cells_of_every_type_become_plain():
@@ -169,6 +183,8 @@ def test_tuples_with_labels():
         ("a long text " * 500, "expected a path, found a text of 6,000 characters"),
         ("x" * 300, "expected a path, found a text of 300 characters"),
         ("a\0b.csv", "expected a path, found a text"),
+        ("https://example.org/a.csv", "expected a path, found the address 'https://example.org/a.csv'.*download"),
+        (io.StringIO("text\na\n"), "expected a path or rows, found an open file"),
         (b"data.csv", "expected a path or rows, found bytes.*hint: give a path, a data frame"),
         (5, "expected a path or rows, found int"),
         (None, "expected a path or rows, found NoneType"),
@@ -177,8 +193,8 @@ def test_tuples_with_labels():
         ([], "expected rows, found an empty list"),
         ({}, "expected rows, found an empty dict"),
         ({"text": []}, "expected rows, found an empty dict"),
-        ({"text": "a", "label": "x"}, r"expected a dict of lists, found 'a' under 'text'.*one row alone .* list"),
-        ({"text": ["a"], "label": []}, "expected lists of one length, found that 'text' has 1, 'label' has 0"),
+        ({"text": "a", "label": "x"}, r"expected columns as lists, found 'a' under 'text'.*one row alone .* list"),
+        ({"text": ["a"], "label": []}, "expected columns of one length, found that 'text' has 1, 'label' has 0"),
         ((["a"], ["x", "y"]), "expected as many labels as texts, found 2 and 1"),
         ((ROWS, LABELS), "found rows that are labelled already"),
         (["a", 5], "row 1 of the list: expected a dict, a text or a pair of texts, found 5"),
@@ -188,7 +204,7 @@ def test_tuples_with_labels():
         ({"text": ["a"], "label": ["\ude00"]}, r"row 0 of the dict: the text in 'label' holds half of a surrogate"),
         ([{"text": "a", "n": 10**5000}], "row 0 of the list: the number in 'n' has thousands of digits"),
     ],
-    ids=range(22),
+    ids=range(24),
 )
 def test_refusals(source, message):
     refused(source, message)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import ParseError
 
-from handful.data.cells import plain
+from handful.data.cells import plain, repeated
 from handful.data.delimited import Record
 from handful.data.frames import memory_stream
 from handful.data.grid import grid_stream
@@ -30,6 +30,8 @@ def parquet_stream(path: Path) -> TableStream:
             f"{path}: expected a Parquet file, found a damaged one ({_first(error)})", "copy it again"
         ) from None
     index = [title for title in table.column_names if title.startswith(_PANDAS_INDEX)]
+    if twice := repeated(table.column_names):
+        raise DataError(f"{path}: columns have the same name ({', '.join(map(repr, twice))})", "rename one of them")
     table = table.drop_columns(index)
     notes = [f"{path.name}: the index of a pandas frame is left out"] if index else []
     if table.num_rows == 0:
@@ -39,8 +41,8 @@ def parquet_stream(path: Path) -> TableStream:
 
 
 def workbook_stream(path: Path) -> TableStream:
-    """The rows of the first sheet of an Excel workbook, with their numbers there, and cells as texts, as in CSV;
-    formulas count by their last value.
+    """The rows of the first sheet of an Excel workbook that is not empty, with their numbers there, and cells as texts,
+    as in CSV; formulas count by their last value.
 
     Raises: DataError if it is damaged or `openpyxl` is missing.
     """
@@ -52,14 +54,19 @@ def workbook_stream(path: Path) -> TableStream:
         with warnings.catch_warnings():  # on styles and extensions, which matter to nobody here
             warnings.simplefilter("ignore")
             book = openpyxl.load_workbook(path, read_only=True, data_only=True)
-            sheets = book.sheetnames
-            rows = [list(row) for row in book.worksheets[0].iter_rows(values_only=True)]
+            sheets = [sheet.title for sheet in book.worksheets]
+            rows, title = [], ""
+            for sheet in book.worksheets:  # the first that is not empty
+                rows = [list(row) for row in sheet.iter_rows(values_only=True)]
+                title = sheet.title
+                if any(cell is not None for row in rows for cell in row):
+                    break
             book.close()
     except damaged as error:
         raise DataError(
             f"{path}: expected an Excel workbook, found a damaged one ({_first(error)})", "save it again, or as CSV"
         ) from None
-    notes = [f"read the first sheet, {sheets[0]!r}, of {len(sheets)}"] if len(sheets) > 1 else []
+    notes = [f"read the sheet {title!r}, one of {len(sheets)}"] if len(sheets) > 1 else []
 
     def records() -> Iterator[Record]:
         for number, row in enumerate(rows, 1):

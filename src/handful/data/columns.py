@@ -64,7 +64,7 @@ def only(
 
 def _named(columns: Sequence[str]) -> str:
     more = len(columns) - _NAMED_COLUMNS
-    return ", ".join(map(repr, columns[:_NAMED_COLUMNS])) + (f" and {more:,} more" if more > 0 else "")
+    return ", ".join(f"{name!r:.80}" for name in columns[:_NAMED_COLUMNS]) + (f" and {more:,} more" if more > 0 else "")
 
 
 def check_column(table: Table, name: str) -> None:
@@ -72,7 +72,10 @@ def check_column(table: Table, name: str) -> None:
     for index, row in enumerate(table.rows):
         if name not in row:
             found = _named(tuple(row))
-            raise DataError(f"{table.where(index)}: expected the column {name!r}, found {found}", nearest(name, row))
+            raise DataError(
+                f"{table.where(index)}: expected the column {name!r}, found {found}",
+                nearest(name, list(row)[:_NAMED_COLUMNS]),
+            )
 
 
 def check_text(table: Table, index: int, name: str, cell: Any) -> None:

@@ -10,9 +10,11 @@ import csv
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, final
 
 from handful.data.cells import MAX_CELL
+from handful.data.names import is_header
 from handful.data.text_files import LONE_RETURN
 from handful.errors import ConfigError, DataError
 
@@ -25,11 +27,14 @@ Lines = Callable[[], Iterator[str]]
 @final
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """How a file is cut into cells; `skipped` lines stand before the first record. `LONE_RETURN` cuts none."""
+    """How a file is cut into cells; `skipped` lines stand before the first record, and where it is
+    `spaced`, spaces before a quoted cell. `LONE_RETURN` cuts none.
+    """
 
     delimiter: str
     quoted: bool = True
     skipped: int = 0
+    spaced: bool = False
 
 
 @final
@@ -72,7 +77,15 @@ def find_dialect(path: str, lines: Lines, usual: str, delimiter: str | None) -> 
     if found == "\t":
         quoted, note = _find_quoting(path, lines, found)
         notes += [note] if note else []
+    spaced = Dialect(found, quoted, skipped, spaced=True)
+    if quoted and _has_spaced_quotes(lines, found) and _reads_as_quoted(path, lines, spaced):
+        return spaced, [*notes, "spaces before cells are left out, as cells in double quotes follow them"]
     return Dialect(found, quoted, skipped), notes
+
+
+def _has_spaced_quotes(lines: Lines, delimiter: str) -> bool:
+    """Whether a cell begins with a space and a double quote, as in `text, "label"`."""
+    return any(re.match(' +"', cell) for row in _leniently(lines, delimiter) for cell in row[1:])
 
 
 def shown(delimiter: str) -> str:
@@ -112,7 +125,7 @@ def _quoted(path: str, lines: Lines, dialect: Dialect) -> Iterator[Record]:
                 taken.append(content)
                 yield content
 
-    reader = csv.reader(feed(), delimiter=dialect.delimiter, strict=True)
+    reader = csv.reader(feed(), delimiter=dialect.delimiter, strict=True, skipinitialspace=dialect.spaced)
     while True:
         line = dialect.skipped + reader.line_num + 1
         taken.clear()
@@ -151,8 +164,10 @@ def _said_delimiter(lines: Lines) -> tuple[int, str]:
 def _find_delimiter(path: str, lines: Lines, usual: str) -> str:
     widths = {delimiter: _first_width(lines, delimiter) for delimiter in DELIMITERS}
     candidates = [delimiter for delimiter, width in widths.items() if width > 1]
-    if len(candidates) < 2:
-        return candidates[0] if candidates else usual
+    if not candidates:  # the first record may be a title
+        return next((delimiter for delimiter in DELIMITERS if is_header(_second(lines, delimiter))), usual)
+    if len(candidates) == 1:
+        return candidates[0]
     fitting = [delimiter for delimiter in candidates if is_consistent(lines, delimiter)]
     if len(fitting) > 1:
         raise DataError(
@@ -167,6 +182,11 @@ def _first_width(lines: Lines, delimiter: str) -> int:
     for row in _leniently(lines, delimiter):
         return len(row)
     return 0
+
+
+def _second(lines: Lines, delimiter: str) -> list[str]:
+    """The second record."""
+    return next(islice(_leniently(lines, delimiter), 1, None), [])
 
 
 def is_consistent(lines: Lines, delimiter: str) -> bool:
@@ -214,11 +234,11 @@ def _find_quoting(path: str, lines: Lines, delimiter: str) -> tuple[bool, str | 
         whole, broken = whole + sum(quotes), broken + len(quotes) - sum(quotes)
     if not whole and not broken:
         return False, None
-    if (uneven or not broken) and _reads_as_quoted(path, lines, delimiter):
-        return True, f"{whole or broken} cells are in double quotes, which are taken off"
+    if (uneven or not broken) and _reads_as_quoted(path, lines, Dialect(delimiter)):
+        return True, f"{whole or broken} cell(s) are in double quotes, which are taken off"
     return False, (
-        f"double quotes are read as part of the texts: {broken} of the {whole + broken} cells that begin with one do "
-        "not end with one"
+        f"double quotes are read as part of the texts: {broken} of {whole + broken} cell(s) that begin with one do not "
+        "end with one"
     )
 
 
@@ -226,10 +246,10 @@ def _is_quoted_cell(cell: str) -> bool:
     return len(cell) > 1 and cell.endswith('"') and '"' not in cell[1:-1].replace('""', "")
 
 
-def _reads_as_quoted(path: str, lines: Lines, delimiter: str) -> bool:
+def _reads_as_quoted(path: str, lines: Lines, dialect: Dialect) -> bool:
     width = 0
     try:
-        for record in _quoted(path, lines, Dialect(delimiter)):
+        for record in _quoted(path, lines, dialect):
             width = width or len(record.cells)
             if (
                 record.cells

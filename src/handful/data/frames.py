@@ -7,7 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
-from handful.data.cells import check_row, plain, repeated
+from handful.data.cells import NAMED_PLACES, check_row, plain, repeated
+from handful.data.mappings import as_list, is_column, rows_of_mapping
+from handful.data.names import check_names, clean_name
 from handful.data.stream import TableStream, place
 from handful.errors import DataError
 
@@ -25,15 +27,18 @@ def memory_stream(source: Any, *, labelled: bool = False) -> TableStream:
     if _is_dataset(source):
         return _stream("Dataset", plain_rows(source))
     if isinstance(source, Mapping):
-        return _stream("dict", _rows_of_columns(source))
+        rows, note = rows_of_mapping(source, "the dict")
+        return _stream("dict", rows, notes=[note] if note else [])
     if _is_pandas(source, "DataFrame"):
         return _pandas_stream(source)
     if _is_pandas(source, "Series"):
         return _stream("Series", _rows_of_items("Series", source.tolist(), labelled))
     if isinstance(source, bytes | bytearray | memoryview | int | float | complex | None):
         raise _not_rows(source)
-    if isinstance(source, tuple) and len(source) == 2 and all(map(_is_column, source)):
-        return _stream("tuple", _texts_and_labels(*source))
+    if hasattr(source, "read"):
+        raise DataError("expected a path or rows, found an open file", "give its path")
+    if isinstance(source, tuple) and len(source) == 2 and is_column(source[1]) and not isinstance(source[0], str):
+        return _texts_and_labels(*source)
     if isinstance(source, Sequence | Iterator | set | frozenset):
         kind = type(source).__name__
         return _stream(kind, _rows_of_items(kind, list(source), labelled))
@@ -111,7 +116,7 @@ def _pandas_stream(frame: Any) -> TableStream:
 
 
 def _title(name: Any) -> str:
-    return " ".join(map(str, name)).strip() if isinstance(name, tuple) else str(name).strip()
+    return clean_name(" ".join(map(str, name)) if isinstance(name, tuple) else name)
 
 
 def _counts(index: Any) -> bool:
@@ -120,6 +125,9 @@ def _counts(index: Any) -> bool:
 
 
 def _narwhals_stream(source: Any) -> TableStream:
+    titles = getattr(source, "column_names", None)  # of pyarrow, whose tables may have a name twice
+    if isinstance(titles, list):
+        _check_unique(type(source).__name__, titles)
     narwhals: Any = import_module("narwhals")  # only where there is a frame: `handful --help` needs none
     try:
         frame = narwhals.from_native(source, allow_series=True)
@@ -129,7 +137,7 @@ def _narwhals_stream(source: Any) -> TableStream:
         return _stream("Series", _rows_of_items("Series", frame.to_list(), False))
     if isinstance(frame, narwhals.LazyFrame):
         frame = frame.collect()
-    titles = [str(title).strip() for title in frame.columns]
+    titles = [clean_name(title) for title in frame.columns]
     cells = [frame.get_column(title).to_list() for title in frame.columns]
     return _frame_stream(type(source).__name__, titles, cells, [], None)
 
@@ -137,12 +145,16 @@ def _narwhals_stream(source: Any) -> TableStream:
 def _frame_stream(
     holder: str, titles: list[str], cells: list[list[Any]], notes: list[str], index: list[Any] | None
 ) -> TableStream:
-    if twice := repeated(titles):
+    _check_unique(holder, titles)
+    rows = [dict(zip(titles, row, strict=True)) for row in zip(*cells, strict=True)]
+    return _stream(holder, rows, titles, notes, index)
+
+
+def _check_unique(holder: str, titles: list[str]) -> None:
+    if twice := repeated(titles)[:NAMED_PLACES]:
         positions = {title: [i + 1 for i, other in enumerate(titles) if other == title] for title in twice}
         shown = "; ".join(f"{title!r}: columns {', '.join(map(str, found))}" for title, found in positions.items())
         raise DataError(f"{holder}: columns have the same name ({shown})", "give each column its own name")
-    rows = [dict(zip(titles, row, strict=True)) for row in zip(*cells, strict=True)]
-    return _stream(holder, rows, titles, notes, index)
 
 
 def _stream(
@@ -150,7 +162,7 @@ def _stream(
     rows: Sequence[Mapping[Any, Any]],
     columns: Sequence[str] | None = None,
     notes: Sequence[str] = (),
-    index: list[Any] | None = None,
+    index: Sequence[Any] | None = None,
 ) -> TableStream:
     if not rows:
         found = f"an empty {holder}" + (f" with the columns {', '.join(map(repr, columns))}" if columns else "")
@@ -159,6 +171,8 @@ def _stream(
     for number, row in enumerate(rows):
         where = place(holder, number, f"the {holder}", index)
         titles = [_title(key) for key in row]
+        if number == 0:
+            check_names(titles, where)
         if twice := repeated(titles):
             raise DataError(f"{where}: {', '.join(map(repr, twice))} stands there twice", "give each its own name")
         try:
@@ -173,33 +187,21 @@ def _stream(
     )  # fmt: skip
 
 
-def _rows_of_columns(source: Mapping[Any, Any]) -> list[dict[Any, Any]]:
-    wrong = [key for key, column in source.items() if not _is_column(column)]
-    if wrong:
+def _texts_and_labels(texts: Any, labels: Any) -> TableStream:
+    """Rows of any form, such as texts or a frame, with their labels."""
+    stream, labels = memory_stream(texts), as_list(labels)
+    rows = [row for _, row in stream]
+    if len(rows) != len(labels):
         raise DataError(
-            f"expected a dict of lists, found {source[wrong[0]]!r:.80} under {wrong[0]!r}",
-            "give the columns as lists of one length; one row alone goes into a list: [row]",
-        )
-    columns = {key: _as_list(column) for key, column in source.items()}
-    lengths = {key: len(column) for key, column in columns.items()}
-    if len(set(lengths.values())) > 1:
-        shown = ", ".join(f"{key!r} has {length}" for key, length in list(lengths.items())[:10])
-        raise DataError(f"expected lists of one length, found that {shown}", "give every column a cell for each row")
-    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-
-
-def _texts_and_labels(texts: Any, labels: Any) -> list[dict[str, Any]]:
-    texts, labels = _as_list(texts), _as_list(labels)
-    if len(texts) != len(labels):
-        raise DataError(
-            f"expected as many labels as texts, found {len(labels)} and {len(texts)}",
+            f"expected as many labels as texts, found {len(labels)} and {len(rows)}",
             "(texts, labels) are two sequences of one length",
         )
-    labels = [label[0] if isinstance(label, list | tuple) and len(label) == 1 else label for label in labels]
-    rows = _rows_of_items("tuple", texts, labelled=False)
-    if rows and "label" in rows[0]:
+    if "label" in stream.columns:
         raise DataError("expected (texts, labels), found rows that are labelled already", "give the rows alone")
-    return [{**row, "label": label} for row, label in zip(rows, labels, strict=True)]
+    labels = [label[0] if isinstance(label, list | tuple) and len(label) == 1 else label for label in labels]
+    labelled = [{**row, "label": label} for row, label in zip(rows, labels, strict=True)]
+    notes = [note.partition(": ")[2] for note in stream.notes]
+    return _stream("tuple", labelled, notes=notes, index=stream.index)
 
 
 def _rows_of_items(kind: str, items: list[Any], labelled: bool) -> list[dict[Any, Any]]:
@@ -231,18 +233,6 @@ def _wrong_item(number: int, kind: str, item: Any) -> DataError:
     return DataError(
         f"row {number} of the {kind}: expected a dict, a text or a pair of texts, found {item!r:.80}", _GIVE
     )
-
-
-def _is_column(value: Any) -> bool:
-    if isinstance(value, str | bytes | bytearray | Mapping):
-        return False
-    return isinstance(value, list | tuple | range) or hasattr(value, "tolist") or hasattr(value, "to_list")
-
-
-def _as_list(column: Any) -> list[Any]:
-    convert = getattr(column, "tolist", None) or getattr(column, "to_list", None)
-    found = convert() if convert else list(column)
-    return found if isinstance(found, list) else [found]
 
 
 def _not_rows(source: Any) -> DataError:

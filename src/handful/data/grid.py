@@ -12,66 +12,11 @@ from typing import Any, final
 
 from handful.data.cells import check_row, listed, repeated
 from handful.data.delimited import Record
+from handful.data.names import COMMON_NAMES, check_names, clean_name, is_header
 from handful.data.stream import TableStream
 from handful.errors import DataError
 
 Records = Callable[[], Iterator[Record]]
-
-COMMON_NAMES = frozenset(
-    [
-        "answer",
-        "body",
-        "category",
-        "class",
-        "content",
-        "context",
-        "description",
-        "document",
-        "hypothesis",
-        "id",
-        "index",
-        "input",
-        "instruction",
-        "kind",
-        "label",
-        "labels",
-        "lang",
-        "language",
-        "message",
-        "messages",
-        "output",
-        "passage",
-        "premise",
-        "prompt",
-        "question",
-        "rating",
-        "reference",
-        "references",
-        "response",
-        "review",
-        "score",
-        "sentence",
-        "sentence1",
-        "sentence2",
-        "sentiment",
-        "source",
-        "stars",
-        "summary",
-        "target",
-        "targets",
-        "text",
-        "text1",
-        "text2",
-        "text_a",
-        "text_b",
-        "text_pair",
-        "title",
-        "topic",
-        "type",
-        "y",
-    ]
-)
-"""Names by which a first row is known to be a header, in lower case."""
 
 _LONGEST_NAME = 60
 _KNOWN_LENGTH, _KNOWN_VALUES = 40, 2000
@@ -112,6 +57,7 @@ class _Survey:
     blank: list[int] = field(default_factory=list)
     repeats: list[int] = field(default_factory=list)
     longer: list[int] = field(default_factory=list)
+    title: int | None = None
     rows: int = 0
     spanning: list[Record] = field(default_factory=list)
     spans: list[int] = field(default_factory=list)
@@ -133,7 +79,7 @@ def grid_stream(path: str, name: str, records: Records, *, delimiter: str = "", 
     found = [*notes, *dropped, *_row_notes(survey, delimiter)]
 
     def rows() -> Iterator[tuple[int, dict[str, Any]]]:
-        skipped = frozenset((*survey.blank, *survey.repeats, survey.header_line))
+        skipped = frozenset((*survey.blank, *survey.repeats, survey.header_line, survey.title))
         for record in records():
             if record.line not in skipped and not _is_blank(record.cells):
                 yield record.line, {name: _at(record.cells, position) for position, name in kept}
@@ -164,14 +110,24 @@ def _survey(path: str, records: Records, delimiter: str) -> _Survey:
             if _is_blank(record.cells):
                 leading.append(record.line)
                 continue
-            header = ["" if cell is None else str(cell).strip() for cell in record.cells]
+            header = ["" if cell is None else clean_name(cell) for cell in record.cells]
             survey = _Survey(path, header, record.line, [_Column() for _ in header], blank=leading)
-            check_row(dict.fromkeys(header), f"{path}:{record.line}")
-            continue
-        _add(survey, record, delimiter)
+            check_names(header, f"{path}:{record.line}")
+        elif not survey.rows and survey.title is None and _is_title(survey.header) and is_header(record.cells):
+            header = [clean_name(cell) if cell is not None else "" for cell in record.cells]
+            columns = [_Column() for _ in header]
+            survey = _Survey(path, header, record.line, columns, blank=survey.blank, title=survey.header_line)
+        else:
+            _add(survey, record, delimiter)
     if survey is None:
         raise DataError(f"{path}: expected rows, found an empty file", "give a file with a header and labelled rows")
     return survey
+
+
+def _is_title(header: list[str]) -> bool:
+    """Whether the first row may be a title above the header: it fills one cell, which is no name of a column."""
+    filled = [title for title in header if title]
+    return len(filled) == 1 and filled[0].lower() not in COMMON_NAMES
 
 
 def _add(survey: _Survey, record: Record, delimiter: str) -> None:
@@ -179,7 +135,7 @@ def _add(survey: _Survey, record: Record, delimiter: str) -> None:
     if _is_blank(cells):
         survey.blank.append(record.line)
         return
-    if len(cells) == width and [str(cell).strip() for cell in cells] == survey.header:
+    if len(cells) == width and [clean_name(cell) for cell in cells] == survey.header:
         survey.repeats.append(record.line)
         return
     if len(cells) > width and _holds_nothing(cells[width:]):
@@ -203,7 +159,9 @@ def _add(survey: _Survey, record: Record, delimiter: str) -> None:
 
 def _ragged(survey: _Survey, record: Record, delimiter: str) -> DataError:
     width, found = len(survey.header), len(record.cells)
-    if found < width:
+    if any("\r" in cell for cell in record.cells if isinstance(cell, str)):
+        hint = "the row holds a carriage return; if that ends a line, save the file with one kind of line end"
+    elif found < width:
         hint = "complete the row; a line break inside a text must be in double quotes"
     elif width == 1:
         hint = f"put texts that contain {delimiter!r} in double quotes; a title above the header must be removed"
@@ -296,6 +254,8 @@ def _row_notes(survey: _Survey, delimiter: str) -> list[str]:
     notes = []
     if all(len(title.split()) > 3 for title in survey.header):
         notes.append(f"the first row is read as the header: {survey.header[0][:_LONGEST_NAME]!r}")
+    if survey.title is not None:
+        notes.append(f"line {survey.title} is read as a title, the header is on line {survey.header_line}")
     if survey.blank:
         notes.append(f"{len(survey.blank):,} blank row(s) left out (line {listed(survey.blank)})")
     if survey.repeats:

@@ -9,6 +9,8 @@ from functools import partial
 from typing import Any
 
 from handful.data.cells import check_row, missing, repeated
+from handful.data.mappings import rows_of_mapping
+from handful.data.names import check_names
 from handful.data.stream import TableStream
 from handful.data.text_files import LONE_RETURN, TextFile
 from handful.errors import DataError
@@ -26,7 +28,7 @@ def lines_stream(path: str, name: str, file: TextFile) -> TableStream:
 
 
 def document_stream(path: str, name: str, file: TextFile) -> TableStream:
-    """Rows of an array of objects, an object of columns, or an object that holds one of these under its only key.
+    """Rows of an array of objects, or of an object in one of the forms of `rows_of_mapping`.
 
     A file that is JSON lines in spite of its name is read as such. Raises: DataError with the line.
     """
@@ -45,28 +47,10 @@ def document_stream(path: str, name: str, file: TextFile) -> TableStream:
         return TableStream(path, name, stream.columns, stream.rows, (note,))
     if not isinstance(value, dict):
         raise _no_rows(where, value)
-    notes = []
-    inner = next(iter(value.values())) if len(value) == 1 else None
-    if isinstance(inner, list) and inner and isinstance(inner[0], dict):
-        notes.append(f"{name}: the rows are those of {next(iter(value))!r}")
-        value = inner
-    found = value if isinstance(value, list) else rows_of_columns(where, value)
+    found, note = rows_of_mapping(value, where)
     checked = [(number, _checked(row, f"row {number} of {path}")) for number, row in enumerate(found)]
     columns = _first_columns(path, lambda: iter(checked))
-    return TableStream(path, name, columns, lambda: iter(checked), tuple(notes), path)
-
-
-def rows_of_columns(where: str, columns: dict[str, Any]) -> list[dict[str, Any]]:
-    """Rows of an object of columns: lists of one length, or objects with the same keys (as pandas writes them)."""
-    cells = {name: list(column.values()) if isinstance(column, dict) else column for name, column in columns.items()}
-    if not cells or not all(isinstance(column, list) for column in cells.values()):
-        raise _no_rows(where, columns)
-    keyed = [tuple(column) for column in columns.values() if isinstance(column, dict)]
-    lengths = {name: len(column) for name, column in cells.items()}
-    if len(set(lengths.values())) > 1 or len(set(keyed)) > 1:
-        shown = ", ".join(f"{name!r} has {length}" for name, length in list(lengths.items())[:10])
-        raise DataError(f"{where}: expected columns with the same rows, found that {shown}", "complete the columns")
-    return [dict(zip(cells, row, strict=True)) for row in zip(*cells.values(), strict=True)]
+    return TableStream(path, name, columns, lambda: iter(checked), (f"{name}: {note}",) if note else (), path)
 
 
 def _line_rows(path: str, file: TextFile) -> Rows:
@@ -136,7 +120,11 @@ def _checked(row: Any, where: str) -> dict[str, Any]:
 
 
 def _no_rows(where: str, found: Any) -> DataError:
-    hint = "a file with one array of objects is to end in .json" if isinstance(found, list) else _ONE_EACH
+    hint = (
+        "a file with one array of objects is to end in .json"
+        if isinstance(found, list) and isinstance((*found, 0)[0], dict)
+        else _ONE_EACH
+    )
     return DataError(
         f'{where}: expected a JSON object such as {{"text": ..., "label": ...}}, found {type(found).__name__}', hint
     )
@@ -144,6 +132,7 @@ def _no_rows(where: str, found: Any) -> DataError:
 
 def _first_columns(path: str, rows: Callable[[], Rows]) -> tuple[str, ...]:
     for _, row in rows():
+        check_names(row, path)
         return tuple(row)
     raise _empty(path)
 

@@ -14,8 +14,9 @@ from handful.data.binary_tables import parquet_stream, workbook_stream
 from handful.data.cells import MAX_CELL, listed, missing_label
 from handful.data.delimited import DELIMITERS, Dialect, Record, find_dialect, is_consistent, read_records
 from handful.data.frames import memory_stream
-from handful.data.grid import COMMON_NAMES, grid_stream
+from handful.data.grid import grid_stream
 from handful.data.json_rows import document_stream, lines_stream
+from handful.data.names import COMMON_NAMES
 from handful.data.stream import TableStream, place
 from handful.data.text_files import LONE_RETURN, TextFile
 from handful.errors import ConfigError, DataError, nearest
@@ -130,7 +131,7 @@ def stem(path: Path) -> str:
 
 def as_path(source: str | os.PathLike[str]) -> Path:
     """The path. Raises: DataError for a text that no path is, such as the content of a file."""
-    text = os.fspath(source)
+    text = os.path.expanduser(os.fspath(source))
     if not isinstance(text, str):
         raise DataError(f"expected a path as text, found {type(text).__name__}", "decode it: os.fsdecode(path)")
     try:
@@ -141,6 +142,11 @@ def as_path(source: str | os.PathLike[str]) -> Path:
         raise DataError(
             f"expected a path, found a text of {len(text):,} characters ({text[:40]!r} …)",
             "give the name of a file; rows in memory as a data frame, a list of dicts or (texts, labels)",
+        )
+    if "://" in text:
+        raise DataError(
+            f"expected a path, found the address {text[:80]!r}",
+            "download the file and give its path; a dataset of the Hugging Face Hub is hub:OWNER/NAME",
         )
     return Path(text)
 

@@ -28,6 +28,13 @@ _BYTE_ORDER_MARKS = (  # the mark of UTF-32 begins with that of UTF-16
     (codecs.BOM_UTF16_BE, "utf-16"),
     (codecs.BOM_UTF8, "utf-8-sig"),
 )
+_NO_TEXT = {
+    b"\x1f\x8b": ("one compressed by gzip", "put .gz behind its name"),
+    b"PK\x03\x04": ("an Excel workbook or a zip archive", "a workbook is to end in .xlsx; unpack an archive"),
+    b"PAR1": ("a Parquet file", "it is to end in .parquet"),
+    b"\xd0\xcf\x11\xe0": ("a workbook of old or encrypted Excel", "save it as .xlsx or CSV, without a password"),
+    b"%PDF": ("a PDF", "save its table as CSV"),
+}
 _NO_FILES = frozenset({"idna", "punycode", "undefined", "unicode-escape", "raw-unicode-escape"})
 _BEGINNING = 1 << 16
 
@@ -61,6 +68,11 @@ class TextFile:
             if encoding is None:
                 marked = (name for mark, name in _BYTE_ORDER_MARKS if beginning.startswith(mark))
                 self.encoding = next(marked, "utf-8")
+            if found := next((kind for mark, kind in _NO_TEXT.items() if beginning.startswith(mark)), None):
+                raise DataError(
+                    f"{path}: expected a text file, found {found[0]}",
+                    found[1],
+                )
             text = codecs.getincrementaldecoder(self.encoding)("replace").decode(beginning)
         self._newline = "\r" if "\r" in text and "\n" not in text else "\n"
         self._doubled = text.partition("\n")[0].endswith("\r\r")  # "\r\n" written in text mode on Windows
@@ -81,7 +93,7 @@ class TextFile:
                 if "\0" in line:
                     raise DataError(
                         f"{self.path}:{number}: found a NUL character, which no text has",
-                        "the file is binary, or UTF-16 without a mark: then give --encoding utf-16-le",
+                        "the file is binary, or UTF-16 without a mark: then give --encoding utf-16-le (or utf-16-be)",
                     )
                 yield self._with_plain_end(line.removeprefix("\ufeff") if number == 1 else line)
 
