@@ -96,7 +96,7 @@ def test_a_smaller_export_gives_our_scores_and_says_how_small_it_is(
     assert parts.changed
     assert parts.removed > 0.15
     assert size.bytes[1] == sum(
-        path.stat().st_size for path in (tmp_path / "out").iterdir() if path.suffix in (".safetensors", ".onnx")
+        path.stat().st_size for path in (tmp_path / "out").rglob("*") if path.suffix in (".safetensors", ".onnx")
     )
     assert size.speed.threads == torch.get_num_threads()
     (said,) = [sentence for sentence in size.sentences() if sentence.startswith(f"CPU time ({size.speed.cpu}) for ")]
@@ -113,7 +113,7 @@ def test_a_smaller_export_gives_our_scores_and_says_how_small_it_is(
     assert record["size"]["speed"]["cpu"] == size.speed.cpu
     readme = (tmp_path / "out" / "README.md").read_text()
     assert all(f"- {sentence}" in readme for sentence in size.sentences())
-    assert ("weights of a pooler as missing" in readme) == ((family, pooling, form) == ("roberta", "mean", "dense"))
+    assert "weights of a pooler as missing" not in readme
     assert f"Parameters: {parts.parameters[0]:,}, now {parts.parameters[1]:,}" in readme
     adapter.detach()
     after = backbone.model.state_dict()
@@ -259,7 +259,7 @@ def test_a_fresh_process_gets_the_same_scores(form, stored, tmp_path):
     report = export(closed(backbone, task), backbone, task, tmp_path / "out", form)
     assert report.difference <= 1e-5
     assert "in a fresh process" in report.verification
-    if form != "onnx":
+    if form == "compact":
         head = load_file(tmp_path / "out" / "head.safetensors")
         assert head["weight"].shape == (2, 64)
 

@@ -7,6 +7,7 @@ built by its stock class at full size and cut before its weights are loaded (`bu
 from __future__ import annotations
 
 import importlib
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -230,16 +231,17 @@ def stock_class(path: str) -> type[PreTrainedModel]:
 
 def build_ragged(
     kind: type[PreTrainedModel],
-    folder: Path,
+    file: Path,
     tensors: Mapping[str, torch.Tensor],
     units: Sequence[int],
     groups: Sequence[int],
 ) -> PreTrainedModel:
     """A stock model in eval mode with so many units and key/value heads in each block, and exactly these weights.
 
+    `file` is its configuration at full size.
     Raises: ModelError where sizes, class and weights do not fit each other.
     """
-    config: Any = kind.config_class.from_pretrained(folder)  # type: ignore[union-attr]
+    config: Any = kind.config_class.from_dict(json.loads(file.read_text(encoding="utf-8")))  # type: ignore[union-attr]
     with torch.random.fork_rng(devices=[]), no_init_weights():
         model: Any = kind(config)
     if getattr(model, "pooler", None) is not None and not any(name.startswith("pooler.") for name in tensors):
@@ -248,7 +250,7 @@ def build_ragged(
     have = [block.units for block in blocks.feed_forward], [block.groups for block in blocks.attention]
     for asked, most, what in zip((units, groups), have, ("units", "key/value heads"), strict=True):
         if len(asked) != len(most) or any(not 1 <= n <= limit for n, limit in zip(asked, most, strict=True)):
-            raise ModelError(f"{folder}: expected {what} of {len(most)} blocks, 1 to {most}, found {list(asked)}")
+            raise ModelError(f"{file.parent}: expected {what} of {len(most)} blocks, 1 to {most}, found {list(asked)}")
     cut(blocks, Kept.first(units, groups))
     return load_exactly(model, tensors)
 

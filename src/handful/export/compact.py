@@ -28,7 +28,9 @@ from handful.export.shrink import Shrunk
 from handful.export.size import Size
 from handful.methods.base import AbstractAdapter
 
-SIZES = "compact.json"
+SIZES, CONFIG = "compact.json", "compact-config.json"
+"""Sizes of the layers, and the configuration at full size: not by the name that stock loaders look for, to whom the
+folder would be a model whose weights do not fit, or without a head."""
 
 
 def export_compact(
@@ -61,6 +63,7 @@ def export_compact(
 def save_compact(shrunk: Shrunk, folder: Path) -> None:
     """Configuration, weights and sizes of a ragged model into an existing folder."""
     save_model(shrunk.model, folder)
+    (folder / "config.json").rename(folder / CONFIG)
     record = shrunk.record
     sizes = {
         "handful": __version__,
@@ -84,7 +87,10 @@ def load_compact(folder: str | Path) -> Any:
         ) from None
     if not isinstance(sizes, dict) or not all(_is_sizes(sizes.get(name)) for name in ("units", "heads")):
         raise ModelError(f"{folder / SIZES}: expected units and heads as lists of whole numbers", "export it again")
-    return build_ragged(stock_class(str(sizes.get("class"))), folder, tensors, sizes["units"], sizes["heads"])
+    config = folder / CONFIG
+    if not config.is_file():
+        config = folder / "config.json"  # of exports by handful before 2026-12
+    return build_ragged(stock_class(str(sizes.get("class"))), config, tensors, sizes["units"], sizes["heads"])
 
 
 def _is_sizes(value: object) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, final
@@ -19,6 +19,7 @@ from handful.backbone.classifier import OutputLayer, output_layer
 from handful.backbone.closed import Layout
 from handful.backbone.load import Backbone, Kind, Pooling, pool
 from handful.backbone.resize import stock_copy
+from handful.backbone.stock_head import with_head
 from handful.data.task import Task
 from handful.errors import ModelError
 from handful.export.folder import ExportJob
@@ -36,7 +37,8 @@ from handful.methods.skills import PrefixSkills
 class Scorer(nn.Module):
     """Scores of a stock model: of its own class, or (B, C) through pooling and our head.
 
-    Its forward takes the tensors in the order of `names`. A stock class whose output layer has no bias gets the head's.
+    Its forward takes the tensors in the order of `names`. A stock class with the family's pooling whose output
+    layer has no bias gets the head's.
     """
 
     def __init__(self, model: nn.Module, job: ExportJob, form: str | None):
@@ -44,7 +46,7 @@ class Scorer(nn.Module):
         self.model, self.names = model, tuple(job.sample[0])
         self.pooling: Pooling | None = job.backbone.pooling
         self.pooled = form == "features"
-        self.adds_bias = form == "classifier" and not _output(model).has_bias
+        self.adds_bias = form == "classifier" and self.pooling == "family" and not _output(model).has_bias
         self.options = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
         if self.pooled or self.adds_bias:
             weight, bias = job.adapter.head.folded()
@@ -74,6 +76,7 @@ class Folded:
     """An adapter folded into its model: `full` as stock transformers has it, on the CPU, and `shrunk` without zeros.
 
     A prefix, which folds into no weight, stands in front of the model's keys and values.
+    `written` is what a folder of `plan.form` holds.
     """
 
     job: ExportJob
@@ -85,7 +88,7 @@ class Folded:
         adapter = self.job.adapter
         prefix = FoldedPrefix.of(adapter)
         model: Any = adapter.backbone.model if prefix else adapter.merged_model()
-        if self.plan.form == "classifier":
+        if self.plan.form == "classifier" and self.job.backbone.pooling == "family":
             model = stock_classifier(model, adapter, self.job.task)
         else:
             model = stock_copy(model).to(torch.device("cpu"))  # type: ignore[arg-type]
@@ -105,8 +108,25 @@ class Folded:
         except ModelError:
             return whole
 
+    @cached_property
+    def written(self) -> Any:
+        """The shrunk model, or the stock class with its head inside where that pools otherwise than we do."""
+        job, model = self.job, self.shrunk.model
+        if not self._holds_head:
+            return model
+        config = labelled(model.config, job.task)
+        config.pad_token_id = job.backbone.tokenizer.pad_token_id
+        assert job.backbone.pooling is not None
+        weight, bias = job.adapter.head.folded()
+        return with_head(model, job.backbone.pooling, weight, bias, config)
+
+    @property
+    def _holds_head(self) -> bool:
+        return self.plan.form == "classifier" and self.job.backbone.pooling != "family"
+
     def scorer(self, model: nn.Module) -> Scorer:
-        return Scorer(model, self.job, self.plan.form)
+        bare = self._holds_head and model is not self.written
+        return Scorer(model, self.job, "features" if bare else self.plan.form)
 
     def inputs(self, rows: int, length: int | None = None, *, padded: bool = False) -> dict[str, torch.Tensor]:
         """Token ids, masks and token types (B, S), B = `rows`, as the exported model takes them."""
@@ -122,7 +142,7 @@ class Folded:
         Two models that are equal in exact arithmetic can be as far apart in float32, and no farther.
         """
         total = 0.0
-        for model in (self.full, self.shrunk.model):
+        for model in (self.full, self.written):
             scorer = self.scorer(model)
             with KeepFloat64():
                 exact = copy.deepcopy(scorer).double().scores(inputs)
@@ -131,9 +151,12 @@ class Folded:
 
     def measured(self, folder: Path, scores: Scores | None = None, runtime: str = "torch") -> Size:
         """How much smaller and faster what was written into `folder` is; `scores` are computed by what is in it."""
-        small = scores or self.scorer(self.shrunk.model).scores
+        small = scores or self.scorer(self.written).scores
         speed = measure(self.scorer(self.full).scores, small, self.inputs, self.job.unit, self.rounding, runtime)
-        return Size(self.shrunk.record, (tensor_bytes(self.full), weight_bytes(folder)), speed)
+        record = self.shrunk.record
+        if self._holds_head:
+            record = replace(record, parameters=(record.parameters[0], count(self.written)))
+        return Size(record, (tensor_bytes(self.full), weight_bytes(folder)), speed)
 
 
 @final

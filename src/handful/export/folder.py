@@ -28,6 +28,7 @@ from handful.export.plan import ExportPlan, method_of
 from handful.export.size import Size
 from handful.export.verify import allowance, can_verify, compare, is_close, stock_scores
 from handful.methods.head import AbstractHeadedAdapter
+from handful.runs.metadata import front_matter
 from handful.runs.store import new_folder
 
 RECORD = "export.json"
@@ -78,7 +79,12 @@ class ExportJob:
 
     @property
     def base(self) -> str:
-        """The pretrained model as stock libraries name it. Raises: ConfigError where it cannot be found any more."""
+        """The pretrained model's name for others: on the hub where that is known, or of its folder without the path."""
+        return hub_name(self.backbone.name) or Path(self.location).name
+
+    @property
+    def location(self) -> str:
+        """Where the pretrained model is here. Raises: ConfigError where it cannot be found any more."""
         name = self.backbone.model.name_or_path or ""
         path = Path(name)
         if not name or (path.is_absolute() and not path.is_dir()):
@@ -117,12 +123,14 @@ class ExportJob:
     def _write_common(self, partial: Path, loader: Loader) -> None:
         tokenizer = copy.deepcopy(self.backbone.tokenizer)
         tokenizer.model_input_names = [n for n in tokenizer.model_input_names if n in self.sample[0]]
-        tokenizer.save_pretrained(partial)
+        if loader.form != "language-model":
+            tokenizer.model_max_length = self.max_length  # where `truncation=True` cuts
+        tokenizer.save_pretrained(partial / loader.body)
         if loader.form == "language-model":
             return
         labels = list(self.task.labels) or ["value"]
         (partial / "labels.json").write_text(json.dumps(labels, ensure_ascii=False), encoding="utf-8")
-        if loader.form == "features" and loader.file != "onnx":
+        if loader.form == "features" and loader.file != "onnx" and not loader.body:
             weight, bias = self.adapter.head.folded()
             save_file({"weight": weight.cpu().contiguous(), "bias": bias.cpu()}, partial / "head.safetensors")
 
@@ -179,13 +187,17 @@ class ExportJob:
             yield self.adapter
         self.adapter.train(was_training)
 
+    def _base_here(self, loader: Loader) -> str | None:
+        """What stands in for `loader.base` where the code is run on this machine."""
+        return self.location if loader.base is not None else None
+
     def _verify(
         self, partial: Path, loader: Loader, rounding: Callable[[Mapping[str, torch.Tensor]], float] | None
     ) -> tuple[float | None, str]:
         if not can_verify(loader.package):
             return None, f"not verified: {loader.package} is not installed"
         inputs, expected = self.sample
-        found = self._of_targets(torch.as_tensor(stock_scores(partial, loader.code(), inputs)))
+        found = self._of_targets(torch.as_tensor(stock_scores(partial, loader.code(self._base_here(loader)), inputs)))
         noise = rounding and cache(bind(rounding, inputs))
         difference = compare(found, expected, self.unit, noise)
         what = "tokens" if self.generation else "rows"
@@ -230,7 +242,7 @@ class ExportJob:
         with self._evaluating() as adapter:
             ours = adapter.generate(batch, **options.decoding()).cpu()
         inputs = {name: tensor.cpu() for name, tensor in batch.inputs.items()}
-        theirs = stock_scores(partial, loader.code(), inputs, "write")
+        theirs = stock_scores(partial, loader.code(self._base_here(loader)), inputs, "write")
         pad = self.backbone.tokenizer.pad_token_id
         return [_unpadded(row, pad) for row in ours.tolist()], [_unpadded(row, pad) for row in theirs.tolist()]
 
@@ -254,27 +266,46 @@ class ExportJob:
         outputs = {"regression": "one number", "generation": "texts, by the decoding in generation_config.json"}.get(
             self.task.kind, "one score for each name in labels.json"
         )
-        hub = hub_name(self.backbone.name)
+        name = _plain(self.public_name)
         cut = "Longer texts are cut" if loader.truncates else "Sources should be kept"
         lines = [
-            f"# {_plain(self.task.name)}: {method_of(self.adapter).name} on {_plain(self.backbone.name)}",
+            f"# {_plain(self.task.name)}: {method_of(self.adapter).name} on {name}",
             "",
             f"This folder holds {plan.summary}. It gives {outputs}, and {loader.needs}:",
             "",
             f"```python\n{loader.code()}```",
+            *(line for sentence in stock_calls(plan, loader, self.task) for line in ("", sentence)),
             "",
-            f"The pretrained model is {_plain(self.backbone.name)}{f' (hub: {hub})' if hub else ''}. {cut} "
-            f"to {loader.max_length} tokens. Written by handful {__version__}; what was verified, and how, "
-            f"stands in {RECORD}.",
+            f"The pretrained model is {name}. {cut} to {loader.max_length} tokens. Written by handful {__version__}; "
+            f"what was verified, and how, stands in {RECORD}.",
             *(("", _UNUSED_POOLER) if self._lacks_pooler(plan, loader) else ()),
             *(("", *(f"- {sentence}" for sentence in self.notes)) if self.notes else ()),
             *(("", *(f"- {sentence}" for sentence in size.sentences())) if size else ()),
         ]
-        return "\n".join(lines) + (f"\n\n{self.card}\n" if self.card else "\n")
+        text = "\n".join(lines) + (f"\n\n{self.card}\n" if self.card else "\n")
+        return front_matter(self.metadata(plan, loader)) + text
+
+    @property
+    def public_name(self) -> str:
+        """The pretrained model's name for others, also where it is gone from here."""
+        return hub_name(self.backbone.name) or Path(self.backbone.name).name
+
+    def metadata(self, plan: ExportPlan, loader: Loader) -> dict[str, Any]:
+        """What the Hugging Face Hub reads at the top of a README."""
+        kind, method = self.task.kind, method_of(self.adapter).name
+        pipeline = "text-generation" if kind == "generation" else "text-classification"
+        hub = hub_name(self.backbone.name)
+        return {
+            "library_name": loader.library,
+            "pipeline_tag": pipeline,
+            "base_model": hub,
+            "base_model_relation": hub and ("adapter" if loader.base else "finetune"),
+            "tags": ["handful", "few-shot", method, "text-regression" if kind == "regression" else pipeline],
+        }
 
     def _lacks_pooler(self, plan: ExportPlan, loader: Loader) -> bool:
         """Whether transformers will say that a pooler is missing, which the code does not use."""
-        stock = plan.form == "features" and loader.file == "stock"
+        stock = plan.form == "features" and loader.library in ("peft", "transformers", "sentence-transformers")
         return stock and getattr(self.backbone.model, "pooler", ...) is None
 
     def _record(
@@ -284,7 +315,7 @@ class ExportJob:
             "handful": __version__,
             "method": method_of(self.adapter).name,
             "task": {"name": self.task.name, "kind": self.task.kind, "labels": list(self.task.labels)},
-            "backbone": {"name": self.backbone.name, "fingerprint": self.backbone.fingerprint},
+            "backbone": {"name": self.public_name, "fingerprint": self.backbone.fingerprint},
             "form": plan.form,
             "summary": plan.summary,
             "difference": difference,
@@ -292,6 +323,36 @@ class ExportJob:
             "notes": list(self.notes),
             "size": asdict(size) if size else None,
         }
+
+
+def stock_calls(plan: ExportPlan, loader: Loader, task: Task) -> list[str]:
+    """In sentences, what the usual stock calls make of the folder."""
+    if plan.form == "language-model" or loader.file == "onnx":
+        return []
+    if plan.form == "classifier" and loader.file == "stock" and loader.base is None:
+        names = "its only output" if task.kind == "regression" else "the labels"
+        return [
+            f'`pipeline("text-classification", folder)` gives {names} by name too, and cuts texts with '
+            "`truncation=True`. Load it in float32 or bfloat16: in float16 its scores may be no numbers."
+        ]
+    refused = '`pipeline("text-classification", …)` and `AutoModelForSequenceClassification` refuse this folder'
+    if loader.base is None:
+        return [f"{refused}: it holds no model for them, and a head made by them would be random."]
+    sentences = [f"{refused}: it holds an adapter, and no weights of the pretrained model."]
+    if plan.form == "classifier":
+        sentences.append(
+            "`AutoPeftModelForSequenceClassification` needs the arguments `num_labels` and `id2label` of the code "
+            "above: an adapter does not store them, and without them classes are called LABEL_0 and so on."
+        )
+    else:
+        sentences.append(
+            "`AutoPeftModelForSequenceClassification` refuses it: the head stands on pooled features, and not where a "
+            "stock classification class has its own. A classification class of the pretrained model below this "
+            "adapter would have a random head."
+        )
+    if not loader.base_on_hub:
+        sentences.append(f"Put the path of the folder {_plain(loader.base)} in place of `base`; no hub has it.")
+    return sentences
 
 
 _UNUSED_POOLER = (

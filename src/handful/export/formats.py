@@ -10,14 +10,20 @@ from handful.data.task import Task
 from handful.errors import ConfigError, nearest
 from handful.evaluation.writing import GenerationOptions
 from handful.export.compact import export_compact
-from handful.export.dense import export_dense
+from handful.export.dense import export_dense, export_sentence_transformers
 from handful.export.folder import ExportReport
 from handful.export.onnx import export_onnx
 from handful.export.peft import export_peft
 from handful.export.plan import FORMATS, ExportPlan, check_export
 from handful.methods.base import AbstractAdapter
 
-_WRITERS = {"peft": export_peft, "dense": export_dense, "compact": export_compact, "onnx": export_onnx}
+_WRITERS = {
+    "peft": export_peft,
+    "dense": export_dense,
+    "sentence-transformers": export_sentence_transformers,
+    "compact": export_compact,
+    "onnx": export_onnx,
+}
 
 __all__ = ["FORMATS", "ExportPlan", "ExportReport", "check_export", "export"]
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, final
 
 from handful.backbone.load import Pooling
-from handful.export.plan import ExportPlan, Form
+from handful.export.plan import HEAD, ExportPlan, Form
 
 if TYPE_CHECKING:
     from handful.export.folder import ExportJob
@@ -80,6 +80,24 @@ _ONNX_LABELS = """classify(*texts):  # each text's label, and the probability of
 _ONNX_NUMBERS = """numbers(*texts):  # each text's number
     inputs = tokenizer(*texts, truncation=True, max_length={max_length}, padding=True, return_tensors="np")
     return scores(inputs)[:, 0].tolist()"""
+_SENTENCE_CODE = """import json
+from pathlib import Path
+
+import torch
+from sentence_transformers import SentenceTransformer
+
+folder = Path(".")  # where this file is
+labels = json.loads((folder / "labels.json").read_text(encoding="utf-8"))
+model = SentenceTransformer(str(folder), device="cpu").eval()
+
+
+@torch.no_grad()
+def scores(inputs):
+    return model(dict(inputs))["sentence_embedding"]
+
+
+print(labels, model.encode({texts}, convert_to_tensor=True){activation})
+"""
 _POOLED = {
     "mean": "features = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)",
     "last": "features = hidden[torch.arange(len(mask)), (mask * torch.arange(mask.shape[1])).argmax(1)]",
@@ -99,10 +117,11 @@ hidden = hidden.last_hidden_state[:, {length}:]"""
 class Loader:
     """What the README's code depends on.
 
-    `base` is the pretrained model's name or folder, or None where the export is the model itself. `length` is P for
-    a prefix or prompt, `token_types` whether the tokenizer makes token types. `encoder` takes the encoder of an
-    encoder-decoder, `model_class` ("module:name") stands in where no Auto class finds a whole model. `file` "compact"
-    is for our own loader, "onnx" for onnxruntime.
+    `base` is the pretrained model's name, on the hub where `base_on_hub`, or None where the export is the model itself.
+    `length` is P for a prefix or prompt, `token_types` whether the tokenizer makes token types. `encoder` takes the
+    encoder of an encoder-decoder, `model_class` ("module:name") stands in where no Auto class finds a whole model.
+    `body` is the folder in which model and tokenizer are, where that is not the export's own. `file` "compact" is for
+    our own loader, "onnx" for onnxruntime.
 
     A language model `has_encoder`, or reads a source between `prefix` and `separator`, of which the mark at its end is
     taken off where it `ends_marked`.
@@ -123,7 +142,9 @@ class Loader:
     separator: str = ""
     ends_marked: bool = False
     model_class: str | None = None
-    file: Literal["stock", "compact", "onnx"] = "stock"
+    base_on_hub: bool = True
+    body: str = ""
+    file: Literal["stock", "sentence-transformers", "compact", "onnx"] = "stock"
 
     @classmethod
     def of(cls, job: ExportJob, plan: ExportPlan, *, base: str | None = None, **details: Any) -> Loader:
@@ -151,19 +172,29 @@ class Loader:
     @property
     def package(self) -> str | None:
         """What has to be installed beside transformers."""
-        return {"stock": "peft" if self.base else None, "compact": "handful", "onnx": "onnxruntime"}[self.file]
+        packages = {"compact": "handful", "onnx": "onnxruntime", "sentence-transformers": "sentence_transformers"}
+        return packages.get(self.file, "peft" if self.base else None)
+
+    @property
+    def library(self) -> str:
+        """The library's name on the hub."""
+        if self.file == "stock":
+            return "peft" if self.base else "transformers"
+        return {"compact": "handful"}.get(self.file, self.file)
 
     @property
     def libraries(self) -> str:
         """Who computes the scores."""
         stock = "stock transformers and PEFT" if self.base else "stock transformers"
-        return {"stock": stock, "compact": "stock transformers, loaded by handful,", "onnx": "onnxruntime"}[self.file]
+        others = {"compact": "stock transformers, loaded by handful,", "onnx": "onnxruntime"}
+        return {"stock": stock, "sentence-transformers": "sentence-transformers", **others}[self.file]
 
     @property
     def needs(self) -> str:
         """In words for the README: what the folder needs."""
         return {
             "stock": "needs no handful",
+            "sentence-transformers": "needs sentence-transformers and no handful",
             "compact": "is loaded by handful (`pip install handful`): stock loaders refuse layers of unequal size",
             "onnx": "needs onnxruntime and transformers' tokenizers, and neither torch nor handful (models and "
             "pipelines of transformers refuse the folder, as it has no weights that they can read)",
@@ -174,17 +205,23 @@ class Loader:
         """Whether the code cuts texts: a separator behind a source must not be cut off."""
         return not self.separator
 
-    def code(self) -> str:
+    def code(self, base: str | None = None) -> str:
         """The Python code, which defines `scores(inputs)`: token ids and masks (B, S) → (B, C).
 
-        Of a language model → (B, S, V), and `write(inputs)` → the tokens written (B, T).
+        Of a language model → (B, S, V), and `write(inputs)` → the tokens written (B, T). `base` is where the pretrained
+        model is for whom runs it here.
         """
+        if base is not None:
+            return replace(self, base=base).code()
         if self.form == "language-model":
             return self._language_model_code()
         texts = '["a text"], ["its second text"]' if self.pairs else '["a text"]'
         if self.file == "onnx":
             answer = (_ONNX_NUMBERS if self.regression else _ONNX_LABELS).format(max_length=self.max_length)
             return _ONNX_CODE.format(answer=answer, example=f"print({answer.partition('(')[0]}({texts}))")
+        if self.file == "sentence-transformers":
+            texts = '[("a text", "its second text")]' if self.pairs else '["a text"]'
+            return _SENTENCE_CODE.format(texts=texts, activation="" if self.regression else ".softmax(-1)")
         body = self._logits() if self.form == "classifier" else self._features()
         return _CODE.format(
             imports=self._imports(),
@@ -236,20 +273,23 @@ class Loader:
     def _setup(self) -> list[str]:
         lines = ['folder = Path(".")  # where this file is']
         if self.base is not None:
-            lines.append(f"base = {json.dumps(self.base)}  # the pretrained model")
+            where = "on the Hugging Face Hub, or a folder with it" if self.base_on_hub else "the folder that it is in"
+            lines.append(f"base = {json.dumps(self.base)}  # the pretrained model: {where}")
         if self.form == "language-model":
             lines.append("decoding = GenerationConfig.from_pretrained(folder)")
         else:
             lines.append('labels = json.loads((folder / "labels.json").read_text(encoding="utf-8"))')
         if self.form == "features":
-            lines.append('head = load_file(folder / "head.safetensors")')
-        lines.append("tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)")
+            file = f'"{HEAD}" / "model.safetensors"' if self.body else '"head.safetensors"'
+            lines.append(f"head = load_file(folder / {file})")
+        place = f'folder / "{self.body}"' if self.body else "folder"
+        lines.append(f"tokenizer = AutoTokenizer.from_pretrained({place}, trust_remote_code=False)")
         if self.file == "compact":
             return [*lines, "model = load_compact(folder)"]
         if self.base is None:
             return [
                 *lines,
-                f"model = {self._auto}.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False).eval()",
+                f"model = {self._auto}.from_pretrained({place}, dtype=torch.float32, trust_remote_code=False).eval()",
             ]
         options = ["dtype=torch.float32", "trust_remote_code=False"]
         if self.form == "classifier":
@@ -275,5 +315,6 @@ class Loader:
             hidden = _PROMPT.format(length=self.length)
         elif self.injected == "prompt":
             hidden += f"[:, {self.length}:]"
-        result = 'return torch.nn.functional.linear(features, head["weight"], head["bias"])'
+        name = "linear." if self.body else ""
+        result = f'return torch.nn.functional.linear(features, head["{name}weight"], head["{name}bias"])'
         return ['mask = inputs["attention_mask"]', hidden, _POOLED[self.pooling or "mean"], result]

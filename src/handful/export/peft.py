@@ -4,26 +4,33 @@ A prefix becomes PREFIX_TUNING, a prompt (with its scale multiplied in) PROMPT_T
 written; of a simplex it is the midpoint. With the family's own
 pooling the head, and the pooler's layers that were trained with it, become part of the stock classification class;
 with mean or last pooling it stands beside the adapter in `head.safetensors`.
+
+A configuration of the whole model with its labels lies beside the adapter too. With it, stock calls for a whole model
+("pipeline", `AutoModelForSequenceClassification`) look for weights in the folder and refuse it; without it they would
+load the pretrained model, make a head of random weights and lay the adapter on it.
 """
 
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from handful.backbone.blocks import is_transposed
 from handful.backbone.classifier import output_layer
-from handful.backbone.load import Backbone
+from handful.backbone.load import Backbone, hub_name
 from handful.backbone.low_rank import LowRank
 from handful.data.task import Task
 from handful.errors import ConfigError
 from handful.evaluation.evaluate import longest_row
 from handful.evaluation.writing import GenerationOptions
-from handful.export.folded import FoldedPrefix
+from handful.export.folded import FoldedPrefix, labelled
 from handful.export.folder import ExportJob, ExportReport
 from handful.export.loaders import Loader
 from handful.export.plan import ExportPlan, check_export, longest_in_sight, planned
@@ -85,16 +92,21 @@ def export_peft(
         root = "base_model.model." if injected == "layers" else "base_model."
         config["modules_to_save"] = sorted({*modules, *(config.get("modules_to_save") or ())})
         tensors |= {root + name: tensor for name, tensor in head.items()}
+    elif plan.form == "features" and injected == "layers":
+        config["target_modules"] = whole_names(tensors, backbone.model)
 
     def fill(partial: Path) -> None:
         (partial / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
         contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         save_file(contiguous, partial / "adapter_model.safetensors", metadata={"format": "pt"})
+        if plan.form != "language-model":
+            labelled(backbone.config, task).save_pretrained(partial)
 
     loader = Loader.of(
         job,
         plan,
         base=job.base,
+        base_on_hub=hub_name(backbone.name) is not None,
         injected=injected,
         length=length,
         token_types="token_type_ids" in job.sample[0],
@@ -191,6 +203,22 @@ def prompt_state(prompt: torch.Tensor, backbone: Backbone) -> tuple[dict[str, An
         "num_transformer_submodules": 1,
     }
     return config, {"prompt_embeddings": prompt}
+
+
+def whole_names(tensors: Mapping[str, torch.Tensor], model: nn.Module) -> str:
+    """A pattern that PEFT matches with the whole names of the layers that these tensors belong to.
+
+    In a classification class, whose layers have longer names, it matches none, and PEFT says so. A list of names would
+    match their ends, load none of the tensors, and leave an adapter without effect below a random head.
+    """
+    modules = dict(model.named_modules())
+    layers = set()
+    for tensor in tensors:
+        parts = tensor.removeprefix("base_model.model.").split(".")
+        names = [name for depth in range(1, len(parts)) if (name := ".".join(parts[:depth])) in modules]
+        wrapped = (name for name in names if hasattr(modules[name], "base_layer"))  # PEFT's own layers, put in training
+        layers.add(next(wrapped, names[-1]))
+    return "|".join(sorted(map(re.escape, layers)))
 
 
 def task_type(plan: ExportPlan, backbone: Backbone) -> str:

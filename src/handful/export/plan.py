@@ -8,8 +8,9 @@ from importlib.util import find_spec
 from typing import Any, Literal, final
 
 from handful.backbone.blocks import FAMILIES, obstacles
-from handful.backbone.classifier import output_layer
+from handful.backbone.classifier import encoder_class, is_encoder_decoder, output_layer
 from handful.backbone.load import Backbone
+from handful.backbone.stock_head import family_pooling, head_obstacle, layers_added
 from handful.data.task import Task
 from handful.errors import ConfigError, nearest
 from handful.methods import method_class
@@ -26,6 +27,7 @@ from handful.runs.members import recorded_task
 FORMATS = {
     "peft": "an adapter folder that stock PEFT loads onto the pretrained model",
     "dense": "a whole model that stock transformers loads",
+    "sentence-transformers": "the bare model, its pooling and its head as modules for sentence-transformers",
     "compact": "a model of gates or pruning whose layers differ in size, for handful's own loader",
     "onnx": "a whole model with its head as one ONNX file",
 }
@@ -47,8 +49,8 @@ class ExportPlan:
     """What an export gives, in one sentence; or, where `form` is None, why it is impossible.
 
     `form` "classifier": a stock classification class computes the scores. "features": a bare stock model computes
-    hidden states, and `head.safetensors` with a short loader in the README makes scores of them. "language-model": a
-    stock language model writes, by the run's decoding.
+    hidden states, and the head beside it, with a short loader in the README, makes scores of them; stock calls for a
+    classification class refuse such a folder. "language-model": a stock language model writes, by the run's decoding.
     """
 
     form: Form | None
@@ -80,11 +82,12 @@ def _plan(method: AbstractMethod, backbone: Backbone | str, pooling: str, task: 
     if task is not None and task.members:
         return ExportPlan(None, f"an inventory of {len(task.members)} tasks; export one of them: --task NAME")
     writes = task is not None and task.kind == "generation"
+    if pooling == "auto":
+        pooling = family_pooling(family)
     obstacle = _obstacle(method, backbone, format)
     if obstacle and format != "onnx" and puts_prefix(method):
         obstacle += _way_out(family, format, writes=writes)
-    if not obstacle and pooling == "family":
-        obstacle = _classifier_obstacle(backbone, format)
+    obstacle = obstacle or _pooling_obstacle(backbone, pooling, format)
     if obstacle:
         return ExportPlan(None, obstacle)
     if task is not None and task.kind == "generation":
@@ -96,11 +99,33 @@ def _plan(method: AbstractMethod, backbone: Backbone | str, pooling: str, task: 
         return ExportPlan(
             "classifier" if pooling == "family" else "features", f"an ONNX model of {family} with its head"
         )
-    what = _ARTICLES[format]
+    what, outputs = _ARTICLES[format], "" if task is None else f" with num_labels={task.num_outputs}"
+    classifier = f"{what} for {family}'s stock classification class{outputs}"
     if pooling == "family":
-        outputs = "" if task is None else f" with num_labels={task.num_outputs}"
-        return ExportPlan("classifier", f"{what} for {family}'s stock classification class{outputs}")
+        return ExportPlan("classifier", classifier)
+    if format == "dense":
+        return _dense_plan(backbone, pooling, task, classifier)
+    if format == "sentence-transformers":
+        return ExportPlan("features", f"{what}: the bare {family} ({BODY}), its pooling and its head ({HEAD})")
     return ExportPlan("features", f"{what} for the bare {family}, with head.safetensors and a loader in its README")
+
+
+def _dense_plan(backbone: Backbone | str, pooling: str, task: Task | None, classifier: str) -> ExportPlan:
+    """The stock classification class where it can hold the head, and else the bare model with the head beside it."""
+    config = backbone if isinstance(backbone, str) else backbone.config
+    obstacle = head_obstacle(config, pooling, task.num_outputs if task else None)
+    if obstacle:
+        family = backbone if isinstance(backbone, str) else backbone.family
+        return ExportPlan(
+            "features",
+            f"a dense model of the bare {family} ({BODY}), with its head ({HEAD}) and a loader in its README; stock "
+            f"calls for a classification class refuse the folder: {obstacle}",
+        )
+    if not layers_added(config, pooling):
+        return ExportPlan("classifier", classifier)
+    layers = "" if isinstance(backbone, str) else f" beside its {backbone.num_layers}"
+    why = "pools by the mean" if pooling == "mean" else "adds the head's bias"
+    return ExportPlan("classifier", f"{classifier}; one more layer{layers} {why}, at one layer's time and weights")
 
 
 def planned(
@@ -114,7 +139,15 @@ def planned(
     return plan, adapter
 
 
-_ARTICLES = {"peft": "a PEFT adapter", "dense": "a dense model", "compact": "a compact model", "onnx": "an ONNX model"}
+_ARTICLES = {
+    "peft": "a PEFT adapter",
+    "dense": "a dense model",
+    "sentence-transformers": "a sentence-transformers model",
+    "compact": "a compact model",
+    "onnx": "an ONNX model",
+}
+BODY, HEAD = "0_Transformer", "2_Dense"
+"""Folders of the bare model and of the head in an export that has them apart, as sentence-transformers calls them."""
 
 
 def best_format(
@@ -254,6 +287,24 @@ def _dense_obstacle(method: AbstractMethod, format: str) -> str | None:
     if is_prompt:
         return f"{folds_not}; use the format 'peft'"
     return folds_not if puts_prefix(method) and format != "onnx" else None
+
+
+def _pooling_obstacle(backbone: Backbone | str, pooling: str, format: str) -> str | None:
+    family = backbone if isinstance(backbone, str) else backbone.family
+    if pooling == "family" and format == "sentence-transformers":
+        return f"pooling 'family' ends in layers of {family}'s own classification class; use the format 'dense'"
+    if pooling == "family":
+        return _classifier_obstacle(backbone, format)
+    if format == "sentence-transformers" and not can_load_alone(backbone):
+        return f"no stock class loads {family}'s encoder alone from a folder; use the format 'dense'"
+    return None
+
+
+def can_load_alone(backbone: Backbone | str) -> bool:
+    """Whether an Auto class, or that of an encoder-decoder's encoder, loads the part of the model that we use."""
+    if not isinstance(backbone, str):
+        return backbone.kind != "encoder-decoder" or encoder_class(backbone.config) is not None
+    return not is_encoder_decoder(backbone) or encoder_class(backbone) is not None
 
 
 def _classifier_obstacle(backbone: Backbone | str, format: str) -> str | None:

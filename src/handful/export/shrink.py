@@ -51,8 +51,8 @@ class Shrinkage:
 
     @property
     def changed(self) -> bool:
-        """Whether the model is smaller than it was."""
-        return self.parameters[0] != self.parameters[1]
+        """Whether anything is gone from its blocks; a layer that holds the head may have been added."""
+        return self.gateable[0] != self.gateable[1]
 
     @property
     def removed(self) -> float:

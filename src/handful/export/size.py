@@ -95,7 +95,7 @@ def threads(number: int) -> str:
 
 def weight_bytes(folder: Path) -> int:
     """Bytes of all files of weights in a folder."""
-    return sum(path.stat().st_size for path in folder.iterdir() if path.suffix in (".safetensors", ".onnx"))
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.suffix in (".safetensors", ".onnx"))
 
 
 def tensor_bytes(model: nn.Module) -> int:
