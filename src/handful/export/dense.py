@@ -45,7 +45,7 @@ def export_dense(
     Raises: ConfigError where this adapter has no such form (`check_export` says so before training); RunError when
     the folder exists, cannot be written, or does not give our scores.
     """
-    options = {"card": card, "overwrite": overwrite, "max_length": max_length, "generation": generation}
+    options: dict[str, Any] = {"card": card, "overwrite": overwrite, "max_length": max_length, "generation": generation}
     return _export("dense", adapter, backbone, task, folder, **options)
 
 
@@ -64,7 +64,7 @@ def export_sentence_transformers(
 
     Arguments and errors are those of `export_dense`.
     """
-    options = {"card": card, "overwrite": overwrite, "max_length": max_length, "generation": generation}
+    options: dict[str, Any] = {"card": card, "overwrite": overwrite, "max_length": max_length, "generation": generation}
     return _export("sentence-transformers", adapter, backbone, task, folder, **options)
 
 
@@ -73,7 +73,8 @@ def _export(
 ) -> ExportReport:
     plan, adapter = planned(adapter, backbone, task, format)
     limit = longest_row(adapter, options["max_length"] or backbone.max_length, options["generation"])
-    job = ExportJob(adapter, backbone, task, folder, **(options | {"max_length": limit}))
+    options["max_length"] = limit
+    job = ExportJob(adapter, backbone, task, folder, **options)
     folded, shrinks = Folded(job, plan, "padded"), method_of(adapter).name in SHRINKING
 
     def fill(partial: Path) -> Size | None:
