@@ -231,12 +231,15 @@ def test_what_gates_close_is_gone_from_the_export(command, table, quick, tmp_pat
     gated = (table(), *quick, "--method", "fine-gates")
     exports = command("check", *gated, "--json").json["export"]
     assert {name: plan["possible"] for name, plan in exports.items()} == {
-        "peft": False, "dense": True, "compact": True, "onnx": True,
+        "peft": False, "dense": True, "sentence-transformers": True, "compact": True, "onnx": True,
     }  # fmt: skip
     assert command("fit", *gated).code == 0
     (run,) = [path.parent for path in (tmp_path / "runs").glob("*/run.json")]
     size = command("export", run, "--format", "dense", "--output", tmp_path / "dense", "--json").json["size"]
-    assert size["parts"]["parameters"][1] < size["parts"]["parameters"][0]
+    before, after = size["parts"]["parameters"]
+    assert after - size["parts"]["added"] < before  # one more layer holds the head
+    bare = command("export", run, "--format", "sentence-transformers", "--output", tmp_path / "bare", "--json")
+    assert bare.json["size"]["parts"]["parameters"] == [before, after - size["parts"]["added"]]
     assert size["speed"]["ratio"] == size["speed"]["seconds"][0] / size["speed"]["seconds"][1]
     said = command("export", run, "--format", "compact", "--output", tmp_path / "compact").out
     assert "loaded by handful, in a fresh process" in said

@@ -155,7 +155,8 @@ class Folded:
         speed = measure(self.scorer(self.full).scores, small, self.inputs, self.job.unit, self.rounding, runtime)
         record = self.shrunk.record
         if self._holds_head:
-            record = replace(record, parameters=(record.parameters[0], count(self.written)))
+            before, now = record.parameters[0], count(self.written)
+            record = replace(record, parameters=(before, now), added=now - count(self.shrunk.model))
         return Size(record, (tensor_bytes(self.full), weight_bytes(folder)), speed)
 
 

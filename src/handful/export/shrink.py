@@ -39,6 +39,7 @@ class Shrinkage:
 
     `units` and `heads` are what each block has now, in the order of the layers; `open_units` and `open_heads` how many
     of them add anything (of shared heads, key/value heads are counted). `zeros` says in words what stays as zeros.
+    `added` is what a layer holds that was added for the head, and is counted in `parameters` after.
     """
 
     parameters: tuple[int, int]
@@ -48,6 +49,7 @@ class Shrinkage:
     heads: tuple[int, ...] = ()
     open_heads: tuple[int, ...] = ()
     zeros: tuple[str, ...] = ()
+    added: int = 0
 
     @property
     def changed(self) -> bool:
