@@ -122,7 +122,7 @@ def layers_added(config: PreTrainedConfig | str, pooling: str) -> int:
     return int((pooling != "last" and family in _ENCODERS) or (pooling == "last" and family == "llama"))
 
 
-def with_head(model: Any, pooling: Pooling, weight: torch.Tensor, bias: torch.Tensor, labels: Mapping[str, Any]) -> Any:
+def with_head(model: Any, pooling: Pooling, weight: torch.Tensor, bias: torch.Tensor, config: Any) -> Any:
     """The stock classification class of a bare model, in eval mode, with scores W f(x) + c of its pooled features.
 
     `weight` (C, D) and `bias` (C,); `config` is the model's with the labels, and of a decoder with its padding token.
