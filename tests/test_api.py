@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import datasets
 import numpy as np
+import pandas
 import pytest
 from sklearn.base import clone
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -255,3 +257,38 @@ def test_the_classifier_beside_other_features(classifier):
 def test_the_classifier_refuses_what_cannot_be_learnt(classifier, texts, labels, said):
     with pytest.raises(DataError, match=said):
         classifier.fit(texts, labels)
+
+
+def test_predictions_of_anything_that_has_a_column_of_texts(fitted, tmp_path):
+    frames = [
+        pandas.DataFrame({"id": range(40), "text": TEXTS}, index=range(7, 47)),
+        pandas.DataFrame({"text": TEXTS})[["text"]],
+        {"text": TEXTS},
+        [{"text": text, "more": 1} for text in TEXTS],
+        datasets.Dataset.from_dict({"text": TEXTS}),
+        pandas.Series(TEXTS),
+        np.array(TEXTS),
+        np.array(TEXTS)[:, None],
+    ]
+    path = tmp_path / "new.csv"
+    frames[0].to_csv(path, index=False)
+    expected = fitted.predict_proba(TEXTS)
+    for texts in (*frames, path):
+        np.testing.assert_array_equal(fitted.predict_proba(texts), expected)
+        assert fitted.predict(texts) == fitted.predict(TEXTS)
+    with pytest.raises(DataError, match="expected rows, found an empty DataFrame"):
+        fitted.predict(pandas.DataFrame({"text": []}))
+
+
+def test_a_text_without_tokens_has_no_label(fitted):
+    with pytest.warns(UserWarning, match="1 of 2 texts have no tokens and get no prediction"):
+        assert fitted.predict(["", TEXTS[0]]) == [None, fitted.predict(TEXTS[:1])[0]]
+
+
+def test_a_model_is_scored_on_new_rows_without_those_of_its_training(fitted, task):
+    new = {"text": [f"aaaa {i}" for i in range(20)] + TEXTS[:24], "label": ["ab"] * 20 + LABELS[:24]}
+    found = fitted.evaluate(new)
+    assert found.rows == 20 + 8 and found.scores.estimates["accuracy"].n == 28
+    assert found.notes == ("16 rows were left out: the model was trained or selected on them",)
+    in_memory = handful.fit(task, model=fitted.spec.model, settings=QUICK, shots=16)
+    assert in_memory.evaluate(new).scores.estimates == found.scores.estimates

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, final
@@ -12,16 +13,18 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
 from handful.backbone.load import Backbone
-from handful.data.batching import EncodedRows
+from handful.data.columns import Columns
 from handful.data.holdout import with_held_out_test
+from handful.data.new_rows import labelled_rows, unlabelled_rows
 from handful.data.open import open_task
 from handful.data.task import Example, Task
 from handful.errors import ConfigError, DataError
 from handful.evaluation.baseline import Baseline, beside
 from handful.evaluation.estimate import Estimate
-from handful.evaluation.evaluate import Written, encode_for, longest_row
-from handful.evaluation.predict import Predictions, check_predictor, predict_rows
-from handful.evaluation.writing import GenerationOptions, write, writing_vertex
+from handful.evaluation.evaluate import Written, longest_row
+from handful.evaluation.predict import Predictions, check_predictor
+from handful.evaluation.texts import GeneratedTexts, PredictedTexts, generate_texts, predict_texts
+from handful.evaluation.writing import GenerationOptions, writing_vertex
 from handful.export.formats import ExportReport, export
 from handful.export.plan import best_format
 from handful.export.speedup import check_speedup, with_speedup
@@ -33,7 +36,9 @@ from handful.runs.card import escaped_label, recorded_baseline
 from handful.runs.defaults import AUTO, METHOD, MODEL, PRESET
 from handful.runs.experiment import Trained, check_task, open_backbone, open_trained, run, score, train
 from handful.runs.inventory import inherited, take_task, with_inherited
+from handful.runs.rescore import NewScores, score_new_rows
 from handful.runs.scoring import untested_in
+from handful.runs.seen import seen_rows
 from handful.runs.spec import RunSpec, full_names, resolve
 from handful.runs.start import check_start, names_of, read_start
 from handful.runs.store import Run, read_run
@@ -41,6 +46,9 @@ from handful.studies.auto import BUDGET, candidate_specs, choose
 from handful.training.events import Listener
 
 Text = str | tuple[str, str]
+Texts = Sequence[Text] | Sequence[Example] | Any
+"""Texts, or pairs of texts, in a sequence; or a data frame, `datasets.Dataset`, list of dicts, dict of lists or path of
+a file, whose columns are those of training or have customary names."""
 
 
 @final
@@ -60,8 +68,9 @@ class FittedModel:
         scores: Mapping[str, Estimate],
         baseline: Baseline | None = None,
         untested_classes: Sequence[str] = (),
+        seen: Collection[bytes] | None = None,
     ):
-        self._trained, self.run, self.scores = trained, saved, dict(scores)
+        self._trained, self.run, self.scores, self._seen = trained, saved, dict(scores), seen
         self.baseline, self.untested_classes = baseline, tuple(untested_classes)
 
     @property
@@ -99,77 +108,132 @@ class FittedModel:
         trained = self._trained
         return longest_row(trained.adapter, trained.spec.options.max_length, trained.spec.generation)
 
-    def count_cut(self, texts: Sequence[Text] | Sequence[Example]) -> int:
-        """How many of the texts are longer than `max_length` tokens."""
-        return self._encoded(texts, self.spec.generation).truncated
+    def _rows(self, texts: Texts) -> list[Example]:
+        """The rows of what is to be predicted: a table's by the columns of training, or else by their names."""
+        if not _is_table(texts):
+            return as_examples(texts)
+        task = self._trained.task
+        table = unlabelled_rows(texts, kind=task.kind, trained_on=task.columns)
+        if not (rows := [row for row, _ in table]):
+            raise DataError("expected texts, found none")
+        return rows
 
-    def _encoded(
-        self, texts: Sequence[Text] | Sequence[Example], generation: GenerationOptions | None = None
-    ) -> EncodedRows:
-        """The texts tokenised: to be predicted, or to write for."""
-        trained = self._trained
-        rows = [replace(row, instruction=row.instruction or trained.task.instruction) for row in as_examples(texts)]
-        length = trained.spec.options.max_length
-        return encode_for(trained.adapter, rows, trained.task, length, generation, to_write=generation is not None)
+    def stream(
+        self, rows: Iterable[Example], predictor: str | None = None, *, disagreement: bool = False
+    ) -> Iterator[PredictedTexts]:
+        """Rows of any number with their predictions, a chunk at a time: memory does not grow with their number.
 
-    def predictions(self, texts: Sequence[Text] | Sequence[Example], predictor: str | None = None) -> Predictions:
-        """Scores of texts, or of (text, second text) pairs, under one of the predictors (default: the run's).
-
-        Raises: ConfigError for a run that writes.
+        Raises: ConfigError for a run that generates texts.
         """
         if self.spec.generation is not None:
-            raise ConfigError("this run writes texts and predicts no labels", "use write()")
-        trained, options = self._trained, self._trained.spec.options
+            raise ConfigError("this run generates texts and predicts no labels", "use write()")
+        trained, options = self._trained, self.spec.options
         predictor = predictor or options.predictor
-        check_predictor(predictor, trained.adapter.num_vertices)
-        return predict_rows(
-            trained.adapter, self._encoded(texts), trained.task.kind,
-            predictor=predictor, draws=options.draws, generator=stream(options.seed, "predict"),
+        check_predictor(predictor, self.num_vertices)
+        return predict_texts(
+            trained.adapter, rows, trained.task, max_length=options.max_length, predictor=predictor,
+            draws=options.draws, generator=lambda: stream(options.seed, "predict"), disagreement=disagreement,
         )  # fmt: skip
+
+    def stream_texts(
+        self,
+        rows: Iterable[Example],
+        predictor: str | None = None,
+        *,
+        on_progress: Callable[[int], None] = lambda done: None,
+        **generation: Any,
+    ) -> Iterator[GeneratedTexts]:
+        """Rows of any number with the text generated for each, a chunk at a time.
+
+        Raises: ConfigError for a run that predicts labels, or a field of `GenerationOptions` that there is not.
+        """
+        trained = self._trained
+        if trained.spec.generation is None:
+            raise ConfigError("this run is a classifier and cannot generate text", "use predict()")
+        options = GenerationOptions(
+            **check_settings(GenerationOptions, {**trained.spec.generation.settings(), **generation})
+        )
+        predictor = predictor or trained.spec.options.predictor
+        check_predictor(predictor, self.num_vertices)
+        assert isinstance(trained.adapter, AbstractHeadedAdapter)
+        return generate_texts(
+            trained.adapter, rows, trained.task, options, max_length=trained.spec.options.max_length,
+            vertex=writing_vertex(predictor), on_progress=on_progress,
+        )  # fmt: skip
+
+    def predictions(self, texts: Texts, predictor: str | None = None) -> Predictions:
+        """Scores of texts, or of (text, second text) pairs, under one of the predictors (default: the run's).
+
+        A text without tokens (empty, or of characters that the tokenizer drops) has NaN scores, and a warning says how
+        many there are. Raises: ConfigError for a run that generates texts.
+        """
+        parts = [part.predictions for part in self.stream(self._rows(texts), predictor)]
+        found = Predictions(np.concatenate([part.scores for part in parts], axis=1), parts[0].kind)
+        if count := int(found.blank.sum()):
+            warnings.warn(f"{count:,} of {len(found.blank):,} texts have no tokens and get no prediction", stacklevel=3)
+        return found
 
     def write(
         self,
-        texts: Sequence[Text] | Sequence[Example],
+        texts: Texts,
         predictor: str | None = None,
         *,
         on_progress: Callable[[int], None] = lambda done: None,
         **generation: Any,
     ) -> list[str]:
-        """What the model writes for each text, by the run's decoding unless a field of `GenerationOptions` is given.
+        """The text generated for each text, by the run's decoding unless a field of `GenerationOptions` is given; ""
+        for an empty one.
 
         Raises: ConfigError for a run that predicts labels, or a field that there is not.
         """
-        trained = self._trained
-        if trained.spec.generation is None:
-            raise ConfigError("this run predicts labels and writes nothing", "use predict()")
-        options = GenerationOptions(
-            **check_settings(GenerationOptions, {**trained.spec.generation.settings(), **generation})
-        )
-        predictor = predictor or trained.spec.options.predictor
-        check_predictor(predictor, trained.adapter.num_vertices)
-        vertex = writing_vertex(predictor)
-        assert isinstance(trained.adapter, AbstractHeadedAdapter)
-        rows = self._encoded(texts, options)
-        return write(trained.adapter, rows, options, vertex=vertex, on_progress=on_progress)
+        parts = self.stream_texts(self._rows(texts), predictor, on_progress=on_progress, **generation)
+        return [text or "" for part in parts for text in part.texts]
 
-    def predict(self, texts: Sequence[Text], predictor: str | None = None) -> list[str] | list[float]:
-        """The label of each text (for regression its number, for generation the text that is written)."""
+    def predict(self, texts: Texts, predictor: str | None = None) -> list[str | None] | list[float]:
+        """The label of each text, None where it has no tokens (for regression its number, or NaN; for generation the
+        text that is generated).
+        """
         if self._trained.spec.generation is not None:
-            return self.write(texts, predictor)
+            return list(self.write(texts, predictor))
         predictions = self.predictions(texts, predictor)
         if not self.labels:
             return predictions.values.tolist()
-        return [self.labels[index] for index in predictions.labels]
+        return [None if index < 0 else self.labels[index] for index in predictions.labels]
 
-    def predict_proba(self, texts: Sequence[Text], predictor: str | None = None) -> np.ndarray:
-        """Calibrated probabilities (N, C). Raises: ConfigError for regression and for a run that writes."""
+    def predict_proba(self, texts: Texts, predictor: str | None = None) -> np.ndarray:
+        """Calibrated probabilities (N, C). Raises: ConfigError for regression and for a run that generates texts."""
         if not self.labels and self.spec.generation is None:
             raise ConfigError("a regression model has no probabilities", "use predict()")
         return self.predictions(texts, predictor).probabilities
 
-    def disagreement(self, texts: Sequence[Text] | Sequence[Example]) -> np.ndarray:
+    def disagreement(self, texts: Texts) -> np.ndarray:
         """How far random points of the simplex disagree about each text (N,); see `Predictions.disagreement`."""
         return self.predictions(texts, "ensemble").disagreement
+
+    def evaluate(
+        self,
+        data: Any,
+        *,
+        columns: Mapping[str, Any] | None = None,
+        on_written: Callable[[int, int], None] = lambda done, total: None,
+    ) -> NewScores:
+        """Score the model on labelled rows that are new to it: all metrics of its kind with 95 % intervals over rows.
+
+        `data` is a table as for `fit`; its columns are those of training unless `columns` names others (text,
+        text_pair, label, encoding, delimiter). A text counts once, and rows that the model was trained or selected on
+        are left out; `notes` of the result say how many. Raises: DataError for unknown labels, by line, and where no
+        row is left.
+        """
+        task = self._trained.task
+        if task.members:
+            raise DataError(
+                "expected one task to score, found a multi-task run", "take one: handful.load(..., task=NAME)"
+            )
+        named = {"text": "", "text_pair": None, "label": "label", **(columns or {})}
+        options = {name: named.pop(name, None) for name in ("encoding", "delimiter")}
+        rows, notes = labelled_rows(data, task, wanted=Columns(**named), **options)
+        found = score_new_rows(self._trained, rows, self._seen, on_written)
+        return replace(found, notes=(*notes, *found.notes))
 
     def export(self, folder: str | Path, format: str | None = None, *, overwrite: bool = False) -> ExportReport:
         """Write a folder that stock PEFT ("peft"), stock transformers ("dense"), handful's own loader ("compact") or
@@ -253,15 +317,15 @@ def fit(
         spec, backbone = with_speedup(task, spec, speedup, backbone=backbone)
     if output is not None:
         saved, trained = run(task, spec, Path(output), backbone=backbone, start=started, on_event=on_event, again=again)
-        return _fitted(trained, saved)
+        return _fitted(trained, saved, seen=saved.seen())
     check_task(task)
     check_start(spec.method, started)
     training = train(task, spec, backbone=backbone, start=started, on_event=on_event)
-    scores = score(training)
+    scores, seen = score(training), seen_rows(training.split, started)
     if scores is None:
-        return FittedModel(training.trained, None, {})
+        return FittedModel(training.trained, None, {}, seen=seen)
     baseline = None if isinstance(scores, Written) else scores.baseline
-    return FittedModel(training.trained, None, scores.estimates, baseline, untested_in(scores))
+    return FittedModel(training.trained, None, scores.estimates, baseline, untested_in(scores), seen)
 
 
 def load(folder: str | Path, *, task: str | None = None, backbone: Backbone | None = None) -> FittedModel:
@@ -272,8 +336,8 @@ def load(folder: str | Path, *, task: str | None = None, backbone: Backbone | No
     saved = read_run(folder)
     if task is not None:
         record, trained = take_task(saved, task, backbone)
-        return _fitted(trained, None, record)
-    return _fitted(open_trained(saved, backbone=backbone), saved)
+        return _fitted(trained, None, record, seen=saved.seen())
+    return _fitted(open_trained(saved, backbone=backbone), saved, seen=saved.seen())
 
 
 def as_examples(texts: Sequence[Text] | Sequence[Example]) -> list[Example]:
@@ -295,11 +359,22 @@ def as_examples(texts: Sequence[Text] | Sequence[Example]) -> list[Example]:
     return rows
 
 
-def _fitted(trained: Trained, saved: Run | None, record: Mapping[str, Any] | None = None) -> FittedModel:
+def _is_table(texts: Any) -> bool:
+    """Whether it has columns with names, of which one holds the texts."""
+    if isinstance(texts, list | tuple):
+        return bool(texts) and isinstance(texts[0], Mapping)
+    is_column = hasattr(texts, "dtype")  # an array or a column of a frame
+    return isinstance(texts, Sized | Path) and not is_column and not isinstance(texts, str)
+
+
+def _fitted(
+    trained: Trained, saved: Run | None, record: Mapping[str, Any] | None = None, *, seen: Collection[bytes] | None
+) -> FittedModel:
     """The model with the scores of its record, by default that of its folder."""
     record = record or (saved.record if saved else {"scores": {}, "rows": {}})
     scores = {name: Estimate.from_dict(value) for name, value in record["scores"].items()}
-    return FittedModel(trained, saved, scores, recorded_baseline(record), record["rows"].get("untested_classes", ()))
+    untested = record["rows"].get("untested_classes", ())
+    return FittedModel(trained, saved, scores, recorded_baseline(record), untested, seen)
 
 
 class FewShotClassifier(ClassifierMixin, BaseEstimator):

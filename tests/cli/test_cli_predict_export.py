@@ -29,10 +29,13 @@ def as_rows(text: str, delimiter: str = ",") -> list[dict[str, str]]:
 
 
 def test_labels_probabilities_and_disagreement(command, table, finished):
-    outcome = command("predict", finished, "--input", table(TEXTS, "text", "other"))
+    data = table(TEXTS, "text", "other")
+    plain = as_rows(command("predict", finished, "--input", data).out)
+    outcome = command("predict", finished, "--input", data, "--disagreement")
     assert outcome.code == 0, outcome.err
     rows = as_rows(outcome.out)
-    assert [row["text"] for row in rows] == [text for text, _ in TEXTS]
+    assert plain == [{name: cell for name, cell in row.items() if name != "disagreement"} for row in rows]
+    assert [(row["text"], row["other"]) for row in rows] == TEXTS
     for row in rows:
         probabilities = {label: float(row[f"probability of {label}"]) for label in ("ab", "z9")}
         assert sum(probabilities.values()) == pytest.approx(1, abs=1e-5)
@@ -64,7 +67,7 @@ def test_texts_from_stdin(command, finished, stdin):
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [(b"\n \n", "expected texts, one a line, found none"), (b"\xff\xfe\x00", "stdin: 'utf-8")]
+    ("content", "message"), [(b"\n \n", "expected texts, one per line, found none"), (b"\xff\xfe\x00", "stdin: 'utf-8")]
 )
 def test_wrong_stdin(command, finished, stdin, content, message):
     stdin(content)
@@ -128,6 +131,72 @@ def test_pairs_need_pairs_and_numbers_come_as_numbers(command, table, quick, tmp
     (row,) = as_rows(command("predict", run, "--input", table([("aaa",)], "text", name="one.csv")).out)
     assert set(row) == {"text", "value"}
     assert float(row["value"]) == float(row["value"])
+    refused = command("predict", run, "--input", table([("aaa",)], "text", name="one.csv"), "--disagreement")
+    assert refused.code == 2 and "expected a method with a simplex, found 'head'" in refused.err
+
+
+def test_an_empty_text_gets_an_empty_prediction_and_is_counted(command, table, finished):
+    data = table([("aaaa bbbb", "1"), ("", "2"), ("zz 99", "3"), (" \t ", "4")], "text", "id")
+    outcome = command("predict", finished, "--input", data, "--disagreement")
+    rows = as_rows(outcome.out)
+    assert [row["id"] for row in rows] == ["1", "2", "3", "4"]
+    assert [bool(row["label"]) for row in rows] == [True, False, True, False]
+    for name in ("label", "probability", "probability of ab", "disagreement"):
+        assert rows[1][name] == rows[3][name] == ""
+    assert "2 of 4 texts have no tokens and an empty prediction (data.csv:3, data.csv:5)" in outcome.err
+    alone = command(
+        "predict", finished, "--input", table([("aaaa bbbb", "1"), ("zz 99", "3")], "text", "id", name="b.csv")
+    )
+    assert [float(row["probability"]) for row in as_rows(alone.out)] == pytest.approx(
+        [float(rows[place]["probability"]) for place in (0, 2)], abs=1e-5
+    )
+
+
+def test_columns_of_training_are_remembered_and_others_pass_through(command, quick, table, tmp_path):
+    rows = [(f"{'aaaa bbbb' if i % 2 else 'zz 99 zz'} {i}", "ab" if i % 2 else "z9", i, f"x {i}") for i in range(40)]
+    data = table(rows, "body", "verdict", "id", "text", name="odd.csv")
+    assert command("fit", data, *quick, "--method", "head", "--text", "body", "--label", "verdict").code == 0
+    (run,) = [path.parent for path in (tmp_path / "runs").glob("*/run.json")]
+    outcome = command("predict", run, "--input", data)
+    assert outcome.code == 0, outcome.err
+    assert "odd.csv: read the column 'body' as the text, as in training" in outcome.err
+    found = as_rows(outcome.out)
+    assert [(row["body"], row["verdict"], row["id"], row["text"]) for row in found] == [
+        (body, verdict, str(number), text) for body, verdict, number, text in rows
+    ]
+    by_other = command("predict", run, "--input", data, "--text", "text")
+    assert [row["probability"] for row in as_rows(by_other.out)] != [row["probability"] for row in found]
+
+
+def test_a_column_whose_name_is_taken_is_passed_through_under_another(command, table, finished):
+    outcome = command("predict", finished, "--input", table([("aaaa", "gold")], "text", "label"))
+    (row,) = as_rows(outcome.out)
+    assert row["input label"] == "gold" and row["label"] in ("ab", "z9")
+    assert "the input's column 'label' is passed through as 'input label'" in outcome.err
+
+
+def test_a_carriage_return_in_a_text_stays_in_its_cell(command, finished, tmp_path):
+    texts = ["one", "two\rhalf", "three\r\nlines", "four\n"]
+    source = tmp_path / "cr.jsonl"
+    source.write_text("".join(json.dumps({"text": text, "more": [1, None]}) + "\n" for text in texts))
+    output = tmp_path / "cr.csv"
+    assert command("predict", finished, "--input", source, "--output", output).code == 0
+    with open(output, encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["text"] for row in rows] == texts
+    assert rows[0]["more"] == "[1, null]"
+    assert (
+        output.read_bytes().startswith(b"text,more,label,") and b"\r\n" not in output.read_bytes().splitlines(True)[0]
+    )
+
+
+def test_a_wrong_row_is_said_before_the_model_is_loaded_and_leaves_no_file(command, finished, tmp_path, monkeypatch):
+    monkeypatch.setattr("handful.cli.predict.open_model", lambda *_: pytest.fail("the model was loaded"))
+    source = tmp_path / "wrong.jsonl"
+    source.write_text('{"text": "a"}\n' * 2000 + '{"text": 5}\n')
+    outcome = command("predict", finished, "--input", source, "--output", tmp_path / "out.csv")
+    assert outcome.code == 1 and "wrong.jsonl:2001: expected a text in 'text', found 5" in outcome.err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["wrong.jsonl"]
 
 
 def test_an_export_is_reloaded_and_compared(command, finished, tmp_path):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from handful.data.files import read_folder, read_rows, read_task
+from handful.data.files import read_folder, read_task
 from handful.data.task import Example
 from handful.errors import ConfigError, DataError
 
@@ -201,16 +201,6 @@ def test_missing_column_outside_the_pool_is_named(tmp_path):
 def test_wrong_json_rows_are_refused(tmp_path, line, message):
     path = write(tmp_path / "data.jsonl", f'{{"text": "a", "label": "a"}}\n{line}\n{{"text": "c", "label": "c"}}\n')
     refused(path, message)
-
-
-def test_rows_to_predict(tmp_path):
-    path = write(tmp_path / "new.csv", "id,sentence\n1,good\n2,bad\n")
-    assert read_rows(path) == [Example("good", source="new.csv:2"), Example("bad", source="new.csv:3")]
-    labelled = write(tmp_path / "old.csv", GOOD)
-    assert [row.label for row in read_rows(labelled)] == [None, None]
-    assert [row.label for row in read_rows(labelled, label="label", labels=["neg", "pos"])] == [1, 0]
-    with pytest.raises(DataError, match=r"new\.csv:\d+|expected a label column"):
-        read_rows(path, label="label", labels=["a", "b"])
 
 
 @pytest.fixture

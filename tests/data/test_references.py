@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from handful.data.columns import Columns
-from handful.data.files import read_folder, read_rows, read_task
+from handful.data.files import read_folder, read_task
 from handful.data.holdout import with_held_out_test
+from handful.data.new_rows import labelled_rows, unlabelled_rows
 from handful.data.overlap import refuse_another_task, refuse_seen
 from handful.data.references import records
 from handful.data.split import Split
@@ -76,7 +77,7 @@ def test_the_source_beside_a_text(tmp_path):
     path = write(tmp_path / "data.csv", ",source,text,reference\n0,a,b,c\n1,d,e,f\n")
     assert [row.text for row in read_task(path).pool] == ["a", "d"]
     assert [row.text for row in read_task(path, text="text").pool] == ["b", "e"]
-    assert [row.text for row in read_rows(path, kind="generation")] == ["a", "d"]
+    assert [row.text for row, _ in unlabelled_rows(path, kind="generation")] == ["a", "d"]
     tweets = write(tmp_path / "tweets.csv", "text,target,source\na,x,web\nb,y,web\n")
     assert read_task(tweets).kind == "classification"
     assert read_task(tweets, text="source", kind="generation").pool[0].references == ("x", "y")
@@ -175,9 +176,9 @@ def test_sources_in_both_files_are_told_and_never_trained_on(tmp_path, monkeypat
 
 def test_rows_to_write_for_need_no_reference(tmp_path):
     path = write(tmp_path / "new.csv", "source\nname Ann\nname Ann\n")
-    assert [row.text for row in read_rows(path, kind="generation")] == ["name Ann", "name Ann"]
+    assert [row.text for row, _ in unlabelled_rows(path, kind="generation")] == ["name Ann", "name Ann"]
     full = write(tmp_path / "full.csv", PAIRS)
-    found = read_rows(full, kind="generation", label="reference")
+    found, _ = labelled_rows(full, Task("pairs", "generation", (), "bleu", ()))
     assert [len(row.references) for row in found] == [2, 1]
 
 

@@ -11,6 +11,7 @@ from handful.cli.check import check
 from handful.cli.compare import compare
 from handful.cli.demo import demo
 from handful.cli.doctor import doctor
+from handful.cli.evaluate import evaluate
 from handful.cli.export import export
 from handful.cli.fit import fit
 from handful.cli.inventory import inventory
@@ -38,7 +39,7 @@ def common(
         raise typer.Exit
 
 
-for verb in (demo, check, fit, pretrain, predict, export):
+for verb in (demo, check, fit, pretrain, predict, evaluate, export):
     app.command(rich_help_panel="Train and use")(verb)
 for verb in (study, compare, report):
     app.command(rich_help_panel="Compare")(verb)

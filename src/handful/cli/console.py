@@ -111,6 +111,12 @@ class FitProgress:
             self.say(f"writing: {done} of {total} texts")
         self.quarter = quarter
 
+    def predicted(self, done: int) -> None:
+        """So many texts are predicted, of a number that is not known."""
+        self.bar.update(
+            self.task, completed=done, description=f"{self.title}: {done:,} texts", numbers="", visible=True
+        )
+
     def say(self, message: str) -> None:
         """A line of talk above the bar."""
         self.bar.console.print(Text(printable(message)), soft_wrap=True)

@@ -6,9 +6,12 @@ import csv
 import json
 import os
 import sys
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Annotated, Any
+from typing import IO, TYPE_CHECKING, Annotated, Any, final
 
 import typer
 
@@ -17,44 +20,109 @@ from handful.errors import ConfigError, DataError, RunError
 
 if TYPE_CHECKING:
     from handful.api import FittedModel
-    from handful.data.task import Example
+    from handful.data.task import Example, Task
+
+    Rows = Iterable[tuple[Example, Mapping[str, Any]]]
 
 FORMATS = (".csv", ".tsv", ".jsonl")
 
 
 def predict(
     run: Annotated[Path, typer.Argument(help="The folder that 'handful fit' made.")],
-    source: Annotated[str, typer.Option("--input", help="CSV, TSV or JSONL; '-' takes one text a line from stdin.")],
+    source: Annotated[
+        str, typer.Option("--input", help="File of texts, as for 'fit'; '-' takes one text per line from stdin.")
+    ],
     output: Annotated[Path | None, typer.Option(help="CSV, TSV or JSONL.", show_default="stdout, as CSV")] = None,
     predictor: Annotated[
         str | None, typer.Option(help="midpoint, ensemble, draw or vertex:N.", show_default="the run's")
     ] = None,
-    text: Annotated[str, typer.Option(help="Column of the text.")] = "text",
-    text_pair: Annotated[str | None, typer.Option(help="Column of a pair's second text.", show_default="found")] = None,
+    disagreement: Annotated[
+        bool,
+        typer.Option("--disagreement", help="Also how far random points of the simplex disagree; ten times the work."),
+    ] = False,
+    text: Annotated[
+        str | None, typer.Option(help="Column of the text.", show_default="as in training, or found")
+    ] = None,
+    text_pair: Annotated[
+        str | None, typer.Option(help="Column of a pair's second text.", show_default="as in training, or found")
+    ] = None,
     encoding: Annotated[str | None, typer.Option(help="Encoding of the input.", show_default="utf-8")] = None,
-    task: Annotated[str | None, typer.Option(help="Of an inventory of many tasks: this one.")] = None,
+    delimiter: Annotated[
+        str | None, typer.Option(help="Delimiter of the input's cells, e.g. ';'.", show_default="found")
+    ] = None,
+    task: Annotated[str | None, typer.Option(help="Of a multi-task run: the task.")] = None,
     model: Annotated[
         str | None, typer.Option(help="Where the pretrained model is now.", show_default="where it was in training")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, one object a line.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, one object per line.")] = False,
 ) -> None:
-    """Predict texts: label, probability of every class and how far the simplex disagrees; or write for them."""
-    check_output(output, source)
+    """Predict texts: the label, the probability of every class; or the generated text.
+
+    All other columns of the input are passed through. An empty text gets an empty prediction.
+    """
     from handful.runs.inventory import member_record
+    from handful.runs.members import recorded_task
     from handful.runs.store import read_run
 
+    check_output(output, source)
     saved = read_run(run)
-    kind = member_record(saved, task)["kind"]
-    rows = read_input(source, kind=kind, text=text, text_pair=text_pair, encoding=encoding)
+    described = recorded_task(member_record(saved, task))
+    rows = read_input(source, ColumnOptions(text, text_pair, encoding, delimiter), described)
     fitted = open_model(run, model, task)
-    if cut := fitted.count_cut(rows):
-        say(f"{cut:,} of {len(rows):,} texts were cut to {fitted.max_length} tokens")
-    records = prediction_records(fitted, rows, predictor)
+    if disagreement and fitted.num_vertices == 1:
+        raise ConfigError(
+            f"--disagreement: expected a method with a simplex, found {fitted.spec.method.name!r}",
+            "leave it out, or train a method such as prefix-subspace",
+        )
+    counts = Counts()
+    records = prediction_records(fitted, rows, predictor, counts, disagreement=disagreement)
     if output is None:
         write_records(sys.stdout, records, ".jsonl" if as_json else ".csv")
     else:
         write_file(output, records)
-        say(f"{len(rows):,} predictions written to {output}")
+        say(f"{counts.rows:,} predictions written to {output}")
+    for sentence in counts.sentences(fitted.max_length):
+        say(sentence)
+
+
+@final
+@dataclass(frozen=True)
+class ColumnOptions:
+    """How to read the input, where that is said."""
+
+    text: str | None = None
+    text_pair: str | None = None
+    encoding: str | None = None
+    delimiter: str | None = None
+
+
+@final
+@dataclass
+class Counts:
+    """What is to be said of the rows once all are predicted."""
+
+    rows: int = 0
+    truncated: int = 0
+    blank: int = 0
+    blank_sources: list[str] = field(default_factory=list)
+
+    def add(self, rows: Iterable[Example], blank: Iterable[bool], truncated: int) -> None:
+        """A chunk of rows: which of them are without tokens, and how many were cut."""
+        for row, is_blank in zip(rows, blank, strict=True):
+            self.rows += 1
+            self.blank += bool(is_blank)
+            if is_blank and len(self.blank_sources) < 3:
+                self.blank_sources.append(row.source)
+        self.truncated += truncated
+
+    def sentences(self, max_length: int) -> Iterator[str]:
+        """One sentence for each thing that lessens the predictions."""
+        if self.truncated:
+            yield f"{self.truncated:,} of {self.rows:,} texts were cut to {max_length} tokens"
+        if self.blank:
+            more = ", …" if self.blank > len(self.blank_sources) else ""
+            where = ", ".join(self.blank_sources) + more
+            yield f"{self.blank:,} of {self.rows:,} texts have no tokens and an empty prediction ({where})"
 
 
 def open_model(run: Path, model: str | None, task: str | None = None) -> FittedModel:
@@ -87,79 +155,176 @@ def check_output(output: Path | None, source: str) -> None:
         raise RunError(f"--output {output}: there is no folder {output.parent}", "make it first")
 
 
-def read_input(source: str, *, kind: str, text: str, text_pair: str | None, encoding: str | None) -> list[Example]:
-    """The rows to predict. Raises: DataError for an unreadable file, empty texts, or pairs from stdin."""
-    from handful.data.files import read_rows
-    from handful.data.task import Example
+def read_input(source: str, asked: ColumnOptions, task: Task) -> Rows:
+    """The rows to predict, read as they are asked for. Raises: DataError for an unreadable file or pairs from stdin."""
+    from handful.data.columns import Columns
+    from handful.data.new_rows import unlabelled_rows
 
-    if source != "-":
-        single = kind == "classification"
-        return read_rows(source, text=text, text_pair="" if single else text_pair, encoding=encoding)
-    if kind == "pair-classification":
-        raise DataError("stdin gives one text a line, but the run predicts pairs", "give a file: --input pairs.csv")
-    try:
-        lines = sys.stdin.buffer.read().decode(encoding or "utf-8-sig").split("\n")
-    except (UnicodeDecodeError, LookupError) as error:
-        raise DataError(f"stdin: {error}", "give the encoding: --encoding cp1252") from None
-    rows = [Example(line.strip(), source=f"stdin:{number}") for number, line in enumerate(lines, 1) if line.strip()]
-    if not rows:
-        raise DataError(
-            "stdin: expected texts, one a line, found none", "for instance: echo 'a text' | handful predict …"
-        )
+    if source == "-":
+        if task.kind == "pair-classification":
+            raise DataError(
+                "stdin gives one text per line, but the run predicts pairs", "give a file: --input pairs.csv"
+            )
+        return _lines_of_stdin(asked.encoding)
+    rows = unlabelled_rows(
+        source, kind=task.kind, wanted=Columns(asked.text or "", asked.text_pair, None), trained_on=task.columns,
+        encoding=asked.encoding, delimiter=asked.delimiter,
+    )  # fmt: skip
+    for note in rows.notes:
+        say(note)
+    for _ in rows:  # reading twice costs little, and what is wrong with a row is said before the model is loaded
+        pass
     return rows
 
 
-def prediction_records(fitted: FittedModel, rows: list[Example], predictor: str | None) -> Iterable[dict[str, Any]]:
-    """One record a row: its text, the prediction, the probability of every class, the simplex's disagreement.
+def _lines_of_stdin(encoding: str | None) -> Rows:
+    """One text per line that is not blank. Raises: DataError for bytes of another encoding, or no text at all."""
+    from handful.data.task import Example
 
-    Of generation: its text and what is written.
+    blank = number = 0
+    try:
+        sys.stdin.reconfigure(encoding=encoding or "utf-8-sig", errors="strict", newline="\n")  # type: ignore[union-attr]
+        for number, line in enumerate(sys.stdin, 1):
+            if line.strip():
+                yield Example(line.strip(), source=f"stdin:{number}"), {"text": line.strip()}
+            else:
+                blank += 1
+    except (UnicodeDecodeError, LookupError) as error:
+        raise DataError(f"stdin: {error}", "give the encoding: --encoding cp1252") from None
+    if blank == number:
+        raise DataError(
+            "stdin: expected texts, one per line, found none", "for instance: echo 'a text' | handful predict …"
+        )
+    if blank:
+        say(f"{blank:,} of {number:,} lines of stdin are blank and were skipped")
+
+
+def prediction_records(
+    fitted: FittedModel, rows: Rows, predictor: str | None, counts: Counts, *, disagreement: bool = False
+) -> Iterator[dict[str, Any]]:
+    """One record per row: the cells of its input, then the prediction, the probability of every class and, where it is
+    asked for, the disagreement of the simplex; for generation the generated text.
+
+    A cell of the input whose name a prediction takes is renamed to "input NAME". `counts` hears of every chunk.
     """
-    if fitted.spec.generation is not None:
-        with FitProgress() as progress:
-            texts = fitted.write(rows, predictor, on_progress=lambda done: progress.written(done, len(rows)))
-        for row, text in zip(rows, texts, strict=True):
-            yield {"text": row.text, "written": text}
-        return
-    predictions = fitted.predictions(rows, predictor)
-    disagreement = fitted.disagreement(rows) if fitted.num_vertices > 1 else None
-    for index, row in enumerate(rows):
-        record: dict[str, Any] = {"text": row.text}
-        if row.text_pair is not None:
-            record["text_pair"] = row.text_pair
-        if fitted.labels:
-            probabilities = predictions.probabilities[index]
-            record["label"] = fitted.labels[predictions.labels[index]]
-            record["probability"] = round(float(probabilities.max()), 6)
-            for label, probability in zip(fitted.labels, probabilities, strict=True):
-                record[f"probability of {label}"] = round(float(probability), 6)
-        else:
-            record["value"] = float(predictions.values[index])
-        if disagreement is not None:
-            record["disagreement"] = round(float(disagreement[index]), 6)
-        yield record
+    waiting: deque[Mapping[str, Any]] = deque()  # the cells of rows that were read and are not predicted yet
+
+    def examples() -> Iterator[Example]:
+        for row, cells in rows:
+            waiting.append(cells)
+            yield row
+
+    renamed: set[str] = set()
+    predicted = _generated if fitted.spec.generation is not None else _labelled
+    with FitProgress("predicting") as progress:
+        for prediction in predicted(fitted, examples(), predictor, counts, disagreement, progress):
+            cells = waiting.popleft()
+            for name in sorted((cells.keys() & prediction.keys()) - renamed):
+                renamed.add(name)
+                progress.say(f"the input's column {name!r} is passed through as 'input {name}'")
+            yield {f"input {name}" if name in prediction else name: cell for name, cell in cells.items()} | prediction
+    if not counts.rows:
+        raise DataError("expected rows to predict, found none")
+
+
+def _labelled(
+    fitted: FittedModel,
+    rows: Iterator[Example],
+    predictor: str | None,
+    counts: Counts,
+    disagreement: bool,
+    progress: FitProgress,
+) -> Iterator[dict[str, Any]]:
+    for part in fitted.stream(rows, predictor, disagreement=disagreement):
+        predictions = part.predictions
+        counts.add(part.rows, predictions.blank, part.truncated)
+        progress.predicted(counts.rows)
+        for index, is_blank in enumerate(predictions.blank.tolist()):
+            record: dict[str, Any] = {}
+            if fitted.labels:
+                probabilities = predictions.probabilities[index].tolist()
+                label = None if is_blank else fitted.labels[predictions.labels[index]]
+                record |= {"label": label, "probability": _rounded(max(probabilities), is_blank)}
+                for label, probability in zip(fitted.labels, probabilities, strict=True):
+                    record[f"probability of {label}"] = _rounded(probability, is_blank)
+            else:
+                record["value"] = None if is_blank else float(predictions.values[index])
+            if part.disagreement is not None:
+                record["disagreement"] = _rounded(float(part.disagreement[index]), is_blank)
+            yield record
+
+
+def _rounded(number: float, is_blank: bool) -> float | None:
+    return None if is_blank else round(number, 6)
+
+
+def _generated(
+    fitted: FittedModel,
+    rows: Iterator[Example],
+    predictor: str | None,
+    counts: Counts,
+    disagreement: bool,
+    progress: FitProgress,
+) -> Iterator[dict[str, Any]]:
+    for part in fitted.stream_texts(rows, predictor, on_progress=progress.predicted):
+        counts.add(part.rows, [text is None for text in part.texts], part.truncated)
+        yield from ({"written": text} for text in part.texts)
+
+
+class _LinesOfCsv:
+    """A file for `csv.writer` rows that end in CRLF, written with the LF that every tool reads.
+
+    Only with CRLF as its line end does the writer quote a cell that holds a lone carriage return (Python before 3.13),
+    which readers take for the end of a row.
+    """
+
+    def __init__(self, file: IO[str]):
+        self.file = file
+
+    def write(self, row: str) -> None:
+        self.file.write(row.removesuffix("\r\n") + "\n")
 
 
 def write_records(file: IO[str], records: Iterable[dict[str, Any]], suffix: str) -> None:
-    """Records as JSON lines, or as a table with a header."""
+    """Records as JSON lines, or as a table whose header are the names of the first record."""
     if suffix == ".jsonl":
         file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
         return
     writer: csv.DictWriter[str] | None = None
+    names: list[str] = []
+    left_out: set[str] = set()
     for record in records:
         if writer is None:
+            names = list(record)
             delimiter = "\t" if suffix == ".tsv" else ","
-            writer = csv.DictWriter(file, list(record), delimiter=delimiter, lineterminator="\n")
+            writer = csv.DictWriter(
+                _LinesOfCsv(file), names, delimiter=delimiter, lineterminator="\r\n", extrasaction="ignore"
+            )
             writer.writeheader()
-        writer.writerow(record)
+        left_out.update(record.keys() - names)
+        writer.writerow({name: _cell(record.get(name)) for name in names})
+    if left_out:
+        say(f"keys that the first row lacks were left out: {', '.join(map(repr, sorted(left_out)))}; JSONL keeps them")
+
+
+def _cell(value: Any) -> Any:
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict | bool) else value
 
 
 def write_file(path: Path, records: Iterable[dict[str, Any]]) -> None:
     """A file that appears complete or not at all. Raises: RunError when it cannot be written."""
+    with _whole_file(path) as file:
+        write_records(file, records, path.suffix.lower())
+
+
+@contextmanager
+def _whole_file(path: Path) -> Iterator[IO[str]]:
     partial = path.with_name(f".{path.name}.partial")
     try:
         with open(partial, "w", encoding="utf-8", newline="") as file:
-            write_records(file, records, path.suffix.lower())
+            yield file
         os.replace(partial, path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise RunError(f"{path}: cannot be written ({error.strerror})", "give another --output") from None
+    finally:
+        partial.unlink(missing_ok=True)

@@ -82,6 +82,23 @@ class EncodedRows:
         """Tokens in each row, special tokens included."""
         return [len(ids) for ids in self.input_ids]
 
+    def subset(self, indices: Sequence[int]) -> EncodedRows:
+        """The rows at these positions, in this order; counts stay those of all rows."""
+
+        def chosen(column: list[list[int]] | None) -> list[list[int]] | None:
+            return column and [column[index] for index in indices]
+
+        places = torch.tensor(indices, dtype=torch.int64)
+        return replace(
+            self,
+            input_ids=[self.input_ids[index] for index in indices],
+            token_type_ids=chosen(self.token_type_ids),
+            labels=None if self.labels is None else self.labels[places],
+            target_ids=chosen(self.target_ids),
+            tasks=self.tasks and tuple(self.tasks[index] for index in indices),
+            weights=None if self.weights is None else self.weights[places],
+        )
+
     def batch(self, indices: Sequence[int]) -> Batch:
         """The rows at these positions, padded to the longest of them."""
         rows = torch.tensor(indices, dtype=torch.int64)

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
 from handful.data.cells import check_row
 from handful.data.columns import Columns
-from handful.data.derived import with_derived
-from handful.data.interpret import build_task, choose_columns, examples, repeat_notes
-from handful.data.labels import Targets, with_numbers
+from handful.data.interpret import build_task, examples, repeat_notes
+from handful.data.labels import Targets
 from handful.data.nlg import RELEASES
-from handful.data.references import records, source_of
+from handful.data.references import records
 from handful.data.tables import Table, read_table, stem, takes_delimiter
 from handful.data.task import Example, Task, TaskKind, TestRows
 from handful.errors import ConfigError, DataError, nearest
@@ -66,34 +64,6 @@ def read_task(
     own = pool.name if pool.in_memory else stem(Path(pool.path))
     origin = "memory" if pool.in_memory else pool.path
     return replace(task, name=name or own, origin=origin, notes=(*dict.fromkeys(notes), *task.notes))
-
-
-def read_rows(
-    source: Any,
-    *,
-    text: str | None = None,
-    text_pair: str | None = None,
-    label: str | None = None,
-    labels: Sequence[str] = (),
-    kind: TaskKind | None = None,
-    encoding: str | None = None,
-    delimiter: str | None = None,
-) -> list[Example]:
-    """Rows to predict, unlabelled unless a `label` column is named; its classes are `labels`, none for regression.
-
-    With the `kind` generation that column holds references, and a source is found under its customary names; every row
-    stays a row of its own unless there are references.
-    """
-    table, _ = with_derived(read_table(source, encoding=encoding, delimiter=delimiter))
-    if kind == "generation":
-        text = source_of(table, text)
-        if label is not None:
-            return list(records(table, Columns(text, None, label)))
-        text_pair = ""
-    columns, _ = choose_columns(table, Columns(text or "", text_pair, label))
-    if label and not labels:
-        table = with_numbers([table], columns.label or label)[0][0] or table
-    return list(examples(table, columns, Targets(tuple(labels)) if label else None))
 
 
 def read_folder(path: str | Path, *, metric: str | None = None) -> Task:

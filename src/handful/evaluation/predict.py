@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, final
 
 import numpy as np
@@ -24,32 +25,41 @@ PREDICTORS = ("midpoint", "ensemble", "draw", "vertex:N")
 @final
 @dataclass(frozen=True)
 class Predictions:
-    """Scores (S, N, C) of N rows under S points of the simplex: logits, or for regression values in target units."""
+    """Scores (S, N, C) of N rows under S points of the simplex: logits, or for regression values in target units.
+
+    A row whose text has no tokens has NaN scores: there is nothing to predict it from. Its probabilities and its value
+    are NaN, its label is -1. Everything derived from the scores is computed once for all rows, on first use.
+    """
 
     scores: np.ndarray
     kind: TaskKind
 
-    @property
+    @cached_property
     def probabilities(self) -> np.ndarray:
         """(N, C): the mean over points of softmax(logits)."""
         return self.point_probabilities.mean(0)
 
     @property
     def point_probabilities(self) -> np.ndarray:
-        """(S, N, C), one set a point."""
+        """(S, N, C), one set per point. Not kept: it is S times as large as what is derived from it."""
         return softmax(self.scores, axis=-1)
 
-    @property
+    @cached_property
     def values(self) -> np.ndarray:
         """(N,): the mean predicted number, for regression."""
         return self.scores[..., 0].mean(0)
 
-    @property
+    @cached_property
     def labels(self) -> np.ndarray:
-        """(N,): the most probable class index."""
-        return self.probabilities.argmax(1)
+        """(N,): the most probable class index; -1 where a text has no tokens."""
+        return np.where(self.blank, -1, self.probabilities.argmax(1))  # argmax of NaN would be class 0
 
-    @property
+    @cached_property
+    def blank(self) -> np.ndarray:
+        """(N,) of bool: the rows without tokens."""
+        return np.isnan(self.scores[0, :, 0])
+
+    @cached_property
     def disagreement(self) -> np.ndarray:
         """(N,): how far the points of the simplex disagree about a row; 0 for a single point.
 
@@ -96,13 +106,12 @@ def predict_rows(
     """
     if not len(rows):
         raise DataError("expected at least one row to predict, found none")
-    points, where = 1, _place(predictor, adapter.num_vertices)
+    where = _place(predictor, adapter.num_vertices)
+    points = num_points(adapter, predictor, draws)
     if where or adapter.num_vertices == 1 or predictor == "midpoint":
         generator = None
-    else:
-        points = draws if predictor == "ensemble" else 1
-        if generator is None:
-            raise ConfigError(f"predictor {predictor!r} draws random points and needs a generator")
+    elif generator is None:
+        raise ConfigError(f"predictor {predictor!r} draws random points and needs a generator")
     was_training = adapter.training
     adapter.eval()
     device = next(adapter.parameters()).device
@@ -122,6 +131,11 @@ def predict_rows(
     adapter.train(was_training)
     assert scores is not None
     return Predictions(scores.double().numpy(), kind)
+
+
+def num_points(adapter: AbstractAdapter, predictor: str | torch.Tensor, draws: int) -> int:
+    """S: how many points of the simplex a predictor looks at."""
+    return draws if isinstance(predictor, str) and predictor == "ensemble" and adapter.num_vertices > 1 else 1
 
 
 def _place(predictor: str | torch.Tensor, num_vertices: int) -> dict[str, Any]:

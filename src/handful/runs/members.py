@@ -47,9 +47,10 @@ def as_member_record(record: Mapping[str, Any]) -> dict[str, Any]:
 def recorded_task(record: dict[str, Any]) -> Task:
     """The task of `describe_task`, without rows."""
     members = tuple(recorded_task(member) for member in record.get("members", ()))
+    columns = Columns(**record["columns"]) if "columns" in record else None
     return Task(
         record["name"], record["kind"], tuple(record["labels"]), record["metric"], pool=(), members=members,
-        instruction=record.get("instruction", ""), columns=Columns(**record["columns"]) if "columns" in record else None,
+        instruction=record.get("instruction", ""), columns=columns,
     )  # fmt: skip
 
 

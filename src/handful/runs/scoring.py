@@ -77,24 +77,25 @@ def score_task(
     `train` are the training rows, for the baseline.
     """
     if not task.members:
-        return _score_rows(adapter, task.test, task, spec, None, on_written, train) if task.test else None
+        return score_rows(adapter, task.test, task, spec, None, on_written, train) if task.test else None
     found = {}
     for member in task.members:
         if member.test:
             rows = member.test.of_member(member.name, task.label_ranges[member.name].start)
-            found[member.name] = _score_rows(adapter, rows, task, spec, member, on_written, train)
+            found[member.name] = score_rows(adapter, rows, task, spec, member, on_written, train)
     return MemberScores(found) if found else None
 
 
-def _score_rows(
+def score_rows(
     adapter: AbstractAdapter,
-    rows: TestRows,
+    rows: TestRows | Sequence[Example],
     task: Task,
     spec: RunSpec,
     member: Task | None = None,
     on_written: OnWritten = lambda done, total: None,
     train: Sequence[Example] = (),
 ) -> Scores | Written:
+    """The scores on these rows, those of the `member` of a multi-task dataset that all of them belong to."""
     options, generator = spec.options, stream(spec.options.seed, "evaluate")
     if spec.generation:
         assert isinstance(adapter, AbstractHeadedAdapter)
