@@ -205,14 +205,15 @@ def test_a_check_for_people(command, table, quick):
     for said in (
         "rows      16 to train, 0 to select, 8 to test",
         "classes   ab: 8, z9: 8",
-        "16 of 16 are cut to 8",
+        "16 of 16 train texts were cut to 8 tokens: the longest has ",
         "model     ",
         "export    peft: a PEFT adapter",
         "export    dense: not possible",
         "training  2 steps, trained parameters: 11,910",
     ):
         assert said in outcome.out, said
-    assert "nothing is wrong" in outcome.err
+    assert "trains it, but see above: texts are cut" in outcome.err
+    assert "nothing is wrong" in command("check", table(), *quick).err
 
 
 def test_a_check_finds_everything_that_is_wrong_at_once(command, table, tmp_path):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 from handful.errors import ConfigError, nearest
+from handful.methods import METHODS
 from handful.runs.defaults import AUTO, METHOD, MODEL, PRESET, WRITING_METHOD, WRITING_MODEL
 
 if TYPE_CHECKING:
@@ -114,6 +115,25 @@ class RunArguments:
             return self._given([])[0].get("method") == AUTO
         except ConfigError:  # an unreadable file, which `spec` complains about
             return False
+
+    def check_method(self) -> None:
+        """Raises: ConfigError, as `spec` does, for a method that there is not, where no other setting can be wrong.
+
+        No method is imported: torch would take seconds.
+        """
+        given, origins = self._given([])
+        name = given.get("method")
+        if list(given) == ["method"] and name not in (AUTO, *METHODS):
+            problem = f"{origins['method']}: method: unknown method {name!r}; {nearest(str(name), METHODS)}"
+            raise ConfigError(f"1 wrong setting:\n  {problem}", "`handful methods` lists every method")
+
+    def has_settings(self) -> bool:
+        """Whether there are settings, among which something may be wrong."""
+        problems: list[str] = []
+        try:
+            return bool(self._given(problems)[0] or problems)
+        except ConfigError:  # an unreadable file, which `spec` complains about
+            return True
 
     def given(self) -> list[str]:
         """The names of all settings that were given, as they were given."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -29,11 +31,6 @@ def check(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Check data, settings, model name, output folder and export, and say what 'fit' would do. Trains nothing."""
-    from handful.cli.fit import auto_specs, tell_choices
-    from handful.export.speedup import check_speedup, with_budget
-    from handful.runs.preflight import preflight
-    from handful.runs.store import check_writable
-
     problems: list[HandfulError] = []
 
     def attempt(part: Callable[[], Result]) -> Result | None:
@@ -43,9 +40,18 @@ def check(
             problems.append(error)
             return None
 
-    is_auto = arguments.is_auto()
+    quick = speedup is None and _seems_writable(output)  # then torch, which takes seconds, is not needed to complain
     task = attempt(arguments.task)
-    kind = task.kind if task else None
+    if quick and (
+        (task is None and not arguments.has_settings()) or not attempt(lambda: arguments.check_method() or True)
+    ):
+        tell_problems(problems, {}, as_json)
+    from handful.cli.fit import auto_specs, tell_choices
+    from handful.export.speedup import check_speedup, with_budget
+    from handful.runs.preflight import preflight
+    from handful.runs.store import check_writable
+
+    is_auto, kind = arguments.is_auto(), task.kind if task else None
     specs = attempt(lambda: auto_specs(arguments, kind) if is_auto else [arguments.spec(kind)]) or []
     spec = specs[0] if specs else None
     is_new = not output.exists()
@@ -59,17 +65,43 @@ def check(
     record: dict[str, Any] = describe(task, spec, found) if task and spec and found else {}
     if task and record and is_auto:
         record["auto"] = describe_auto(task, specs)
+    if task and spec and record and not as_json:
+        tell_choices(task, spec)
+        show_check(record)
+    tell_problems(problems, record, as_json)
+    tell_outcome(record)
+
+
+def tell_problems(problems: Sequence[HandfulError], record: dict[str, Any], as_json: bool) -> None:
+    """What is wrong, and the record where JSON is wanted. Raises: typer.Exit where there is a problem."""
     if as_json:
         errors = [{"message": problem.message, "hint": problem.hint} for problem in problems]
         show_json({"ok": not problems, "problems": errors, **record})
-    elif task and spec and record:
-        tell_choices(task, spec)
-        show_check(record)
     for problem in problems:
         say(f"error: {problem.message}" + (f"\nhint: {problem.hint}" if problem.hint else ""))
     if problems:
         raise typer.Exit(2 if all(isinstance(problem, ConfigError) for problem in problems) else 1)
-    say("nothing is wrong; `handful fit` with the same options trains it")
+
+
+def tell_outcome(record: dict[str, Any]) -> None:
+    """That the run can be trained, and what lessens it."""
+    from handful.runs.reading import cut_sentences, unknown_sentences
+
+    rows = record["rows"]
+    worries = [name for name, found in (
+        ("texts are cut", cut_sentences(rows)), ("the model does not know all texts", unknown_sentences(rows)),
+        ("nothing is tested", not rows["test"]), ("classes are not tested", rows["untested_classes"]),
+    ) if found]  # fmt: skip
+    if worries:
+        say(f"`handful fit` with the same options trains it, but see above: {', '.join(worries)}")
+    else:
+        say("nothing is wrong; `handful fit` with the same options trains it")
+
+
+def _seems_writable(folder: Path) -> bool:
+    """Whether a folder, or the nearest one above it that there is, may be written to."""
+    there = next((path for path in (folder, *folder.absolute().parents) if path.exists()), Path())
+    return there.is_dir() and os.access(there, os.W_OK)
 
 
 def describe(task: Task, spec: RunSpec, found: Preflight) -> dict[str, Any]:
@@ -91,6 +123,8 @@ def describe(task: Task, spec: RunSpec, found: Preflight) -> dict[str, Any]:
             "longest": found.longest, "truncated_references": found.truncated_references,
             "target_length": found.target_length,
             "dropped_duplicates": split.dropped_duplicates, "dropped_overlap": split.dropped_overlap,
+            "dropped_contradictions": split.dropped_contradictions, "most_tokens": found.most_tokens,
+            "coverage": {part: asdict(counts) for part, counts in found.coverage.items()},
             "untested_classes": list(untested_classes(task)),
         },
         "model": {
@@ -145,6 +179,7 @@ def describe_auto(task: Task, specs: Sequence[RunSpec]) -> dict[str, Any]:
 def show_check(record: dict[str, Any]) -> None:
     """The run for people."""
     from handful.runs.card import cut_references, described_model, untested_sentences
+    from handful.runs.reading import cut_sentences, dropped_sentences, unknown_sentences
 
     if auto := record.get("auto"):
         able = [name for name, problem in auto["candidates"].items() if problem is None]
@@ -161,11 +196,11 @@ def show_check(record: dict[str, Any]) -> None:
             show(f"baseline  {baseline['says']}")
         for sentence in untested_sentences(rows, len(rows["classes"]), {record["task"]["metric"]}):
             show(f"test      {sentence}")
-    if rows["dropped_duplicates"] or rows["dropped_overlap"]:
-        show(f"left out  {rows['dropped_duplicates']:,} rows that repeat others, ", end="")
-        show(f"{rows['dropped_overlap']:,} that stand in the test or development rows")
-    cut, total = sum(rows["truncated"].values()), rows["train"] + rows["dev"]
-    show(f"texts     the longest has {rows['longest']:,} tokens; {cut:,} of {total:,} are cut to {rows['max_length']}")
+    for sentence in dropped_sentences(rows):
+        show(f"rows      {sentence}")
+    show(f"texts     the longest has {rows['longest']:,} tokens; the run keeps {rows['max_length']:,} of each")
+    for sentence in (*cut_sentences(rows), *unknown_sentences(rows)):
+        show(f"texts     {sentence}")
     for sentence in cut_references(rows):
         show(f"texts     {sentence}")
     show(f"model     {model['name']}: {described_model(model)}, {model['layers']} layers")

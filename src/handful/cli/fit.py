@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from handful.cli.arguments import RunArguments, Speedup, spread_arguments
-from handful.cli.console import FitProgress, format_cell, say, show, show_json
+from handful.cli.console import FitProgress, say, show, show_json
 from handful.errors import ConfigError
 from handful.runs.defaults import AUTO
 
@@ -50,6 +50,13 @@ def fit(
 
     Stopped by Ctrl-C or a power cut, the same command continues from the last checkpoint.
     """
+    is_auto = arguments.is_auto()
+    if budget is not None and not is_auto:
+        raise ConfigError("--budget: only --method auto chooses within a time", "leave it out")
+    if start is not None and is_auto:
+        raise ConfigError("--start: a run to start from decides the method, found --method auto", "name that method")
+    arguments.check_method()
+    task = arguments.task()  # what is wrong with data is said before torch is imported, which takes seconds
     from handful.export.speedup import check_speedup, with_speedup
     from handful.methods.poly import Poly
     from handful.runs.experiment import run
@@ -57,20 +64,14 @@ def fit(
     from handful.runs.start import names_of, read_start
     from handful.runs.store import check_writable
 
-    is_auto = arguments.is_auto()
-    if budget is not None and not is_auto:
-        raise ConfigError("--budget: only --method auto chooses within a time", "leave it out")
     if speedup is not None:
         check_speedup(AUTO if is_auto else None, speedup, arguments.given())
-    if start is not None and is_auto:
-        raise ConfigError("--start: a run to start from decides the method, found --method auto", "name that method")
     started = read_start(start) if start else None
     common, names = inherited(started), names_of(started)
     if adapt is not None and not common:
         raise ConfigError("--adapt: says how to start from an inventory of many tasks", "give one: --init-from FOLDER")
     arguments.assignments += [f"method.adapt={adapt}"] if adapt else []
     check_writable(output)
-    task = arguments.task()
     if common:
         specs = [with_inherited(arguments.spec(task.kind, Poly.name, common, names), common)]
     else:
@@ -177,15 +178,10 @@ def tell_next(saved: Run) -> None:
 def record_warnings(record: dict[str, Any]) -> list[str]:
     """What lessens a run: cut texts, dropped rows, an early stop."""
     from handful.runs.card import cut_references
+    from handful.runs.reading import cut_sentences, dropped_sentences, unknown_sentences
 
-    rows, lines = record["rows"], []
-    for part, count in rows["truncated"].items():
-        if count:
-            lines.append(f"{count:,} of {rows[part]:,} {part} texts were cut to {rows['max_length']} tokens")
-    lines += cut_references(rows)
-    for key, what in (("dropped_duplicates", "repeated another row"), ("dropped_overlap", "stood in other rows too")):
-        if rows[key]:
-            lines.append(f"{format_cell(rows[key])} rows were left out: they {what}")
+    rows = record["rows"]
+    lines = [*cut_sentences(rows), *unknown_sentences(rows), *cut_references(rows), *dropped_sentences(rows)]
     if record["fit"]["stopped"]:
         lines.append(f"training ended early: {record['fit']['stopped']}")
     return lines

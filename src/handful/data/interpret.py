@@ -230,7 +230,9 @@ def build_task(
         raise DataError(f"{pool.path}: expected a label column, none is named", "name it: --label COLUMN")
     if kind == "pair-classification" and columns.text_pair is None:
         raise DataError(f"{pool.path}: expected pairs of texts, found one text column", "name it: --text-pair COLUMN")
-    examples(pool, columns, None)  # columns and texts are checked before labels are interpreted
+    examples(pool, columns, None)  # columns, texts and missing labels are checked before labels are interpreted
+    check_column(pool, columns.label)
+    complain_of_labels(pool, columns.label)
     targets, inferred = infer_targets(pool, columns.label, kind)
     resolved: TaskKind = "regression"
     if targets.labels:
@@ -263,4 +265,6 @@ def repeat_notes(task: Task) -> list[str]:
     """Sentences on labelled texts that have several labels, on test rows that repeat and on such that nearly do."""
     found = once(task.pool, [text_key(row) for row in task.pool], "first")
     notes = contradiction_notes(found, task.labels, "labelled rows", "first")
-    return notes + (task.test.notes(task.labels) + alike_notes(task.test, task.pool, task) if task.test else [])
+    if task.test is None:
+        return notes
+    return [*notes, *task.test.notes(task.labels), *alike_notes(task.test, task.pool, task)]

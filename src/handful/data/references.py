@@ -127,10 +127,12 @@ def source_of(table: Table, wanted: str | None) -> str:
     """The column of the source in rows to write for. Raises: DataError if none is clear."""
     if wanted in table.columns:
         return str(wanted)
+    wanted = None if wanted == "text" else wanted  # what it is called where nobody has named it
     found = source_columns(table)
-    if len(found) != 1 and not wanted:
-        named = [name for source, _ in LAYOUTS for name in present(table, (source,))]
-        found = named[:1] or found
+    if not wanted and present(table, ("source",)) == []:
+        named = [name for source, _ in LAYOUTS for name in present(table, (source,))]  # those that are made come first
+        made = [name for name in named if name.lower() not in SOURCE_NAMES][:1]
+        found = made or found or named[:1]
     if not found and not wanted and (other := only_text(table, ())):
         found = [other.name]
     return only(table, "source", wanted or "source", found, option="--text", looks=describe_columns(table))
@@ -226,7 +228,7 @@ def generation_task(
     keys = closed.text_keys() if closed else frozenset()
     if repeated := sum(text_key(row) in keys for row in found[0] or ()):
         notes.append(f"{repeated} source(s) of {pool.name} stand in the test rows too and are not used for training")
-    notes += closed.notes(()) if closed else []
+    notes += closed.notes(()) if closed is not None else []
     return Task(
         pool.name, "generation", (), metric, found[0] or (), closed, found[2], pool.path, tuple(notes), columns=columns
     )

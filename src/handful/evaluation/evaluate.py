@@ -11,6 +11,7 @@ import torch
 
 from handful.backbone.load import Backbone
 from handful.data.batching import EncodedRows, encode, encode_generation, encode_mixed
+from handful.data.coverage import NO_TEXTS, Coverage
 from handful.data.task import Example, Task, TestRows, as_member
 from handful.errors import ConfigError, DataError
 from handful.evaluation.baseline import Baseline, constant_baseline
@@ -29,7 +30,8 @@ REGRESSION_METRICS = ("spearman", "pearson", "mse", "mae")
 @final
 @dataclass(frozen=True)
 class Scores:
-    """Scores of labelled rows, each with its interval over rows; `truncated` counts rows that were cut.
+    """Scores of labelled rows, each with its interval over rows; `truncated` counts rows that were cut, `longest` is
+    the number of tokens of the longest before that, and `coverage` says how many the model knows.
 
     `baseline` is that of the training rows, where these were given; `untested` names the classes that none of the rows
     belongs to.
@@ -42,6 +44,8 @@ class Scores:
     truncated: int
     baseline: Baseline | None = None
     untested: tuple[str, ...] = ()
+    longest: int = 0
+    coverage: Coverage = NO_TEXTS
 
 
 def evaluate(
@@ -78,8 +82,9 @@ def evaluate(
     estimates = score_predictions(predictions, targets, scored, generator)
     baseline = constant_baseline(scored, train, targets, metric_names(scored)) if train else None
     return Scores(
-        estimates, predictions, targets, sources, encoded.truncated, baseline, _without_rows(scored, targets.tolist())
-    )
+        estimates, predictions, targets, sources, encoded.truncated, baseline, _without_rows(scored, targets.tolist()),
+        longest=encoded.longest, coverage=encoded.coverage,
+    )  # fmt: skip
 
 
 def untested_classes(task: Task) -> tuple[str, ...]:
@@ -170,6 +175,8 @@ class Written:
     texts: tuple[str, ...]
     records: tuple[Example, ...]
     truncated: int
+    longest: int = 0
+    coverage: Coverage = NO_TEXTS
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -202,7 +209,9 @@ def evaluate_writing(
         name: bootstrap_score(name, texts, records, generator=np.random.default_rng(seed))
         for name in usual_metrics(task.metric, records)
     }
-    return Written(estimates, tuple(texts), tuple(records), encoded.truncated)
+    return Written(
+        estimates, tuple(texts), tuple(records), encoded.truncated, longest=encoded.longest, coverage=encoded.coverage
+    )
 
 
 def longest_row(adapter: AbstractAdapter, max_length: int, generation: GenerationOptions | None = None) -> int:

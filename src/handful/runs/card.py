@@ -14,6 +14,7 @@ from typing import Any
 from handful.evaluation.baseline import Baseline, beside
 from handful.evaluation.estimate import Estimate
 from handful.evaluation.metrics import get_metric
+from handful.runs.reading import cut_sentences, dropped_sentences, unknown_sentences
 
 _SHOWN_LABELS = 20
 _LONGEST_TEXT = 200
@@ -271,17 +272,8 @@ def _limits(record: Mapping[str, Any]) -> str:
         limits.append(
             f"The {rows['dev']:,} development rows chose the weights{by}, so scores on them are too good and left out."
         )
-    cut = {part: count for part, count in rows["truncated"].items() if count}
-    if cut:
-        counts = ", ".join(f"{count:,} of {rows[part]:,} {part} rows" for part, count in cut.items())
-        limits.append(f"Texts are cut to {rows['max_length']} tokens, which cut {counts}.")
-    limits += [f"{sentence}." for sentence in cut_references(rows)]
-    dropped = rows["dropped_duplicates"] + rows["dropped_overlap"]
-    if dropped:
-        limits.append(
-            f"{dropped:,} rows were left out: {rows['dropped_duplicates']:,} repeated another one, "
-            f"{rows['dropped_overlap']:,} stood in the test or development rows too."
-        )
+    found = (*cut_sentences(rows), *unknown_sentences(rows), *cut_references(rows), *dropped_sentences(rows))
+    limits += [f"{sentence}." for sentence in found]
     if fit["stopped"]:
         limits.append(f"Training ended early: {escape(fit['stopped'])}")
     if record["task"]["labels"]:

@@ -7,7 +7,7 @@ import platform
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +17,7 @@ import numpy as np
 
 from handful.backbone.load import Backbone, hub_name, load_backbone
 from handful.backbone.skeleton import load_skeleton
+from handful.data.coverage import Coverage
 from handful.data.split import Split, closed_keys, distinct
 from handful.data.task import Task, TaskKind
 from handful.errors import ConfigError, RunError
@@ -71,6 +72,8 @@ class Training:
     truncated: dict[str, int] = field(default_factory=dict)
     truncated_references: int = 0
     notes: tuple[str, ...] = ()
+    longest: int = 0
+    coverage: dict[str, Coverage] = field(default_factory=dict)
 
 
 def check_task(task: Task) -> None:
@@ -177,7 +180,9 @@ def train(
     truncated = {"train": rows.truncated, "dev": dev.truncated if dev else 0}
     truncated_references = rows.truncated_targets + (dev.truncated_targets if dev else 0)
     trained = Trained(spec, task, backbone, adapter)
-    return Training(trained, split, result, temperature, truncated, truncated_references, notes)
+    coverage = {"train": rows.coverage} | ({"dev": dev.coverage} if dev else {})
+    longest = max(rows.longest, dev.longest if dev else 0)
+    return Training(trained, split, result, temperature, truncated, truncated_references, notes, longest, coverage)
 
 
 def score(training: Training, on_written: OnWritten = lambda done, total: None) -> AnyScores | None:
@@ -318,6 +323,7 @@ def describe(training: Training, scores: AnyScores | None, key: str, scoring_sec
     """The content of `run.json`."""
     trained, split, result = training.trained, training.split, training.result
     task, backbone, generation = trained.task, trained.backbone, trained.spec.generation
+    coverage = training.coverage | ({"test": scores.coverage} if scores else {})
     return {
         "key": key,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -331,7 +337,11 @@ def describe(training: Training, scores: AnyScores | None, key: str, scoring_sec
         "rows": {
             "train": len(split.train), "dev": len(split.dev), "test": num_test_rows(task),
             "dropped_duplicates": split.dropped_duplicates, "dropped_overlap": split.dropped_overlap,
+            "dropped_contradictions": split.dropped_contradictions,
             "truncated": training.truncated | ({"test": scores.truncated} if scores else {}),
+            "longest": max(training.longest, scores.longest if scores else 0),
+            "most_tokens": longest_row(trained.adapter, backbone.max_length, generation),
+            "coverage": {part: asdict(found) for part, found in coverage.items()},
             "truncated_references": training.truncated_references,
             "target_length": generation and longest_reference(backbone, generation),
             "max_length": longest_row(trained.adapter, trained.spec.options.max_length, generation),

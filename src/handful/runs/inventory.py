@@ -242,8 +242,11 @@ def _scored_rows(scores: Mapping[str, Any], metric: str) -> int:
 
 def _rows_of(record: Mapping[str, Any], test: int, untested: Sequence[str]) -> dict[str, Any]:
     """The "rows" of a record, with so many for its test, of which nobody has counted those that were cut."""
-    truncated = {part: count for part, count in record["rows"]["truncated"].items() if part != "test"}
-    return {**record["rows"], "test": test, "truncated": truncated, "untested_classes": list(untested)}
+    counted = {
+        name: {part: count for part, count in record["rows"].get(name, {}).items() if part != "test"}
+        for name in ("truncated", "coverage")
+    }
+    return {**record["rows"], **counted, "test": test, "untested_classes": list(untested)}
 
 
 @final

@@ -9,6 +9,7 @@ from math import ceil
 from typing import final
 
 from handful.backbone.load import Backbone
+from handful.data.coverage import Coverage
 from handful.data.split import Split
 from handful.data.task import Example, Task
 from handful.evaluation.evaluate import encode_rows, longest_reference, longest_row
@@ -23,7 +24,8 @@ class Preflight:
     """A run that has not begun.
 
     `classes` counts training rows, empty for regression. `truncated` counts texts that `max_length` tokens cut, and
-    `longest` is the longest row in tokens, of generation the longest source, as far as the model could take it.
+    `longest` is the longest row in tokens, of generation the longest source; `most_tokens` is what the model could take
+    of it, and `coverage` how many of the tokens it knows.
     `truncated_references` counts references of more than `target_length` tokens, which is None where none are learnt.
     `parameters` is None where only the loaded model can tell.
     """
@@ -39,6 +41,8 @@ class Preflight:
     truncated_references: int
     target_length: int | None
     steps: int
+    most_tokens: int
+    coverage: dict[str, Coverage]
 
 
 def preflight(task: Task, spec: RunSpec) -> Preflight:
@@ -53,10 +57,7 @@ def preflight(task: Task, spec: RunSpec) -> Preflight:
     adapter = _attached(task, spec, skeleton)
     max_length = longest_row(adapter, spec.options.max_length, spec.generation) if adapter else spec.options.max_length
     train, dev = (encode_rows(skeleton, rows, task, max_length, spec.generation) for rows in (split.train, split.dev))
-    whole = [
-        encode_rows(skeleton, rows, task, skeleton.max_length, spec.generation, to_write=True)
-        for rows in (split.train, split.dev)
-    ]
+    most = longest_row(adapter, skeleton.max_length, spec.generation) if adapter else skeleton.max_length
     return Preflight(
         split=split,
         classes=_classes(task, split.train),
@@ -64,11 +65,13 @@ def preflight(task: Task, spec: RunSpec) -> Preflight:
         parameters=_trained(adapter) if adapter else None,
         notes=tuple(getattr(adapter, "notes", ())),
         max_length=max_length,
-        longest=max(length for rows in whole for length in rows.lengths),
+        longest=max(train.longest, dev.longest),
         truncated={"train": train.truncated, "dev": dev.truncated},
         truncated_references=train.truncated_targets + dev.truncated_targets,
         target_length=longest_reference(skeleton, spec.generation) if spec.generation else None,
         steps=spec.training.epochs * ceil(len(train) / spec.training.batch_size),
+        most_tokens=most,
+        coverage={"train": train.coverage, "dev": dev.coverage},
     )
 
 

@@ -94,9 +94,13 @@ class _Rows(_Part):
     test: Count
     dropped_duplicates: Count
     dropped_overlap: Count
+    dropped_contradictions: Count = 0
     truncated: dict[str, Count]
     truncated_references: Count = 0
     target_length: Count | None = None
+    longest: Count = 0
+    most_tokens: Count = 0
+    coverage: dict[str, dict[str, Count]] = {}
     max_length: int
     fingerprint: str
     cell_fingerprint: str = ""

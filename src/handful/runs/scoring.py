@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
+from handful.data.coverage import NO_TEXTS, Coverage
 from handful.data.task import Example, Task, TestRows
 from handful.evaluation.baseline import Baseline, mean_baseline
 from handful.evaluation.estimate import Estimate, mean_of
@@ -33,6 +34,16 @@ class MemberScores:
     def truncated(self) -> int:
         """Rows that were cut."""
         return sum(scores.truncated for scores in self.members.values())
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest row before it was cut."""
+        return max(scores.longest for scores in self.members.values())
+
+    @property
+    def coverage(self) -> Coverage:
+        """How many tokens the model knows."""
+        return sum((scores.coverage for scores in self.members.values()), NO_TEXTS)
 
     @property
     def baselines(self) -> dict[str, Baseline]:
