@@ -85,7 +85,9 @@ def find_dialect(path: str, lines: Lines, usual: str, delimiter: str | None) -> 
 
 def _has_spaced_quotes(lines: Lines, delimiter: str) -> bool:
     """Whether a cell begins with a space and a double quote, as in `text, "label"`."""
-    return any(re.match(' +"', cell) for row in _leniently(lines, delimiter) for cell in row[1:])
+    return any(
+        cell[:1] == " " and cell.lstrip(" ")[:1] == '"' for row in _leniently(lines, delimiter) for cell in row[1:]
+    )
 
 
 def shown(delimiter: str) -> str:
