@@ -3,10 +3,11 @@
     python benchmarks/fine_gates.py keep STUDY… --output experiments/fine_gates.jsonl     (adds runs, or puts them anew)
     python benchmarks/fine_gates.py show experiments/fine_gates.jsonl --shots 500 [--picture FILE.png]
 
-Tables in Markdown: means over the seeds, and paired differences (Student's t over the pairs of task and seed that both
-have): of the gates and the whole model, of the gates and every other arm of the same size, and of an arm called
-"KIND, SIZE, CHANGE" and the one without that change. An arm without a run of every task and seed is left out, and
-named. The picture: accuracy by what an export really leaves out, means over tasks and seeds.
+Tables in Markdown: means over the seeds, and paired differences with the intervals and verdicts of `handful compare`:
+of the gates and the whole model, of the gates and every other arm of the same size, and of an arm called
+"KIND, SIZE, CHANGE" and the one without that change. Predictions were not kept, so that what test rows leave open is
+bounded, as if both arms erred on rows of their own. An arm without a run of every task and seed is left out, and named.
+The picture: accuracy by what an export really leaves out, means over tasks and seeds.
 """
 
 from __future__ import annotations
@@ -19,12 +20,17 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from handful.evaluation.estimate import Estimate, paired_difference
+import numpy as np
+
+from handful.evaluation.estimate import Estimate
+from handful.studies.verdicts import NOT_TOLD_APART, RowNoise, judge
 
 WHOLE = "whole, bias-only"
 TASKS = ["extra/trec", "glue/sst2", "glue/qnli"]
 """In the tables' order."""
 COLOURS = {"gates": "C0", "wanda": "C1", "taylor": "C2", "magnitude": "C3", "random": "C7", "published": "C4"}
+TEST_ROWS = 500
+"""Of every task."""
 Cells = dict[tuple[str, int], dict[str, Any]]
 """The record of each task and seed."""
 
@@ -127,14 +133,34 @@ def tables(found: dict[str, Cells], shots: int, tasks: list[str]) -> list[str]:
         shares = "–".join(f"{share:.2f}".lstrip("0") or "0" for share in sorted({removed[0], removed[-1]}))
         scores = [f"{brief(mean(part, 'score'))}/{mean(part, 'nll'):.2f}".replace("/0.", "/.") for part in mine]
         lines.append(f"| {label} | {shares if removed[-1] else 0} | {' | '.join(scores)} |")
-    lines += ["", f"| difference | {' | '.join(names)} | all |", f"|---|{'---|' * (len(tasks) + 1)}"]
+    heads = [*names, "these tasks", "tasks like these", "verdict"]
+    lines += ["", f"| difference | {' | '.join(heads)} |", f"|---|{'---|' * len(heads)}"]
     for first, second in pairs(found):
-        parts = [[c for c in sorted(found[first]) if c[0] == task] for task in tasks]
-        parts.append(sorted(found[first]))
-        both = [[[found[arm][c]["score"] for c in part] for arm in (first, second)] for part in parts]
-        name = f"{first} − {kind(second) if second == WHOLE else second}"
-        lines.append(f"| {name} | {' | '.join(interval(paired_difference(*each)) for each in both)} |")
+        groups, noise = [], []
+        for task in tasks:
+            a, b = ([found[arm][c]["score"] for c in sorted(found[first]) if c[0] == task] for arm in (first, second))
+            groups.append(np.subtract(a, b))
+            noise.append(
+                RowNoise(
+                    float(np.mean(np.sqrt([share_error(x) + share_error(y) for x, y in zip(a, b, strict=True)]))),
+                    paired=False,
+                )
+            )
+        over = judge(groups, noise)
+        assert over.elsewhere is not None
+        cells = [interval(judge([group], [one]).here) for group, one in zip(groups, noise, strict=True)]
+        better = (first if over.here.mean > 0 else kind(second) if second == WHOLE else second) if over.scope else ""
+        verdict = f"{better} better on {over.scope}" if over.scope else NOT_TOLD_APART
+        cells += [interval(over.here), interval(over.elsewhere).partition(" ")[2], verdict]
+        lines.append(f"| {first} − {kind(second) if second == WHOLE else second} | {' | '.join(cells)} |")
     return lines
+
+
+def share_error(share: float) -> float:
+    """The squared standard error of a share of the test rows; as if one more row were half right and half wrong."""
+    count = TEST_ROWS * share
+    share = (count + 0.5) / (TEST_ROWS + 1)
+    return share * (1 - share) / TEST_ROWS
 
 
 def mean(records: list[dict[str, Any]], name: str) -> float:

@@ -3,7 +3,7 @@
     python benchmarks/table.py experiments/NAME.jsonl [--metric 0] [--baseline CANDIDATE]
 
 A row a candidate, a column a task: the mean over seeds with its 95 % interval (Student's t), on the seeds that every
-candidate has. With a baseline: the paired difference to it over all tasks and seeds too.
+candidate has. With a baseline: the paired difference to it too, with the interval for tasks like these.
 """
 
 from __future__ import annotations
@@ -12,7 +12,10 @@ import argparse
 import json
 from pathlib import Path
 
-from handful.evaluation.estimate import Estimate, estimate_over_seeds, paired_difference
+import numpy as np
+
+from handful.evaluation.estimate import Estimate, estimate_over_seeds
+from handful.studies.verdicts import judge
 
 
 def brief(estimate: Estimate) -> str:
@@ -48,8 +51,12 @@ def main() -> None:
         seconds = [trials[candidate][cell]["cpu_seconds"] for cell in shared]
         row = [f"`{candidate}`", *cells, f"{sum(means) / len(means):.3f}", f"{sum(seconds) / len(seconds):.0f}"]
         if arguments.baseline:
-            pairs = [[value(name, cell) for cell in shared] for name in (candidate, arguments.baseline)]
-            row.append("–" if candidate == arguments.baseline else brief(paired_difference(*pairs)))
+            groups = [
+                np.array([value(candidate, c) - value(arguments.baseline, c) for c in shared if c[0] == task])
+                for task in tasks
+            ]
+            found = judge(groups, [None] * len(tasks))  # test rows are not kept
+            row.append("–" if candidate == arguments.baseline else brief(found.elsewhere or found.here))
         print("| " + " | ".join(row) + " |")
 
 
