@@ -7,6 +7,6 @@ AUTO = "auto"
 WRITING_METHOD, WRITING_MODEL = "lora", "flan-t5-small"
 """Those of a task of texts to write.
 
-Ahead of prompts in `few_shot_nlg_small`, by chrF++ beyond noise (docs/experiments.md); prefixes score higher still, but
-no stock loader reads one for T5.
+Above prompts by chrF++ in every pair of task and seed of `few_shot_nlg_small`, two tasks that do not tell them apart
+(docs/experiments.md); prefixes score higher still, but no stock loader reads one for T5.
 """

@@ -234,7 +234,7 @@ def advantages_over(
 
     The intervals are at 1 - 5 % / m for m candidates besides the probe (Bonferroni). Only their upper half takes
     another than the probe, which leaves room for what the correction leaves out: where all are equally good, that comes
-    in up to 4 % of cases (`benchmarks/verdicts.py`).
+    in 1 to 5 % of cases, most with 16 rows (`benchmarks/verdicts.py`).
     """
     others = [name for name in scores if name != probe]
     level = 1 - 0.05 / max(1, len(others))
