@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from handful.errors import ConfigError, DataError
-from handful.evaluation.estimate import Estimate, bootstrap_score, estimate_over_seeds, paired_difference, wilson
+from handful.evaluation.estimate import Estimate, bootstrap_score, estimate_over_seeds, wilson
 from handful.evaluation.metrics import METRICS, score
 
 COUNTED = [name for name, metric in METRICS.items() if metric.needs != "texts"]  # those: test_generation_metrics.py
@@ -305,20 +305,9 @@ def test_limits_cut_the_interval():
     assert estimate.low == estimate_over_seeds([0.9, 1.0, 1.0]).low
 
 
-def test_a_paired_difference_does_not_see_what_pairs_share():
-    easy_and_hard = np.array([0.95, 0.60, 0.80, 0.70])
-    gain = np.array([0.02, 0.03, 0.02, 0.03])
-    estimate = paired_difference(easy_and_hard + gain, easy_and_hard)
-    test = stats.ttest_rel(easy_and_hard + gain, easy_and_hard)
-    assert (estimate.low, estimate.high) == pytest.approx(tuple(test.confidence_interval(0.95)))
-    assert 0 < estimate.low < estimate.mean == pytest.approx(0.025)
-    assert estimate.n == 4
-
-
 @pytest.mark.parametrize(
     ("call", "kind", "text"),
     [
-        (lambda: paired_difference([1.0, 2.0], [1.0]), DataError, "in pairs, found 2 and 1\n\nhint: pair them by task"),
         (lambda: estimate_over_seeds([]), DataError, "at least one row of scores"),
         (lambda: estimate_over_seeds([0.5, float("nan")]), DataError, "expected finite scores, found nan in row 1"),
         (lambda: estimate_over_seeds([0.5, 0.6], level=95), ConfigError, "level between 0 and 1, found 95"),

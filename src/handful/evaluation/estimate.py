@@ -1,10 +1,9 @@
 """Scores with their uncertainty.
 
-Three different questions, three functions. `bootstrap_score`: this trained model, had the test rows been others
+Two different questions, two functions. `bootstrap_score`: this trained model, had the test rows been others
 (`mean_of` several tasks' too).
-`estimate_over_seeds`: this recipe, had the training rows and initial values been others. `paired_difference`: is
-one recipe better than another on the same tasks, rows and seeds. An interval of the first kind says nothing
-about the second.
+`estimate_over_seeds`: this recipe, had the training rows and initial values been others. An interval of the first
+kind says nothing about the second. Whether one recipe is better than another: `studies.verdicts`.
 """
 
 from __future__ import annotations
@@ -216,23 +215,6 @@ def estimate_over_seeds(
     half = float(stdtrit(n - 1, (1 + level) / 2)) * float(values.std(ddof=1)) / sqrt(n)
     low, high = min(mean, max(mean - half, limits[0])), max(mean, min(mean + half, limits[1]))
     return Estimate(mean, low, high, n, level, "Student's t")
-
-
-def paired_difference(a: ArrayLike, b: ArrayLike, *, level: float = 0.95) -> Estimate:
-    """The mean of a - b over pairs, with Student's t interval; 0 outside of it means that they differ.
-
-    `a` and `b` (n,) hold one score a pair in the same order: the same task, shots and seed, hence the same rows.
-    What a pair shares (an easy split, a hard task) cancels. Pairs must be independent: to speak about tasks in
-    general, average over the seeds of each task first and pass one value a task. Raises: DataError for unequal
-    lengths.
-    """
-    a, b = check_numbers("scores", a, "N"), check_numbers("scores", b, "N")
-    if len(a) != len(b):
-        raise DataError(
-            f"expected scores in pairs, found {len(a)} and {len(b)}",
-            "pair them by task, shots and seed, and leave out runs without a partner",
-        )
-    return estimate_over_seeds(a - b, level=level)
 
 
 def _check_level(level: float) -> None:
