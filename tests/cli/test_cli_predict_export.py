@@ -190,6 +190,24 @@ def test_a_carriage_return_in_a_text_stays_in_its_cell(command, finished, tmp_pa
     )
 
 
+def test_formulas_of_the_input_are_texts_in_a_table(command, table, finished, tmp_path):
+    data = table([("=1+1", "-5"), ("@me", "x"), ("aaaa", "-5.5")], "text", "id")
+    outcome = command("predict", finished, "--input", data, "--output", tmp_path / "out.csv")
+    rows = as_rows((tmp_path / "out.csv").read_text())
+    assert [(row["text"], row["id"]) for row in rows] == [("'=1+1", "-5"), ("'@me", "x"), ("aaaa", "-5.5")]
+    assert "2 cells that a spreadsheet takes for formulas got an apostrophe in front" in outcome.err
+    kept = [json.loads(line) for line in command("predict", finished, "--input", data, "--json").out.splitlines()]
+    assert [row["text"] for row in kept] == ["=1+1", "@me", "aaaa"]
+
+
+def test_no_link_is_followed_and_a_read_only_folder_is_said(command, table, finished, tmp_path):
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    (tmp_path / ".out.csv.partial").symlink_to(victim)
+    assert command("predict", finished, "--input", table(), "--output", tmp_path / "out.csv").code == 0
+    assert victim.read_text() == "precious"
+
+
 def test_a_wrong_row_is_said_before_the_model_is_loaded_and_leaves_no_file(command, finished, tmp_path, monkeypatch):
     monkeypatch.setattr("handful.cli.predict.open_model", lambda *_: pytest.fail("the model was loaded"))
     source = tmp_path / "wrong.jsonl"

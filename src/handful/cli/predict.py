@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
-import os
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Annotated, Any, final
+from typing import IO, TYPE_CHECKING, Annotated, Any, cast, final
 
 import typer
 
 from handful.cli.console import FitProgress, say
-from handful.errors import ConfigError, DataError, RunError
+from handful.errors import ConfigError, DataError, HandfulError, RunError
+from handful.neutral import cell, printable
+from handful.storage import new_file
 
 if TYPE_CHECKING:
     from handful.api import FittedModel
@@ -77,7 +78,8 @@ def predict(
     counts = Counts()
     records = prediction_records(fitted, rows, predictor, counts, disagreement=disagreement)
     if output is None:
-        write_records(sys.stdout, records, ".jsonl" if as_json else ".csv")
+        to = cast(IO[str], _Terminal()) if sys.stdout.isatty() else sys.stdout
+        write_records(to, records, ".jsonl" if as_json else ".csv")
     else:
         write_file(output, records)
         say(f"{counts.rows:,} predictions written to {output}")
@@ -286,45 +288,54 @@ class _LinesOfCsv:
 
 
 def write_records(file: IO[str], records: Iterable[dict[str, Any]], suffix: str) -> None:
-    """Records as JSON lines, or as a table whose header are the names of the first record."""
+    """Records as JSON lines, or as a table whose header are the names of the first record.
+
+    In a table, texts that a spreadsheet would take for formulas get an apostrophe in front, which is said.
+    """
     if suffix == ".jsonl":
         file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
         return
-    writer: csv.DictWriter[str] | None = None
-    names: list[str] = []
-    left_out: set[str] = set()
+    writer, names, left_out, formulas = csv.writer(file), [], set(), 0
     for record in records:
-        if writer is None:
+        if not names:
             names = list(record)
             delimiter = "\t" if suffix == ".tsv" else ","
-            writer = csv.DictWriter(
-                _LinesOfCsv(file), names, delimiter=delimiter, lineterminator="\r\n", extrasaction="ignore"
-            )
-            writer.writeheader()
+            writer = csv.writer(_LinesOfCsv(file), delimiter=delimiter, lineterminator="\r\n")
+            writer.writerow(map(cell, names))
         left_out.update(record.keys() - names)
-        writer.writerow({name: _cell(record.get(name)) for name in names})
+        values = [_value(record.get(name)) for name in names]
+        row = [cell(value) for value in values]
+        formulas += sum(mine is not theirs for mine, theirs in zip(row, values, strict=True))
+        writer.writerow(row)
     if left_out:
         say(f"keys that the first row lacks were left out: {', '.join(map(repr, sorted(left_out)))}; JSONL keeps them")
+    if formulas:
+        say(f"{formulas:,} cells that a spreadsheet takes for formulas got an apostrophe in front; JSONL keeps them")
 
 
-def _cell(value: Any) -> Any:
+def _value(value: Any) -> Any:
     return json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict | bool) else value
 
 
 def write_file(path: Path, records: Iterable[dict[str, Any]]) -> None:
     """A file that appears complete or not at all. Raises: RunError when it cannot be written."""
-    with _whole_file(path) as file:
-        write_records(file, records, path.suffix.lower())
-
-
-@contextmanager
-def _whole_file(path: Path) -> Iterator[IO[str]]:
-    partial = path.with_name(f".{path.name}.partial")
     try:
-        with open(partial, "w", encoding="utf-8", newline="") as file:
-            yield file
-        os.replace(partial, path)
+        with new_file(path) as file:
+            texts = io.TextIOWrapper(file, encoding="utf-8", newline="")
+            write_records(texts, records, path.suffix.lower())
+            texts.detach()  # flushed; closing, and the name, are for `new_file`
     except OSError as error:
+        if isinstance(error, HandfulError):
+            raise
         raise RunError(f"{path}: cannot be written ({error.strerror})", "give another --output") from None
-    finally:
-        partial.unlink(missing_ok=True)
+
+
+class _Terminal:
+    """stdout where a person reads it: control characters in texts are shown, not obeyed."""
+
+    def write(self, text: str) -> None:
+        sys.stdout.write(printable(text))
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
