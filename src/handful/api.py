@@ -25,6 +25,7 @@ from handful.evaluation.evaluate import Written, longest_row
 from handful.evaluation.predict import Predictions, check_predictor
 from handful.evaluation.texts import GeneratedTexts, PredictedTexts, generate_texts, predict_texts
 from handful.evaluation.writing import GenerationOptions, writing_vertex
+from handful.export.folder import Card
 from handful.export.formats import ExportReport, export
 from handful.export.plan import best_format
 from handful.export.speedup import check_speedup, with_speedup
@@ -236,11 +237,11 @@ class FittedModel:
         return replace(found, notes=(*notes, *found.notes))
 
     def export(self, folder: str | Path, format: str | None = None, *, overwrite: bool = False) -> ExportReport:
-        """Write a folder that stock PEFT ("peft"), stock transformers ("dense"), handful's own loader ("compact") or
-        onnxruntime ("onnx") loads, and check it there; without a name, in the format that suits the method.
+        """Write a folder in one of the formats of `handful.export.plan.FORMATS`, and check it in the library that loads
+        it; without a name, in the format that suits the method and the model.
         """
         trained = self._trained
-        card = f"Score of the run: {self._headline(escaped_label)}."
+        card = Card(f"Score of the run: {self._headline(escaped_label)}.", self.scores)
         if format is None:
             method, backbone = self.spec.method, trained.backbone
             pooling, report = str(backbone.pooling), trained.adapter.report()

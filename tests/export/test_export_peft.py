@@ -13,7 +13,9 @@ from transformers import AutoModelForSequenceClassification
 from handful.data.batching import Batch, encode
 from handful.data.task import Example
 from handful.errors import ConfigError, RunError
+from handful.evaluation.estimate import Estimate
 from handful.export import verify
+from handful.export.folder import Card
 from handful.export.formats import check_export, export
 from handful.export.peft import export_peft, prefix_state
 from handful.methods.bias import Bias
@@ -165,7 +167,7 @@ def test_stock_libraries_get_our_scores_from_the_readmes_code(
 
 def test_the_readme_holds_the_code_that_was_verified_and_it_is_short(stored, in_process, tmp_path):
     backbone, task = stored("bert", "mean"), toy_task()
-    report = export_peft(trained(Prefix(), backbone, task), backbone, task, tmp_path / "out", card="The card.")
+    report = export_peft(trained(Prefix(), backbone, task), backbone, task, tmp_path / "out", card=Card("The card."))
     readme = (tmp_path / "out" / "README.md").read_text()
     here, name = json.dumps(backbone.model.name_or_path), json.dumps("bert")
     assert in_process[0].count(here) == 1
@@ -288,6 +290,20 @@ def test_a_name_from_outside_cannot_put_code_into_what_is_run(stored, in_process
     assert readme.count("```python") == 1
     (title,) = [line for line in readme.splitlines() if line.startswith("# ")]
     assert "SystemExit" in title
+
+
+def test_the_readme_says_to_the_hub_what_the_folder_is_and_how_good(stored, in_process, tmp_path):
+    from huggingface_hub import ModelCard
+
+    backbone, task = stored("bert", "mean"), toy_task()
+    card = Card("The card.", {"accuracy": Estimate(0.8, 0.7, 0.9, 40, 0.95, "Wilson")})
+    export(trained(LoRA(), backbone, task), backbone, task, tmp_path / "out", "dense", card=card)
+    data = ModelCard((tmp_path / "out" / "README.md").read_text()).data
+    assert (data.library_name, data.pipeline_tag, data.base_model) == ("transformers", "text-classification", None)
+    assert data.license is None
+    assert data.model_name == "toy: lora on bert"
+    (result,) = data.eval_results
+    assert result.metric_name == "accuracy, 95 % interval 0.700 to 0.900, 40 test rows"
 
 
 def test_an_existing_folder_is_refused_and_only_an_export_is_overwritten(stored, in_process, tmp_path):

@@ -65,12 +65,61 @@ def test_the_front_matter_is_what_the_hub_reads():
         "metrics": ["accuracy"],
         "base_model": "sentence-transformers/all-MiniLM-L6-v2",
         "base_model_relation": "adapter",
-    }
+        "model-index": [
+            {
+                "name": "tickets: prefix-subspace on minilm",
+                "results": [
+                    {
+                        "task": {"type": "text-classification"},
+                        "dataset": {"name": "tickets, test rows", "type": "private"},
+                        "metrics": [
+                            {
+                                "type": "accuracy", "value": 0.8125,
+                                "name": "accuracy, 95 % interval 0.770 to 0.850, 400 test rows",
+                            },
+                            {"type": "nll", "value": 0.5, "name": "nll, 400 test rows"},
+                        ],
+                    }
+                ],
+            }
+        ],
+    }  # fmt: skip
+    (result, _) = ModelCard(card).data.eval_results
+    assert (result.metric_type, result.metric_value) == ("accuracy", 0.8125)
     assert ModelCard(card).data.to_dict()["library_name"] == "handful"
 
 
 def test_a_model_in_a_folder_names_no_base_model():
     assert "base_model" not in front_matter(run_card(make_record(backbone__hub_name=None)))
+
+
+def test_data_of_the_hub_are_named_and_scores_may_be_missing():
+    found = front_matter(run_card(make_record(task__origin="hub:owner/tickets/en@abc123", scores={})))
+    assert found["datasets"] == ["owner/tickets"]
+    assert "model-index" not in found
+    assert "license" not in found
+
+
+def test_no_path_of_the_machine_is_on_the_card():
+    card = run_card(
+        make_record(
+            task__origin="/home/jane/data of mine/tickets.csv, hub:owner/more@abc",
+            task__notes=[
+                "33 rows of '/home/jane/x/tickets.csv' were left out",
+                r"read C:\Users\jane\tickets.csv, once",
+            ],
+            backbone__name="/home/jane/models/bert",
+            backbone__hub_name=None,
+            spec__model="/home/jane/models/bert",
+            choices=[{"name": "run.shots", "value": 3, "reason": "the preset's, see https://example.org/a/b and 1/2"}],
+        )
+    )
+    assert "jane" not in card
+    assert r"- data: tickets.csv, hub:owner/more\@abc" in card
+    assert "33 rows of 'tickets.csv' were left out" in card
+    assert "# tickets: prefix-subspace on bert" in card
+    assert '"model": "bert"' in card
+    assert "/a/b and 1/2" in card
 
 
 def test_every_number_is_the_records():

@@ -64,7 +64,8 @@ class Backbone:
     ):
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
-        self.name, self.kind, self.fresh = name, kind, fresh
+        self.name, self.fresh = name, fresh
+        self.kind: Kind = kind
         self.pooling: Pooling | None = pooling
         self.config = model.config
         self.family: str = model.config.model_type

@@ -17,8 +17,9 @@ def export(
         str | None,
         typer.Option(
             show_default="what the method is best exported as",
-            help="peft: an adapter for stock PEFT; dense: a whole model for stock transformers; compact: of gates or "
-            "pruning, each layer as small as it can be, for handful's loader; onnx: one file with the head inside.",
+            help="peft: an adapter for stock PEFT; dense: a whole model for stock transformers; "
+            "sentence-transformers: the bare model with its head as modules; compact: of gates or pruning, each layer "
+            "as small as it can be, for handful's loader; onnx: one file with the head inside.",
         ),
     ] = None,
     task: Annotated[str | None, typer.Option(help="Of an inventory of many tasks: this one.")] = None,

@@ -21,7 +21,7 @@ from handful.data.task import Task
 from handful.errors import ModelError
 from handful.evaluation.writing import GenerationOptions
 from handful.export.folded import Folded
-from handful.export.folder import ExportJob, ExportReport
+from handful.export.folder import Card, ExportJob, ExportReport
 from handful.export.loaders import Loader
 from handful.export.plan import planned
 from handful.export.shrink import Shrunk
@@ -39,7 +39,7 @@ def export_compact(
     task: Task,
     folder: Path,
     *,
-    card: str | None = None,
+    card: Card | None = None,
     overwrite: bool = False,
     max_length: int | None = None,
     generation: GenerationOptions | None = None,

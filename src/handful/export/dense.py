@@ -19,7 +19,7 @@ from handful.data.task import Task
 from handful.evaluation.evaluate import longest_row
 from handful.evaluation.writing import GenerationOptions
 from handful.export.folded import Folded
-from handful.export.folder import ExportJob, ExportReport
+from handful.export.folder import Card, ExportJob, ExportReport
 from handful.export.loaders import Loader
 from handful.export.plan import BODY, SHRINKING, can_load_alone, method_of, planned
 from handful.export.sentence_folder import write_head, write_modules
@@ -33,7 +33,7 @@ def export_dense(
     task: Task,
     folder: Path,
     *,
-    card: str | None = None,
+    card: Card | None = None,
     overwrite: bool = False,
     max_length: int | None = None,
     generation: GenerationOptions | None = None,
@@ -55,7 +55,7 @@ def export_sentence_transformers(
     task: Task,
     folder: Path,
     *,
-    card: str | None = None,
+    card: Card | None = None,
     overwrite: bool = False,
     max_length: int | None = None,
     generation: GenerationOptions | None = None,

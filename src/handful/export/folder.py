@@ -6,7 +6,7 @@ import copy
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache, cached_property
 from functools import partial as bind
 from itertools import zip_longest
@@ -21,6 +21,7 @@ from handful.backbone.load import Backbone, hub_name
 from handful.data.batching import NO_LOSS, Batch, encode
 from handful.data.task import Example, Task
 from handful.errors import ConfigError, RunError
+from handful.evaluation.estimate import Estimate
 from handful.evaluation.evaluate import encode_for
 from handful.evaluation.writing import GenerationOptions
 from handful.export.loaders import Loader
@@ -28,7 +29,7 @@ from handful.export.plan import ExportPlan, method_of
 from handful.export.size import Size
 from handful.export.verify import allowance, can_verify, compare, is_close, stock_scores
 from handful.methods.head import AbstractHeadedAdapter
-from handful.runs.metadata import front_matter
+from handful.runs.metadata import front_matter, hub_dataset, public_model, score_fields, task_fields
 from handful.runs.store import new_folder
 
 RECORD = "export.json"
@@ -55,6 +56,15 @@ class ExportReport:
 
 @final
 @dataclass(frozen=True)
+class Card:
+    """What an export's README says of the run: a text, and scores on its test rows."""
+
+    text: str
+    scores: Mapping[str, Estimate] = field(default_factory=dict)
+
+
+@final
+@dataclass(frozen=True)
 class ExportJob:
     """One export: what, where to, and of a language model how it is asked and writes.
 
@@ -67,7 +77,7 @@ class ExportJob:
     task: Task
     folder: Path
     max_length: int
-    card: str | None = None
+    card: Card | None = None
     overwrite: bool = False
     generation: GenerationOptions | None = None
     notes: tuple[str, ...] = ()
@@ -282,25 +292,28 @@ class ExportJob:
             *(("", *(f"- {sentence}" for sentence in self.notes)) if self.notes else ()),
             *(("", *(f"- {sentence}" for sentence in size.sentences())) if size else ()),
         ]
-        text = "\n".join(lines) + (f"\n\n{self.card}\n" if self.card else "\n")
-        return front_matter(self.metadata(plan, loader)) + text
+        text = "\n".join(lines) + (f"\n\n{self.card.text}\n" if self.card else "\n")
+        return f"{front_matter(self._fields(loader))}\n\n{text}"
 
     @property
     def public_name(self) -> str:
         """The pretrained model's name for others, also where it is gone from here."""
-        return hub_name(self.backbone.name) or Path(self.backbone.name).name
-
-    def metadata(self, plan: ExportPlan, loader: Loader) -> dict[str, Any]:
-        """What the Hugging Face Hub reads at the top of a README."""
-        kind, method = self.task.kind, method_of(self.adapter).name
-        pipeline = "text-generation" if kind == "generation" else "text-classification"
         hub = hub_name(self.backbone.name)
+        return hub or public_model(self.backbone.name, hub)
+
+    def _fields(self, loader: Loader) -> dict[str, Any]:
+        """What the Hugging Face Hub reads at the top of a README."""
+        method, hub = method_of(self.adapter).name, hub_name(self.backbone.name)
+        found = self.card.scores if self.card else {}
+        dataset = hub_dataset(self.task.origin)
+        title = f"{self.task.name}: {method} on {self.public_name}"
         return {
             "library_name": loader.library,
-            "pipeline_tag": pipeline,
+            **task_fields(self.task.kind, method),
             "base_model": hub,
             "base_model_relation": hub and ("adapter" if loader.base else "finetune"),
-            "tags": ["handful", "few-shot", method, "text-regression" if kind == "regression" else pipeline],
+            "datasets": [dataset] if dataset else None,
+            **score_fields(title, self.task.name, self.task.kind, found, dataset),
         }
 
     def _lacks_pooler(self, plan: ExportPlan, loader: Loader) -> bool:

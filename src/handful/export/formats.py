@@ -11,7 +11,7 @@ from handful.errors import ConfigError, nearest
 from handful.evaluation.writing import GenerationOptions
 from handful.export.compact import export_compact
 from handful.export.dense import export_dense, export_sentence_transformers
-from handful.export.folder import ExportReport
+from handful.export.folder import Card, ExportReport
 from handful.export.onnx import export_onnx
 from handful.export.peft import export_peft
 from handful.export.plan import FORMATS, ExportPlan, check_export
@@ -35,7 +35,7 @@ def export(
     folder: Path,
     format: str = "peft",
     *,
-    card: str | None = None,
+    card: Card | None = None,
     overwrite: bool = False,
     max_length: int | None = None,
     generation: GenerationOptions | None = None,

@@ -27,7 +27,7 @@ from handful.errors import RunError
 from handful.evaluation.evaluate import longest_row
 from handful.evaluation.writing import GenerationOptions
 from handful.export.folded import Folded, Scorer, labelled
-from handful.export.folder import ExportJob, ExportReport
+from handful.export.folder import Card, ExportJob, ExportReport
 from handful.export.loaders import Loader
 from handful.export.plan import planned
 from handful.export.size import Size
@@ -48,7 +48,7 @@ def export_onnx(
     task: Task,
     folder: Path,
     *,
-    card: str | None = None,
+    card: Card | None = None,
     overwrite: bool = False,
     max_length: int | None = None,
     generation: GenerationOptions | None = None,

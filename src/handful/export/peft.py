@@ -31,7 +31,7 @@ from handful.errors import ConfigError
 from handful.evaluation.evaluate import longest_row
 from handful.evaluation.writing import GenerationOptions
 from handful.export.folded import FoldedPrefix, labelled
-from handful.export.folder import ExportJob, ExportReport
+from handful.export.folder import Card, ExportJob, ExportReport
 from handful.export.loaders import Loader
 from handful.export.plan import ExportPlan, check_export, longest_in_sight, planned
 from handful.methods.base import AbstractAdapter
@@ -54,7 +54,7 @@ def export_peft(
     task: Task,
     folder: Path,
     *,
-    card: str | None = None,
+    card: Card | None = None,
     overwrite: bool = False,
     max_length: int | None = None,
     generation: GenerationOptions | None = None,

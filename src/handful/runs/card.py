@@ -14,6 +14,15 @@ from typing import Any
 from handful.evaluation.baseline import Baseline, beside
 from handful.evaluation.estimate import Estimate
 from handful.evaluation.metrics import get_metric
+from handful.runs.metadata import (
+    front_matter,
+    hub_dataset,
+    public_model,
+    public_origin,
+    score_fields,
+    task_fields,
+    without_paths,
+)
 from handful.runs.reading import cut_sentences, dropped_sentences, unknown_sentences
 
 _SHOWN_LABELS = 20
@@ -100,20 +109,26 @@ def escape(text: object, longest: int = _LONGEST_TEXT) -> str:
 
 
 def _front_matter(record: Mapping[str, Any]) -> str:
-    """YAML whose values are written as JSON, which YAML contains."""
-    method = record["spec"]["method"]["name"]
-    kind = record["task"]["kind"]
-    pipeline = "text-generation" if kind == "generation" else "text-classification"
-    fields: dict[str, Any] = {
-        "library_name": "handful",
-        "pipeline_tag": pipeline,
-        "tags": ["handful", "few-shot", method, "text-regression" if kind == "regression" else pipeline],
-        "metrics": [record["task"]["metric"]],
-    }
-    if record["backbone"].get("hub_name"):
-        fields["base_model"] = record["backbone"]["hub_name"]
-        fields["base_model_relation"] = "adapter"
-    return "\n".join(["---", *(f"{name}: {json.dumps(value)}" for name, value in fields.items()), "---"])
+    task, hub, method = record["task"], record["backbone"].get("hub_name"), record["spec"]["method"]["name"]
+    dataset = hub_dataset(task["origin"])
+    scores = {name: Estimate.from_dict(value) for name, value in record["scores"].items()}
+    model = f"{task['name']}: {method} on {_model(record)}"
+    return front_matter(
+        {
+            "library_name": "handful",
+            **task_fields(task["kind"], method),
+            "metrics": [task["metric"]],
+            "base_model": hub,
+            "base_model_relation": hub and "adapter",
+            "datasets": [dataset] if dataset else None,
+            **score_fields(model, task["name"], task["kind"], scores, dataset),
+        }
+    )
+
+
+def _model(record: Mapping[str, Any]) -> str:
+    """The pretrained model's name without the folder it is in here."""
+    return public_model(record["backbone"]["name"], record["backbone"].get("hub_name"))
 
 
 def _rows(record: Mapping[str, Any]) -> str:
@@ -121,7 +136,7 @@ def _rows(record: Mapping[str, Any]) -> str:
 
 
 def _about(record: Mapping[str, Any]) -> str:
-    task, backbone, rows = record["task"], record["backbone"], record["rows"]
+    task, rows = record["task"], record["rows"]
     method = record["spec"]["method"]["name"]
     labels = [escape(label) for label in task["labels"]]
     more = f" and {len(labels) - _SHOWN_LABELS} more" if len(labels) > _SHOWN_LABELS else ""
@@ -131,7 +146,7 @@ def _about(record: Mapping[str, Any]) -> str:
         gives = f"an answer for any of {len(task['members'])} tasks that it is told, one inventory of skills for all"
     return "\n".join(
         (
-            f"# {escape(task['name'])}: {method} on {escape(backbone['name'])}",
+            f"# {escape(task['name'])}: {method} on {escape(_model(record))}",
             "",
             f"A {task['kind']} model, trained on {rows['train']:,} {_rows(record)}. It gives {gives}.",
             "",
@@ -232,7 +247,7 @@ def described_model(backbone: Mapping[str, Any]) -> str:
 def _where_the_model_is(record: Mapping[str, Any]) -> str:
     backbone = record["backbone"]
     return (
-        f"The pretrained model ({escape(backbone['name'])}, {backbone['parameters']:,} parameters) is not in this "
+        f"The pretrained model ({escape(_model(record))}, {backbone['parameters']:,} parameters) is not in this "
         f"folder:\nit is loaded by its name, and its weights have to have the SHA-256 {backbone['fingerprint'][:12]}…"
     )
 
@@ -246,7 +261,7 @@ def _training(record: Mapping[str, Any]) -> str:
         "time": f"{fit['seconds']:.1f} s of training, {fit['scoring_seconds']:.1f} s of scoring",
         "rows": f"{rows['train']:,} to train, {rows['dev']:,} to select, {rows['test']:,} to test",
         "model": described_model(backbone),
-        "data": escape(record["task"]["origin"]),
+        "data": escape(public_origin(record["task"]["origin"])),
         "date": record["created"],
         "versions": versions,
     }
@@ -254,8 +269,9 @@ def _training(record: Mapping[str, Any]) -> str:
     notes = [*record["task"]["notes"], *record.get("notes", ())]
     notes += [f"{c['name']} = {json.dumps(c['value'])}: {c['reason']}" for c in record["choices"]]
     if notes:
-        lines += ["", "Chosen for the user:", "", *(f"- {escape(note)}" for note in notes)]
-    settings = json.dumps(record["spec"], indent=1).replace("`", "\\u0060")  # nothing may end the code block
+        lines += ["", "Chosen for the user:", "", *(f"- {escape(without_paths(note))}" for note in notes)]
+    spec = record["spec"] | {"model": public_model(record["spec"]["model"], record["backbone"].get("hub_name"))}
+    settings = without_paths(json.dumps(spec, indent=1)).replace("`", "\\u0060")  # nothing may end the code block
     return "\n".join([*lines, "", f"All settings (preset {escape(record['preset'])}):", "", "```json", settings, "```"])
 
 
