@@ -7,6 +7,7 @@ import io
 import subprocess
 import sys
 from collections import namedtuple
+from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from handful.data.files import read_rows, read_task
+from handful.data.files import read_task
+from handful.data.new_rows import unlabelled_rows
 from handful.data.open import open_task
 from handful.data.tables import read_table, stream_table
 from handful.data.task import Example
@@ -22,6 +24,12 @@ from handful.errors import ConfigError, DataError
 
 TEXTS, LABELS = ["good", "bad", "fine"], ["pos", "neg", "pos"]
 ROWS = [{"text": text, "label": label} for text, label in zip(TEXTS, LABELS, strict=True)]
+
+
+@dataclass
+class Made:
+    text: str
+    label: str
 
 
 def package(name: str) -> Any:
@@ -46,6 +54,8 @@ def forms() -> dict[str, Any]:
         "rows by index": dict(enumerate(ROWS)),
         "split": {"columns": ["text", "label"], "index": [0, 1, 2], "data": [list(row.values()) for row in ROWS]},
         "rows and labels": ([{"text": text} for text in TEXTS], LABELS),
+        "named array": np.array(list(zip(TEXTS, LABELS, strict=True)), dtype=[("text", "U9"), ("label", "U9")]),
+        "data classes": [Made(**row) for row in ROWS],
         "arrays": (np.array(TEXTS), np.array(LABELS).reshape(-1, 1)),
     }
 
@@ -65,6 +75,10 @@ def test_frames(library):
     if library == "polars":
         assert read_table(frame.lazy()).rows == ROWS
         assert [row["text"] for row in read_table(frame["text"]).rows] == TEXTS
+    if library == "pyarrow":
+        assert read_table(frame.to_batches()[0]).rows == read_table(frame.to_reader()).rows == ROWS
+    if library == "pandas":
+        assert read_table([row for _, row in frame.iterrows()]).rows == ROWS
     task = open_task(frame, test=frame)
     assert (task.name, task.origin, task.labels) == (type(frame).__name__.lower(), "memory", ("neg", "pos"))
     assert task.pool[1] == Example("bad", None, 0, f"{task.name}:1")
@@ -161,10 +175,11 @@ def test_datasets():
 
 def test_texts_without_labels():
     for source in (TEXTS, np.array(TEXTS), tuple(TEXTS), package("pandas").Series(TEXTS), iter(TEXTS)):
-        assert [row.text for row in read_rows(source)] == TEXTS
+        assert [row.text for row, _ in unlabelled_rows(source, kind="classification")] == TEXTS
     pairs = [("a", "b"), ["c", "d"]]
     for source in (pairs, np.array(pairs)):
-        assert [(row.text, row.text_pair) for row in read_rows(source)] == [("a", "b"), ("c", "d")]
+        found = unlabelled_rows(source, kind="pair-classification")
+        assert [(row.text, row.text_pair) for row, _ in found] == [("a", "b"), ("c", "d")]
     assert read_table(("a", "b")).rows == [{"text": "a"}, {"text": "b"}]
 
 
@@ -187,6 +202,10 @@ def test_tuples_with_labels():
         (io.StringIO("text\na\n"), "expected a path or rows, found an open file"),
         (b"data.csv", "expected a path or rows, found bytes.*hint: give a path, a data frame"),
         (5, "expected a path or rows, found int"),
+        ("", "expected a path, found an empty text"),
+        ("/dev/null", "/dev/null: not a regular file"),
+        ([1.5], "row 0 of the list: expected a dict, a text or a pair of texts, found 1.5"),
+        ([Example("a")], "row 0 of the list: expected a dict, a text or a pair of texts"),
         (None, "expected a path or rows, found NoneType"),
         (object(), "expected a path or rows, found object"),
         (Path, "expected a path or rows, found the class Path"),
@@ -204,7 +223,7 @@ def test_tuples_with_labels():
         ({"text": ["a"], "label": ["\ude00"]}, r"row 0 of the dict: the text in 'label' holds half of a surrogate"),
         ([{"text": "a", "n": 10**5000}], "row 0 of the list: the number in 'n' has thousands of digits"),
     ],
-    ids=range(24),
+    ids=range(28),
 )
 def test_refusals(source, message):
     refused(source, message)

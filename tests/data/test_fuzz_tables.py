@@ -11,7 +11,8 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from handful.data.files import read_rows, read_task
+from handful.data.files import read_task
+from handful.data.new_rows import unlabelled_rows
 from handful.data.tables import read_table
 from handful.errors import HandfulError
 
@@ -60,9 +61,15 @@ values = st.recursive(
 rows = st.lists(st.dictionaries(st.sampled_from(["text", "label", "a", "\ud83d"]), values, max_size=3), max_size=4)
 
 
+def predicted(source: Any, **options: Any) -> None:
+    """Rows to predict, all of them."""
+    for _ in unlabelled_rows(source, kind="classification", **options):
+        pass
+
+
 def attempt(source: Any, **options: Any) -> None:
     """Every way of reading a source. Anything but a HandfulError fails the test."""
-    for read in (read_table, read_task, read_rows):
+    for read in (read_table, read_task, predicted):
         try:
             read(source, **options)
         except HandfulError as error:

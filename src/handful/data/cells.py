@@ -70,7 +70,9 @@ def plain(cell: Any) -> Any:
         return int(cell) if cell == cell.to_integral_value() else float(cell)
     if isinstance(cell, Mapping):
         return {str(key): plain(value) for key, value in cell.items()}
-    if isinstance(cell, list | tuple | set | frozenset):
+    if isinstance(cell, set | frozenset):
+        return sorted(map(plain, cell), key=repr)  # a set has no order, and another one in the next process
+    if isinstance(cell, list | tuple):
         return [plain(value) for value in cell]
     if hasattr(cell, "dtype") and hasattr(cell, "tolist"):  # numpy and its like; a scalar becomes Python's
         value = cell.tolist()

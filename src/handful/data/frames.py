@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from importlib import import_module
 from typing import Any
 
-from handful.data.cells import NAMED_PLACES, check_row, plain, repeated
+from handful.data.cells import NAMED_PLACES, check_row, missing, plain, repeated
 from handful.data.mappings import as_list, is_column, rows_of_mapping
 from handful.data.names import check_names, clean_name
 from handful.data.stream import TableStream, place
@@ -26,6 +27,8 @@ def memory_stream(source: Any, *, labelled: bool = False) -> TableStream:
     _refuse_splits(source)
     if _is_dataset(source):
         return _stream("Dataset", plain_rows(source))
+    if (table := _arrow_table(source)) is not None:
+        return _narwhals_stream(table)
     if isinstance(source, Mapping):
         rows, note = rows_of_mapping(source, "the dict")
         return _stream("dict", rows, notes=[note] if note else [])
@@ -45,7 +48,9 @@ def memory_stream(source: Any, *, labelled: bool = False) -> TableStream:
     if hasattr(source, "dtype") and hasattr(source, "ndim"):
         if source.ndim not in (1, 2):
             raise DataError(f"expected an array of one or two dimensions, found {source.ndim}", _GIVE)
-        return _stream("array", _rows_of_items("array", source.tolist(), labelled))
+        names = getattr(source.dtype, "names", None)
+        items = [dict(zip(names, row, strict=True)) for row in source.tolist()] if names else source.tolist()
+        return _stream("array", _rows_of_items("array", items, labelled))
     return _narwhals_stream(source)
 
 
@@ -87,6 +92,14 @@ def _refuse_splits(source: Any) -> None:
             f"expected one data set, found a {type(source).__name__} with the splits {', '.join(map(repr, splits))}",
             f"give one of them: data[{first!r}]" + (", test=data['test']" if "test" in splits else ""),
         )
+
+
+def _arrow_table(source: Any) -> Any:
+    """Batches of pyarrow as the table they are parts of; None for anything else."""
+    arrow = sys.modules.get("pyarrow")
+    if arrow is not None and isinstance(source, arrow.RecordBatch):
+        return arrow.Table.from_batches([source])
+    return source.read_all() if arrow is not None and isinstance(source, arrow.RecordBatchReader) else None
 
 
 def _is_pandas(source: Any, name: str) -> bool:
@@ -212,12 +225,16 @@ def _rows_of_items(kind: str, items: list[Any], labelled: bool) -> list[dict[Any
             rows.append(dict(item))
         elif hasattr(item, "_asdict"):  # a named tuple
             rows.append(item._asdict())
+        elif _is_pandas(item, "Series"):
+            rows.append(item.to_dict())
+        elif is_dataclass(item) and not isinstance(item, type) and not type(item).__module__.startswith("handful."):
+            rows.append({each.name: getattr(item, each.name) for each in fields(item)})
         elif isinstance(item, list | tuple):
             names = _tuple_names(len(item), labelled)
             if names is None:
                 raise _wrong_item(number, kind, item)
             rows.append(dict(zip(names, item, strict=True)))
-        elif item is None or isinstance(item, str | float):  # NaN is where pandas has no text
+        elif isinstance(item, str) or missing(item):  # pandas has NaN where there is no text
             rows.append({"text": item})
         else:
             raise _wrong_item(number, kind, item)

@@ -138,6 +138,8 @@ def as_path(source: str | os.PathLike[str]) -> Path:
         longest = max(len(os.fsencode(part)) for part in text.split(os.sep))
     except UnicodeError:
         raise DataError(f"expected a path, found {text[:40]!r}, which no file is called", "check the name") from None
+    if not text:
+        raise DataError("expected a path, found an empty text", "give the name of a file")
     if "\n" in text or "\r" in text or "\0" in text or longest > 255 or len(text) > 4000:
         raise DataError(
             f"expected a path, found a text of {len(text):,} characters ({text[:40]!r} …)",
@@ -196,7 +198,13 @@ def _check_file(path: Path) -> None:
         raise DataError(f"{path}: expected a file, found a folder", f"name a file in it ({', '.join(SUFFIXES)})")
     if not path.is_file():
         beside = [p.name for p in path.parent.iterdir() if _suffix(p) in SUFFIXES] if path.parent.is_dir() else []
-        missing = "no such file" if path.parent.is_dir() else f"no such folder as {path.parent}"
+        missing = (
+            "not a regular file"
+            if path.exists()
+            else "no such file"
+            if path.parent.is_dir()
+            else f"no such folder as {path.parent}"
+        )
         hint = nearest(path.name, beside)
         raise DataError(f"{path}: {missing}", hint if hint.startswith("did you mean") else "check the path")
     if _suffix(path) not in SUFFIXES or (path.suffix.lower() == ".gz" and _suffix(path) in _BINARY):
