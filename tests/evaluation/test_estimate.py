@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from handful.errors import ConfigError, DataError
+from handful.evaluation import intervals
 from handful.evaluation.estimate import Estimate, bootstrap_score, estimate_over_seeds, wilson
-from handful.evaluation.metrics import METRICS, score
+from handful.evaluation.metrics import METRICS, get_metric, score
 
 COUNTED = [name for name, metric in METRICS.items() if metric.needs != "texts"]  # those: test_generation_metrics.py
 
@@ -318,3 +319,42 @@ def test_wrong_input_is_named(call, kind, text):
     with pytest.raises(kind) as error:
         call()
     assert text in str(error.value)
+
+
+@pytest.mark.parametrize("metric", ["macro_f1", "matthews"])
+@pytest.mark.parametrize("share", [0.3, 0.9])
+def test_many_classes_get_the_same_interval_without_a_draw_for_every_cell(metric, share, monkeypatch):
+    generator = np.random.default_rng(0)
+    targets = generator.integers(0, 25, 150)
+    predictions = np.where(generator.random(150) < share, targets, generator.integers(0, 25, 150))
+    every = bootstrap_score(metric, predictions, targets, generator=np.random.default_rng(1))
+    monkeypatch.setattr(intervals, "MANY_CELLS", 0)
+    few = bootstrap_score(metric, predictions, targets, generator=np.random.default_rng(2))
+    assert (few.mean, few.method) == (every.mean, every.method)
+    assert (few.low, few.high) == pytest.approx((every.low, every.high), abs=0.015)  # what 2,000 draws leave open
+
+
+@pytest.mark.parametrize("metric", ["macro_f1", "matthews", "accuracy"])
+def test_margins_give_the_metric_of_the_whole_table(metric):
+    generator = np.random.default_rng(0)
+    counts = generator.integers(0, 4, (7, 5, 5)) * (generator.random((7, 5, 5)) < 0.4)
+    margins = intervals.Margins.of(np.broadcast_to(np.arange(25), (7, 25)), counts.reshape(7, 25), 5)
+    function = get_metric(metric).function
+    assert function(margins) == pytest.approx(function(counts), abs=1e-12)
+
+
+def test_five_hundred_classes_are_scored_from_the_rows_alone(monkeypatch):
+    generator = np.random.default_rng(0)
+    targets = np.arange(500)
+    predictions = np.where(generator.random(500) < 0.4, targets, generator.integers(0, 500, 500))
+    widths = []
+    real = intervals.Margins.of.__func__
+
+    def of(cls, cells, weights, classes):
+        widths.append(cells.shape[1])
+        return real(cls, cells, weights, classes)
+
+    monkeypatch.setattr(intervals.Margins, "of", classmethod(of))
+    estimate = bootstrap_score("macro_f1", predictions, targets, generator=np.random.default_rng(1), resamples=200)
+    assert max(widths) <= 500 + 500 + intervals.STICKS  # rows, the diagonal and a few empty cells, of 250,000
+    assert estimate.low < estimate.mean < estimate.high

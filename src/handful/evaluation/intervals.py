@@ -13,7 +13,9 @@ wider rather than narrower: close to a perfect score they cover 97 to 100 %.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from math import sqrt
+from typing import Any, final
 
 import numpy as np
 from scipy.special import ndtr, stdtrit
@@ -51,6 +53,8 @@ def of_classes(
     for macro-F1 of classes with few rows, whose F1 is 0 in many resamples; the upper end also spans a third draw,
     with half a row added to every class that is recognised.
     """
+    if counts.size > MANY_CELLS:
+        return _of_many_classes(metric, counts, level, generator, resamples)
     cells, total, edge = counts.ravel(), counts.sum(), tail(int(counts.sum()), level)
     added = np.full(cells.size, 1 / cells.size)
     right = added + 0.5 * np.eye(len(counts)).ravel()
@@ -65,6 +69,89 @@ def of_classes(
         low, high = np.quantile(np.concatenate(parts), [edge, 1 - edge])
         lows, highs = [*lows, low], [*highs, high]
     return float(min(lows[:2])), float(max(highs)), "bootstrap, with one row added"
+
+
+MANY_CELLS = 10_000
+"""From what number of cells on (100 classes) the empty ones are not drawn one by one: they are nearly all of them."""
+STICKS = 12
+"""Empty cells that the row which is spread over all of them falls into: what is left for others is 1/4096 of it."""
+
+
+def _of_many_classes(
+    metric: Metric, counts: np.ndarray, level: float, generator: np.random.Generator, resamples: int
+) -> tuple[float, float, str]:
+    """`of_classes`, drawing only the cells that rows are in, so that time grows with rows and not with C².
+
+    A symmetric Dirichlet over very many cells, each with next to nothing, puts all of its mass into a few of them: it
+    is drawn by breaking sticks (the Dirichlet process, which it tends to), at random places.
+    """
+    classes, edge = len(counts), tail(int(counts.sum()), level)
+    taken = np.flatnonzero(counts)
+    shown = np.union1d(taken, np.arange(classes) * (classes + 1))  # and the diagonal
+    cells, diagonal = counts.ravel()[shown], shown % (classes + 1) == 0
+    rest = max(1 - len(shown) / counts.size, 1e-9)
+    added = np.full(len(shown), 1 / counts.size)
+
+    def spread(weights: np.ndarray, size: int) -> Margins:
+        drawn = generator.dirichlet(np.append(weights, rest), size=size)
+        broken = generator.beta(1, rest, size=(size, STICKS))
+        broken[:, -1] = 1
+        left = np.cumprod(np.hstack([np.ones((size, 1)), 1 - broken[:, :-1]]), axis=1)
+        places = generator.integers(counts.size, size=(size, STICKS))
+        everywhere = np.hstack([np.broadcast_to(shown, (size, len(shown))), places])
+        return Margins.of(everywhere, np.hstack([drawn[:, :-1], drawn[:, -1:] * broken * left]), classes)
+
+    def resampled(size: int) -> Margins:
+        drawn = generator.multinomial(counts.sum(), cells / counts.sum(), size=size)
+        return Margins.of(np.broadcast_to(shown, drawn.shape), drawn, classes)
+
+    lows, highs, function = [], [], metric.function
+    draws = (
+        resampled,
+        lambda size: spread(cells + added, size),
+        lambda size: spread(cells + added + diagonal / 2, size),
+    )
+    for draw in draws:
+        margins: list[Any] = [draw(size) for size in portions(resamples, len(shown) + classes)]
+        scores = np.concatenate([function(part) for part in margins])
+        low, high = np.quantile(scores, [edge, 1 - edge])
+        lows, highs = [*lows, low], [*highs, high]
+    return float(min(lows[:2])), float(max(highs)), "bootstrap, with one row added"
+
+
+@final
+@dataclass(frozen=True)
+class Margins:
+    """What metrics of labels read of confusion counts (R, C, C): the diagonal, and sums over rows and columns.
+
+    Each (R, C). `sum` and `diagonal` are those of the array.
+    """
+
+    right: np.ndarray
+    of_target: np.ndarray
+    of_prediction: np.ndarray
+
+    @classmethod
+    def of(cls, cells: np.ndarray, weights: np.ndarray, classes: int) -> Margins:
+        """From weights (R, K) of cells (R, K), numbered row by row."""
+        size = len(cells)
+        first = np.arange(size)[:, None] * classes
+        target, prediction = cells // classes, cells % classes
+
+        def total(places: np.ndarray, weights: np.ndarray) -> np.ndarray:
+            found = np.bincount((first + places).ravel(), weights.ravel(), minlength=size * classes)
+            return found.reshape(size, classes)
+
+        right = np.where(target == prediction, weights, 0)
+        return cls(total(target, right), total(target, weights), total(prediction, weights))
+
+    def diagonal(self, *, axis1: int, axis2: int) -> np.ndarray:
+        assert (axis1, axis2) == (-2, -1)
+        return self.right
+
+    def sum(self, axis: int | tuple[int, int]) -> np.ndarray:
+        sums = {-1: self.of_target, -2: self.of_prediction, (-2, -1): self.of_target.sum(-1)}
+        return sums[axis]
 
 
 def of_means(

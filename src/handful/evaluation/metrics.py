@@ -239,7 +239,7 @@ def _class_f1(counts: np.ndarray) -> np.ndarray:
 
 
 def _diagonal(counts: np.ndarray) -> np.ndarray:
-    return np.diagonal(counts, axis1=-2, axis2=-1)
+    return counts.diagonal(axis1=-2, axis2=-1)
 
 
 def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
