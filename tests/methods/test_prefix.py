@@ -7,6 +7,7 @@ from handful.backbone.tiny import TINY_FAMILIES, tiny_backbone
 from handful.data.batching import encode
 from handful.errors import ConfigError
 from handful.methods.prefix import KeyValuePrefix, Prefix, chosen_sites, sample_activations, shifts_positions
+from handful.methods.prefix_subspace import PrefixSubspace
 from handful.testing import toy_task
 
 TASK = toy_task()
@@ -85,3 +86,14 @@ def test_positions_are_shifted_by_default_where_stock_peft_can_load_the_export(f
     assert adapter.reserved_positions == (7 if family in SHIFTED else 0)
     assert not Prefix().check(backbone, TASK)
     assert bool(Prefix(positions="shifted").check(backbone, TASK)) != backbone.injection.supports_shift
+
+
+@pytest.mark.parametrize("method", [Prefix, PrefixSubspace])
+def test_a_prefix_that_moves_texts_out_of_the_models_positions_is_refused(method):
+    task, backbone = toy_task(), tiny_backbone("bert")
+    (reason,) = method(prefix_length=250).check(backbone, task)
+    assert "texts that move by 250 positions have 6 left of the model's 256, expected at least 8" in reason
+    assert method(prefix_length=300).check(backbone, task)
+    assert not method(prefix_length=248).check(backbone, task)
+    assert not method(prefix_length=300, positions="kept").check(backbone, task)
+    assert not method(prefix_length=300).check(tiny_backbone("distilbert"), task)

@@ -207,7 +207,7 @@ class Poly(AbstractMethod):
         if task.members and task.kind != "generation" and self.unknown_task == "average":
             reasons.append("unknown_task: labels of a task that is not known cannot be scored; leave it at 'refuse'")
         if self.skills == "prefix":
-            return reasons + check_prefix(backbone, None, "auto")
+            return reasons + check_prefix(backbone, None, "auto", self.prefix_length)
         targets = self.target_modules
         if targets not in ("auto", "all-linear"):
             reasons += check_targets(backbone, (targets,) if isinstance(targets, str) else targets)

@@ -24,6 +24,7 @@ from handful.data.task import Task
 from handful.errors import ConfigError
 from handful.methods.base import AbstractMethod, Preset, setting
 from handful.methods.head import HEAD_INIT, AbstractHeadedAdapter, HeadInit
+from handful.methods.prompt import LEAST_ROOM
 from handful.methods.search_space import EPOCHS, OneOf, SearchSpace, around
 
 if TYPE_CHECKING:
@@ -110,8 +111,8 @@ def chosen_sites(backbone: Backbone, layers: tuple[int, int] | None) -> list[Att
     return [site for site in sites if layers is None or layers[0] <= site.layer < layers[1]]
 
 
-def check_prefix(backbone: Backbone, layers: tuple[int, int] | None, positions: Positions) -> list[str]:
-    """Reasons why a prefix cannot be put on this backbone."""
+def check_prefix(backbone: Backbone, layers: tuple[int, int] | None, positions: Positions, length: int) -> list[str]:
+    """Reasons why a prefix of P = `length` cannot be put on this backbone."""
     reasons = []
     if layers is not None and not 0 <= layers[0] < layers[1] <= backbone.num_layers:
         reasons.append(f"layers: expected 0 <= first < stop <= {backbone.num_layers}, found {list(layers)}")
@@ -123,6 +124,11 @@ def check_prefix(backbone: Backbone, layers: tuple[int, int] | None, positions: 
         )
     if positions == "shifted" and not backbone.injection.supports_shift:
         reasons.append(f"positions: {backbone.family} cannot shift positions; use 'kept'")
+    elif shifts_positions(backbone, positions) and length + LEAST_ROOM > backbone.max_length:
+        reasons.append(
+            f"prefix_length: texts that move by {length} positions have {max(backbone.max_length - length, 0)} left of "
+            f"the model's {backbone.max_length}, expected at least {LEAST_ROOM}; positions 'kept' does not move them"
+        )
     return reasons
 
 
@@ -195,7 +201,7 @@ class Prefix(AbstractMethod):
         check_start(self.form, self.init)
 
     def check(self, backbone: Backbone, task: Task) -> list[str]:
-        return check_prefix(backbone, self.layers, self.positions)
+        return check_prefix(backbone, self.layers, self.positions, self.prefix_length)
 
     def attach(self, backbone: Backbone, task: Task, *, generator: torch.Generator) -> PrefixAdapter:
         return PrefixAdapter(backbone, task, self, generator=generator)

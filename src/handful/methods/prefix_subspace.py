@@ -114,7 +114,7 @@ class PrefixSubspace(AbstractMethod):
             raise ConfigError(str(error), "set num_vertices to match the geometry") from None
 
     def check(self, backbone: Backbone, task: Task) -> list[str]:
-        return check_prefix(backbone, self.layers, self.positions)
+        return check_prefix(backbone, self.layers, self.positions, self.prefix_length)
 
     def attach(self, backbone: Backbone, task: Task, *, generator: torch.Generator) -> PrefixSubspaceAdapter:
         return PrefixSubspaceAdapter(backbone, task, self, generator=generator)
