@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, final
+from typing import Any, cast, final
 
 import torch
 import torch.nn.functional as F
@@ -182,8 +182,7 @@ class FoldedPrefix:
 
     def put_on(self, model: Any, like: Backbone) -> None:
         """Put it in front of the keys and values of a copy of `like`'s model, for good."""
-        kind: Kind = like.kind
-        copied = Backbone(model, like.tokenizer, name=like.name, kind=kind, pooling=like.pooling)
+        copied = Backbone(model, like.tokenizer, name=like.name, kind=cast("Kind", like.kind), pooling=like.pooling)
         inject(copied, list(self.sites), self.keys_values.to(copied.device).unsqueeze(1), self.shift)
 
 
