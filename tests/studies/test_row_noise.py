@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
+from handful.data.task import Example
 from handful.evaluation.estimate import Estimate
 from handful.evaluation.metrics import METRICS, score
 from handful.runs.store import Run
@@ -114,6 +115,39 @@ def test_what_rows_add_is_the_score_of_every_metric(write, name):
     assert next(effect for (_, _, place), effect in effects.items() if place == 7) * 40 == pytest.approx(
         pseudo, abs=1e-5
     )
+
+
+@pytest.mark.parametrize("name", ["bleu-e2e", "chrf++", "rouge-l", "exact-match"])
+def test_written_texts_are_compared_record_by_record(write, name):
+    pytest.importorskip("sacrebleu")
+    words = [
+        "the inn",
+        "a pub by the river",
+        "it is cheap",
+        "near the station",
+        "for families",
+        "in the centre of town",
+    ]
+    records = [Example(f"record {i}", references=(f"{words[i % 6]} {words[i % 5]} {i}",)) for i in range(12)]
+    written = [r.references[0] if i % 3 else f"{words[i % 4]} {i}" for i, r in enumerate(records)]
+    rows = [
+        {"source": str(i), "text": r.text, "references": list(r.references), "written": text}
+        for i, (r, text) in enumerate(zip(records, written, strict=True))
+    ]
+    whole = score(name, written, records)
+    other = [row | {"written": row["references"][0]} for row in rows]
+    a = write("a", 0, rows, metric=name, scores=whole, interval=1.0)
+    b = write("b", 0, other, metric=name, scores=score(name, [row["written"] for row in other], records), interval=1.0)
+    reader = RowReader()
+    effects = reader.effects(a, name)
+    assert effects is not None and len(effects) == 12
+    rest = [i for i in range(12) if i != 4]
+    without = score(name, [written[i] for i in rest], [records[i] for i in rest])
+    assert next(e for (_, _, place), e in effects.items() if place == 4) * 12 == pytest.approx(
+        12 * whole - 11 * without
+    )
+    found = reader.noise([(0, a, b)], name)
+    assert found.paired and found.error > 0
 
 
 @pytest.mark.parametrize("name", ["macro_f1", "spearman", "matthews"])

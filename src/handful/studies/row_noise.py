@@ -23,9 +23,10 @@ from typing import Any, final
 import numpy as np
 from scipy.special import ndtri
 
+from handful.data.task import Example
 from handful.errors import DataError, HandfulError
 from handful.evaluation.metric import Metric
-from handful.evaluation.metrics import get_metric, score
+from handful.evaluation.metrics import get_metric, measure, score
 from handful.runs.store import PREDICTIONS
 from handful.studies.results import Result
 from handful.studies.verdicts import RowNoise
@@ -90,7 +91,7 @@ def _bound(pairs: Sequence[tuple[int, Result, Result]], weights: Sequence[float]
 def _read(result: Result, metric: str) -> Effects | None:
     """The effects of a run's rows, if they make up the score that it has on record."""
     recorded, found = result.estimate(metric), get_metric(metric)
-    if recorded is None or found.needs == "texts":
+    if recorded is None or metric in SLOW:
         return None
     try:
         lines = result.run.lines(PREDICTIONS)
@@ -103,7 +104,7 @@ def _read(result: Result, metric: str) -> Effects | None:
             values, whole = _pseudo_values(found, rows, result.record["task"]["labels"])
             total += whole / len(parts)
             # Rows are the same where sources and targets are; runs on other rows share nothing.
-            rows_id = hash(tuple((str(row["source"]), row["target"]) for row in rows))
+            rows_id = hash(tuple((str(row["source"]), str(row.get("target"))) for row in rows))
             effects |= {
                 (part, rows_id, place): value / (len(values) * len(parts))
                 for place, value in enumerate(values.tolist())
@@ -117,16 +118,39 @@ def _pseudo_values(
     metric: Metric, rows: Sequence[Mapping[str, Any]], labels: Sequence[str]
 ) -> tuple[np.ndarray, float]:
     """The pseudo-values (N,) or, by groups, (G,), and the score."""
+    if metric.combine is not None:
+        return _of_texts(metric, rows)
     targets, predictions = _columns(metric, rows, labels)
     if metric.name in MEANS:
         values = MEANS[metric.name](predictions, targets)
         return values, float(values.mean())
-    groups = min(GROUPS, len(rows))
-    if groups < 2:
-        raise DataError("expected two test rows or more")
-    whole, group_of = score(metric, predictions, targets), np.arange(len(rows)) % groups
+    whole, group_of, groups = score(metric, predictions, targets), *_groups(len(rows))
     kept = [score(metric, predictions[group_of != group], targets[group_of != group]) for group in range(groups)]
     return groups * whole - (groups - 1) * np.array(kept), whole
+
+
+def _of_texts(metric: Metric, rows: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray, float]:
+    """The pseudo-values (G,) of written texts, and their score, from what each text adds to it."""
+    assert metric.combine is not None
+    if metric.ready is not None:
+        metric.ready()
+    texts, records = np.empty(len(rows), object), np.empty(len(rows), object)
+    texts[:] = [row["written"] for row in rows]
+    records[:] = [Example(row["text"], references=tuple(row["references"])) for row in rows]
+    measured, (group_of, groups) = measure(metric, texts, records), _groups(len(rows))
+    of_groups = np.zeros((groups, measured.shape[1]))
+    np.add.at(of_groups, group_of, measured)
+    total = measured.sum(0, keepdims=True)
+    whole = float(metric.combine(total)[0])
+    return groups * whole - (groups - 1) * np.asarray(metric.combine(total - of_groups), float), whole
+
+
+def _groups(rows: int) -> tuple[np.ndarray, int]:
+    """The group (N,) of each row, and their number. Raises: DataError for a single row."""
+    if rows < 2:
+        raise DataError(f"expected two test rows or more, found {rows}")
+    groups = min(GROUPS, rows)
+    return np.arange(rows) % groups, groups
 
 
 def _nll(probabilities: np.ndarray, targets: np.ndarray) -> np.ndarray:
@@ -139,6 +163,9 @@ def _brier(probabilities: np.ndarray, targets: np.ndarray) -> np.ndarray:
 
 LEAST = 5e-7
 """Probabilities are kept with six decimals."""
+
+SLOW = frozenset({"meteor", "meteor-e2e", "cider-e2e"})
+"""Metrics that start Java for every run; their noise is bounded instead."""
 
 MEANS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "accuracy": lambda predictions, targets: (predictions == targets).astype(float),
