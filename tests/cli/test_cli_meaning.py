@@ -85,3 +85,16 @@ def test_every_mistake_is_still_named_at_once(command, tmp_path):
     outcome = command("check", tmp_path / "data.csv", "--set", "training.epohcs=3", "--output", tmp_path / "runs")
     assert outcome.code == 1
     assert "expected a text column" in outcome.err and "epohcs" in outcome.err
+
+
+def test_predict_and_evaluate_say_what_is_unknown_and_contradicts(command, table, finished):
+    new = table([("ab ☃☃", "ab"), ("☃☃", "z9"), ("zz 99", "z9"), ("zz  99", "ab"), ("aa bb", "ab"), ("AA bb", "ab")])
+    predicted = command("predict", finished, "--input", new)
+    assert predicted.code == 0, predicted.err
+    scored = command("evaluate", finished, new)
+    assert scored.code == 0, scored.err
+    for outcome in (predicted, scored):
+        assert "are unknown to the model" in outcome.err and "have no token that the model knows" in outcome.err
+    assert "1 of 6 rows repeat the text of another row" in scored.err
+    assert "1 text has several labels among the new rows: data.csv:4 'z9' and data.csv:5 'ab'" in scored.err
+    assert scored.out.splitlines()[0].endswith("on 3 rows (95 % interval over rows)")

@@ -8,8 +8,17 @@ from typing import Any
 
 import pytest
 
-from handful.data.files import read_rows, read_task
+from handful.data.columns import Columns
+from handful.data.files import read_task
+from handful.data.new_rows import unlabelled_rows
+from handful.data.task import Example, TaskKind
 from handful.errors import DataError
+
+
+def read_rows(source: Any, kind: TaskKind = "classification", text: str = "") -> list[Example]:
+    """The rows to predict."""
+    return [row for row, _ in unlabelled_rows(source, kind=kind, wanted=Columns(text, None, None))]
+
 
 SOURCES = [f"name Ann, born in {1900 + i}, in Rome" for i in range(8)]
 TARGETS = [f"Ann was born in Rome in the year {1900 + i}." for i in range(8)]

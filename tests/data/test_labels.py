@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from handful.data.files import read_rows, read_task
+from handful.data.files import read_task
 from handful.data.labels import Targets, class_names, name_notes, recombined
+from handful.data.new_rows import labelled_rows
 from handful.errors import DataError
 
 
@@ -201,7 +202,7 @@ def test_targets_in_a_notation_are_numbers_and_said(tmp_path, values, first, not
     task = read_task(path, test=test)
     assert (task.kind, task.pool[0].label) == ("regression", first)
     assert noted(task, note)
-    assert [row.label for row in read_rows(test, label="label", labels=())] == [first]
+    assert [row.label for row in labelled_rows(test, task)[0]] == [first]
 
 
 def test_a_class_with_nearly_all_rows_is_said_unless_the_metric_was_chosen(tmp_path):

@@ -8,10 +8,19 @@ from typing import Any
 
 import pytest
 
-from handful.data.files import read_rows, read_task
+from handful.data.columns import Columns
+from handful.data.files import read_task
 from handful.data.layout import look_at
+from handful.data.new_rows import unlabelled_rows
 from handful.data.tables import Table
+from handful.data.task import Example, TaskKind
 from handful.errors import DataError
+
+
+def read_rows(source: Any, kind: TaskKind = "classification", text: str = "") -> list[Example]:
+    """The rows to predict."""
+    return [row for row, _ in unlabelled_rows(source, kind=kind, wanted=Columns(text, None, None))]
+
 
 ROWS = 12
 COLUMNS: dict[str, list[Any]] = {

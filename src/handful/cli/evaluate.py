@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from handful.cli.console import FitProgress, say, show_json, show_table
+from handful.data.coverage import coverage_sentences
 
 
 def evaluate(
@@ -57,6 +58,8 @@ def evaluate(
     scores = {name: estimate.to_dict() for name, estimate in found.scores.estimates.items()}
     if found.scores.truncated:
         say(f"{found.scores.truncated:,} of {found.rows:,} texts were cut to {fitted.max_length} tokens")
+    for sentence in coverage_sentences(found.scores.coverage):
+        say(sentence)
     if as_json:
         record: dict[str, Any] = {"run": str(run), "rows": found.rows, "scores": scores, "notes": list(found.notes)}
         show_json(record)

@@ -8,13 +8,14 @@ import json
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated, Any, cast, final
 
 import typer
 
 from handful.cli.console import FitProgress, say
+from handful.data.coverage import NO_TEXTS, Coverage, coverage_sentences
 from handful.errors import ConfigError, DataError, HandfulError, RunError
 from handful.neutral import cell, printable
 from handful.storage import new_file
@@ -107,15 +108,17 @@ class Counts:
     truncated: int = 0
     blank: int = 0
     blank_sources: list[str] = field(default_factory=list)
+    coverage: Coverage = NO_TEXTS
 
-    def add(self, rows: Iterable[Example], blank: Iterable[bool], truncated: int) -> None:
-        """A chunk of rows: which of them are without tokens, and how many were cut."""
+    def add(self, rows: Iterable[Example], blank: Iterable[bool], truncated: int, coverage: Coverage) -> None:
+        """A chunk of rows: which of them are without tokens, how many were cut, and how much the model knows."""
         for row, is_blank in zip(rows, blank, strict=True):
             self.rows += 1
             self.blank += bool(is_blank)
             if is_blank and len(self.blank_sources) < 3:
                 self.blank_sources.append(row.source)
         self.truncated += truncated
+        self.coverage += coverage
 
     def sentences(self, max_length: int) -> Iterator[str]:
         """One sentence for each thing that lessens the predictions."""
@@ -125,6 +128,7 @@ class Counts:
             more = ", …" if self.blank > len(self.blank_sources) else ""
             where = ", ".join(self.blank_sources) + more
             yield f"{self.blank:,} of {self.rows:,} texts have no tokens and an empty prediction ({where})"
+        yield from coverage_sentences(replace(self.coverage, without_token=0))  # that has been said
 
 
 def open_model(run: Path, model: str | None, task: str | None = None) -> FittedModel:
@@ -239,7 +243,7 @@ def _labelled(
 ) -> Iterator[dict[str, Any]]:
     for part in fitted.stream(rows, predictor, disagreement=disagreement):
         predictions = part.predictions
-        counts.add(part.rows, predictions.blank, part.truncated)
+        counts.add(part.rows, predictions.blank, part.truncated, part.coverage)
         progress.predicted(counts.rows)
         for index, is_blank in enumerate(predictions.blank.tolist()):
             record: dict[str, Any] = {}
@@ -269,7 +273,7 @@ def _generated(
     progress: FitProgress,
 ) -> Iterator[dict[str, Any]]:
     for part in fitted.stream_texts(rows, predictor, on_progress=progress.predicted):
-        counts.add(part.rows, [text is None for text in part.texts], part.truncated)
+        counts.add(part.rows, [text is None for text in part.texts], part.truncated, part.coverage)
         yield from ({"written": text} for text in part.texts)
 
 

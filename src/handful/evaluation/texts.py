@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from handful.data.batching import EncodedRows
+from handful.data.coverage import NO_TEXTS, Coverage
 from handful.data.task import Example, Task
 from handful.evaluation.evaluate import encode_for
 from handful.evaluation.predict import Predictions, num_points, predict_rows
@@ -27,13 +28,15 @@ CHUNK = 1024
 class PredictedTexts:
     """A chunk of rows with their predictions. Rows without tokens have none: their scores are NaN.
 
-    `disagreement` (N,) is there where it was asked for. `truncated` counts rows that were longer than the maximum.
+    `disagreement` (N,) is there where it was asked for. `truncated` counts rows that were longer than the
+    maximum, and `coverage` says how many of the tokens the model knows.
     """
 
     rows: Sequence[Example]
     predictions: Predictions
     truncated: int
     disagreement: np.ndarray | None = None
+    coverage: Coverage = NO_TEXTS
 
 
 @final
@@ -44,6 +47,7 @@ class GeneratedTexts:
     rows: Sequence[Example]
     texts: Sequence[str | None]
     truncated: int
+    coverage: Coverage = NO_TEXTS
 
 
 def predict_texts(
@@ -77,7 +81,7 @@ def predict_texts(
         readable, encoded = _encode(adapter, chunk, task, max_length)
         part = len(chunk), readable, encoded
         spread = scores(*part, "ensemble", of_disagreement).disagreement if disagreement else None
-        yield PredictedTexts(chunk, scores(*part, predictor, own), encoded.truncated, spread)
+        yield PredictedTexts(chunk, scores(*part, predictor, own), encoded.truncated, spread, encoded.coverage)
 
 
 def generate_texts(
@@ -106,7 +110,7 @@ def generate_texts(
         for place, text in zip(readable, written, strict=True):
             texts[place] = text
         done += len(chunk)
-        yield GeneratedTexts(chunk, texts, encoded.truncated)
+        yield GeneratedTexts(chunk, texts, encoded.truncated, encoded.coverage)
 
 
 def _chunks(rows: Iterable[Example]) -> Iterator[tuple[Example, ...]]:

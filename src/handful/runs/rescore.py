@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import final
 
+from handful.data.distinct import contradiction_notes, once
 from handful.data.task import Example, overlap_keys, text_key
 from handful.errors import DataError
 from handful.evaluation.evaluate import Scores, Written
@@ -29,16 +30,18 @@ def score_new_rows(
     seen: Collection[bytes] | None,
     on_written: OnWritten = lambda done, total: None,
 ) -> NewScores:
-    """Score a trained model on labelled rows, each text once, without the rows that it was trained or selected on.
+    """Score a trained model on labelled rows, each text once (`distinct.once`), without rows that it was trained on.
 
     `seen` are the `overlap_keys` of those rows, or None where they are not known. Raises: DataError where no row is
     left, or a row has no label.
     """
-    distinct = list({text_key(row): row for row in reversed(rows)}.values())[::-1]
+    found = once(rows, [text_key(row) for row in rows], "drop")
+    distinct = found.rows
     kept = [row for row in distinct if overlap_keys(row).isdisjoint(seen or ())]
     notes = []
-    if repeats := len(rows) - len(distinct):
-        notes.append(f"{repeats:,} of {len(rows):,} rows repeat the text of another row and do not count again")
+    if found.repeated:
+        notes.append(f"{found.repeated:,} of {len(rows):,} rows repeat the text of another row and do not count again")
+    notes += contradiction_notes(found, trained.task.labels, "new rows", "drop")
     if overlap := len(distinct) - len(kept):
         notes.append(f"{overlap:,} rows were left out: the model was trained or selected on them")
     if seen is None:
