@@ -127,6 +127,29 @@ def test_a_quote_that_swallows_rows_of_numbers_is_named(tmp_path):
     refused(path, r"data\.csv:3: a cell in double quotes goes on over 3 lines")
 
 
+swallowed = st.lists(
+    st.tuples(st.text("abc ", min_size=1, max_size=8).map(str.strip).filter(bool), st.sampled_from(["x", "y"])),
+    min_size=4,
+    max_size=20,
+)
+
+
+@given(swallowed, st.sampled_from([",", ";", "\t"]), st.booleans(), st.data())
+def test_no_row_is_swallowed_without_a_word(tmp_path_factory, rows, delimiter, label_first, data):
+    """A text that begins with a quote, and one further down that ends with one."""
+    first = data.draw(st.integers(0, len(rows) - 2))
+    last = data.draw(st.integers(first + 1, len(rows) - 1))
+    rows = [('"' * (row == first) + text + '"' * (row == last), label) for row, (text, label) in enumerate(rows)]
+    path = tmp_path_factory.getbasetemp() / "swallowed.csv"
+    order = -1 if label_first else 1
+    write(path, joined(delimiter, [row[::order] for row in rows], ("text", "label")[::order]))
+    try:
+        table = read_table(path)
+    except DataError:
+        return
+    assert len(table.rows) == len(rows) or any("line breaks" in note for note in table.notes)
+
+
 def test_texts_with_line_breaks_are_read_and_said(tmp_path):
     letter = '"Dear Sir,\nthe parcel, which I paid,\n\nnever came"'
     table = read_table(write(tmp_path / "data.csv", joined(",", [*ROWS, (letter, "delivery")])))

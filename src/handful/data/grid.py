@@ -168,7 +168,9 @@ def _ragged(survey: _Survey, record: Record, delimiter: str) -> DataError:
     else:
         hint = f"put cells that contain {delimiter!r} or a line break in double quotes"
     names = ", ".join(survey.header) if width <= 20 else ", ".join(survey.header[:20]) + ", …"
-    return DataError(f"{survey.path}:{record.line}: expected {width} cells ({names}), found {found}", hint)
+    return DataError(
+        f"{survey.path}:{record.line}: expected {width} cell{'s' * (width > 1)} ({names}), found {found}", hint
+    )
 
 
 def _choose(survey: _Survey) -> tuple[list[tuple[int, str]], list[str], Mapping[str, tuple[int, ...]]]:
