@@ -21,7 +21,7 @@ import numpy as np
 from handful.evaluation.estimate import bootstrap_score
 from handful.evaluation.metrics import METRICS, score
 
-ENDLESS = 2_000_000
+ENDLESS = 1_000_000
 """Rows from which a truth without a formula is taken."""
 
 Rows = tuple[np.ndarray, np.ndarray]
@@ -166,7 +166,9 @@ def main() -> None:
     parser.add_argument("--metric", nargs="+", default=[m for m, metric in METRICS.items() if metric.needs != "texts"])
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    populations = [*class_populations(), *probability_populations(), *value_populations()]
+    makers = {"labels": class_populations, "probabilities": probability_populations, "values": value_populations}
+    wanted = {METRICS[metric].needs for metric in options.metric}
+    populations = [population for needs, make in makers.items() if needs in wanted for population in make()]
     print(f"| metric | population | truth | {' | '.join(f'{rows} rows' for rows in options.rows)} |")
     print("|---|---|---:|" + "---|" * len(options.rows))
     for metric in options.metric:

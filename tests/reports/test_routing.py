@@ -12,6 +12,7 @@ from handful.backbone.tiny import tiny_model, tiny_tokenizer
 from handful.data.latent_skills import latent_skills
 from handful.data.mixture import mix_tasks
 from handful.methods.routing_measures import discreteness, skill_weights, sparsity, task_similarity, usage
+from handful.reports.baseline import BASELINE
 from handful.reports.figure import SHARES
 from handful.reports.html import render_page
 from handful.reports.report import read_report
@@ -55,6 +56,8 @@ def test_a_real_run_on_tasks_of_latent_skills_is_shown_as_it_was_recorded(tmp_pa
     scores = {row["member"]: row["poly"]["mean"] for row in report.table("members-1").records()}
     assert scores == {name: found["accuracy"]["mean"] for name, found in run.record["members"].items()}
     assert len(scores) == 3
+    constant = {row["member"]: row[BASELINE] for row in report.table("members-1").records()}
+    assert constant == {n: one["scores"]["accuracy"] for n, one in run.record["baseline"]["members"].items()}
 
 
 def test_a_map_shows_the_weights_of_the_run(fakes):

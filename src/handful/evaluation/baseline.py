@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from math import isfinite
 from typing import Any, Self, final
 
 import numpy as np
@@ -37,11 +38,17 @@ class Baseline:
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> Self:
         """The inverse of `to_dict`; what else the record holds is left alone. Raises: DataError for wrong values."""
-        known = {field.name: record[field.name] for field in fields(cls) if field.name in record}
-        scores = known.get("scores")
-        numbers = isinstance(scores, Mapping) and all(isinstance(x, int | float) for x in scores.values())
-        if not numbers or not isinstance(known.get("answer"), str | float | int | None):
-            raise DataError(f"expected a baseline with an answer and scores, found {dict(record)!r}")
+        found = dict(record) if isinstance(record, Mapping) else {}
+        known = {field.name: found[field.name] for field in fields(cls) if field.name in found}
+        scores, answer, ties = known.get("scores"), known.get("answer"), known.get("ties", 1)
+        right = (
+            "answer" in found
+            and isinstance(scores, Mapping)
+            and all(isinstance(n, str) and _is_number(x) for n, x in scores.items())
+        )
+        right = right and (answer is None or isinstance(answer, str) or _is_number(answer))
+        if not right or type(ties) is not int or ties < 1:
+            raise DataError(f"expected a baseline with an answer and scores, found {record!r}")
         return cls(**known)
 
     def describe(self, name: Callable[[str], str] = repr) -> str:
@@ -52,6 +59,10 @@ class Baseline:
             return f"always predicting {self.answer:.3g}, the mean of the training rows"
         which = "the largest class" if self.ties == 1 else f"one of the {self.ties} largest classes"
         return f"always predicting {name(self.answer)}, {which}"
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
 
 
 def constant_baseline(task: Task, train: Sequence[Example], targets: np.ndarray, metrics: Sequence[str]) -> Baseline:

@@ -90,7 +90,7 @@ def bootstrap_score(
       three degrees of freedom) mse is covered in 80 to 90 %: a few rows that are not among the tested make up most of
       it.
     - spearman, pearson: `intervals.of_correlation`; spearman 90 to 99 %. Heavy-tailed or uneven errors move pearson
-      as they move mse: 83 to 95 %.
+      as they move mse: 84 to 97 %.
     - ece: `intervals.of_calibration_error`, for the ECE of the same bins on endless rows; 93 to 100 %. It is wide, and
       reaches 0 for models that may be perfectly calibrated: the score itself is biased upwards on few rows.
     - metrics of written texts: percentiles over resampled records, each with all of its references, whose statistics

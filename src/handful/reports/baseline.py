@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from statistics import mean
 
 from handful.evaluation.baseline import compared
@@ -34,6 +34,20 @@ def baseline_row(
     return ((BASELINE, *cells),) if any(cell is not None for cell in cells) else ()
 
 
+def member_baselines(
+    task: str, shots: int, members: Iterable[tuple[str, str]], results: Sequence[Result]
+) -> dict[tuple[Value, ...], float]:
+    """The mean baseline of the runs by (member, metric); without those that no run has."""
+    here = [result for result in results if (result.cell.task, result.cell.shots) == (task, shots)]
+    known = [(result.record.get("baseline") or {}).get("members", {}) for result in here]
+    found = {}
+    for name, metric in members:
+        scores = [one[name]["scores"][metric] for one in known if metric in one.get(name, {}).get("scores", {})]
+        if scores:
+            found[name, metric] = mean(scores)
+    return found
+
+
 def baseline_reservations(results: Sequence[Result]) -> list[str]:
     """Runs that are not shown to be better than their baseline, and tasks with classes that no test row belongs to."""
     lines, weak = [], [result for result in results if _is_weak(result)]
@@ -41,7 +55,8 @@ def baseline_reservations(results: Sequence[Result]) -> list[str]:
         names = sorted({f"{result.label} on {result.cell.task}, {result.cell.shots:,} shots" for result in weak})
         more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
         lines.append(
-            f"{len(weak)} of {len(results)} runs are not shown to be better than always predicting the largest class, "
+            f"{len(weak)} of {len(results)} runs {'is' if len(weak) == 1 else 'are'} not shown to be better than "
+            "always predicting the largest class, "
             f"or the mean, of their training rows: {'; '.join(names[:_SHOWN])}{more}."
         )
     untested: dict[str, str] = {}

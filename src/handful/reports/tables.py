@@ -12,7 +12,7 @@ from typing import Any
 from handful.errors import RunError
 from handful.evaluation.estimate import Estimate, estimate_over_seeds
 from handful.evaluation.metrics import get_metric
-from handful.reports.baseline import baseline_row, baseline_score
+from handful.reports.baseline import BASELINE, baseline_row, baseline_score, member_baselines
 from handful.reports.gates import TARGET, gates_of
 from handful.reports.routing import members_of
 from handful.reports.table import Table, Value
@@ -236,9 +236,12 @@ def member_tables(results: Sequence[Result]) -> tuple[Table, ...]:
             (*key, *(_over_runs(found[label], key[1]) if label in found else None for label in labels))
             for key, found in members.items()
         )
+        columns = ("member", "metric", *labels)
+        if constants := member_baselines(task, shots, members, results):
+            columns, rows = (*columns, BASELINE), tuple((*row, constants.get(row[:2])) for row in rows)
         tables.append(
             Table(
-                f"members-{number}", f"{task}, {shots:,} shots", ("member", "metric", *labels), rows,
+                f"members-{number}", f"{task}, {shots:,} shots", columns, rows,
                 "Mean and 95 % interval over seeds; of one run, over its test rows. Bold: the best mean in the row.",
                 best=frozenset(place for at, row in enumerate(rows) for place in _best_in_row(at, row)),
             )

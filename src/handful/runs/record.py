@@ -16,7 +16,7 @@ from typing import Annotated, Any, final
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from handful.data.task import TaskKind
-from handful.errors import RunError
+from handful.errors import DataError, RunError
 from handful.evaluation.baseline import Baseline
 from handful.evaluation.estimate import Estimate
 from handful.evaluation.metrics import get_metric
@@ -43,7 +43,10 @@ def _estimate(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def _baseline(value: dict[str, Any]) -> dict[str, Any]:
-    for one in (value, *value.get("members", {}).values()):
+    members = value.get("members", {})
+    if not isinstance(members, dict):
+        raise DataError(f"expected the baselines of members, found {members!r}")
+    for one in (value, *members.values()):
         Baseline.from_dict(one)
     return value
 
