@@ -12,6 +12,8 @@ import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
+from handful.backbone.device import AUTO as AUTO_DEVICE
+from handful.backbone.device import resolve_device
 from handful.backbone.load import Backbone
 from handful.data.columns import Columns
 from handful.data.holdout import with_held_out_test
@@ -253,7 +255,8 @@ class FittedModel:
 
     def detach(self) -> None:
         """Take the adapter off its backbone again."""
-        self._trained.adapter.detach()
+        with self._trained.backbone.sharing.alone():
+            self._trained.adapter.detach()
 
 
 def fit(
@@ -272,6 +275,7 @@ def fit(
     start: str | Path | None = None,
     budget: float = BUDGET,
     speedup: float | None = None,
+    device: str = AUTO_DEVICE,
     on_event: Listener | None = None,
     **overrides: Any,
 ) -> FittedModel:
@@ -287,10 +291,13 @@ def fit(
     saved, whose method and model are taken where none is named; an inventory of many tasks also decides the sizes.
     `speedup` is how many times as fast the export is to be, by "fine-gates" or "prune", instead of a budget of
     parameters: it is measured on this machine, once, and `spec.choices` says what follows from it.
+    `device` is auto (a CUDA device, else Apple's mps, else the CPU), cpu, cuda, cuda:N or mps; a `backbone` that is
+    given stays where it is.
 
     Raises: ConfigError, DataError, ModelError or RunError, all before training where it can be known then.
     """
 
+    where = _chosen_device(device, backbone)
     started = read_start(Path(start)) if start else None
     common = inherited(started)
     given = {**(settings or {}), **overrides}
@@ -307,7 +314,8 @@ def fit(
         task = with_held_out_test(task, test_fraction)
 
     def resolved(name: str | None) -> RunSpec:
-        return with_inherited(resolve(name, model=model, preset=preset, overrides=given, kind=task.kind), common)
+        spec = resolve(name, model=model, preset=preset, overrides=given, kind=task.kind)
+        return with_inherited(replace(spec, device=where), common)
 
     specs = candidate_specs(resolved, task.kind) if method == AUTO else [resolved(method)]
     spec = specs[0]
@@ -329,16 +337,31 @@ def fit(
     return FittedModel(training.trained, None, scores.estimates, baseline, untested_in(scores), seen)
 
 
-def load(folder: str | Path, *, task: str | None = None, backbone: Backbone | None = None) -> FittedModel:
-    """The model of a run folder; of an inventory of many tasks, that of one `task`.
+def load(
+    folder: str | Path, *, task: str | None = None, backbone: Backbone | None = None, device: str = AUTO_DEVICE
+) -> FittedModel:
+    """The model of a run folder; of an inventory of many tasks, that of one `task`. `device` as in `fit`, whatever the
+    device that it was trained on.
 
     Raises: RunError for a missing or damaged folder, ModelError for another backbone, DataError for an unknown task.
     """
-    saved = read_run(folder)
+    where, saved = _chosen_device(device, backbone), read_run(folder)
     if task is not None:
-        record, trained = take_task(saved, task, backbone)
+        record, trained = take_task(saved, task, backbone, where)
         return _fitted(trained, None, record, seen=saved.seen())
-    return _fitted(open_trained(saved, backbone=backbone), saved, seen=saved.seen())
+    return _fitted(open_trained(saved, backbone=backbone, device=where), saved, seen=saved.seen())
+
+
+def _chosen_device(name: str, backbone: Backbone | None) -> str:
+    """The device to load a model onto, or that of the backbone. Raises: ConfigError for another one than it is on."""
+    if backbone is None:
+        return str(resolve_device(name))
+    if name != AUTO_DEVICE and name not in (str(backbone.device), backbone.device.type):
+        raise ConfigError(
+            f"device: {name!r} was asked for, and the backbone that was given is on {backbone.device}",
+            f"load it there: load_backbone({backbone.name!r}, device={name!r})",
+        )
+    return str(backbone.device)
 
 
 def as_examples(texts: Sequence[Text] | Sequence[Example]) -> list[Example]:
@@ -382,7 +405,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
     """A scikit-learn classifier of texts, usable in `cross_val_score` and in a `Pipeline`.
 
     X is a sequence of texts, or an (N, 2) array of pairs; y any labels. `settings` has dotted or bare names, as in
-    `fit`; `random_state` is the run's seed. Every row given to `fit` is used. After fitting: `classes_`, `model_`.
+    `fit`; `random_state` is the run's seed; `device` is that of `fit`. Every row given to `fit` is used. After fitting:
+    `classes_`, `model_`.
     """
 
     def __init__(
@@ -392,9 +416,10 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         preset: str = PRESET,
         settings: Mapping[str, Any] | None = None,
         random_state: int = 0,
+        device: str = AUTO_DEVICE,
     ):
         self.method, self.model, self.preset = method, model, preset
-        self.settings, self.random_state = settings, random_state
+        self.settings, self.random_state, self.device = settings, random_state, device
 
     def fit(self, X: Sequence[Any], y: Sequence[Any]) -> FewShotClassifier:
         """Train on texts and labels of the same length."""
@@ -407,8 +432,9 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         task = Task("texts", kind, tuple(map(str, self.classes_)), "accuracy", pool=rows)
         settings = {"run.seed": self.random_state, **(self.settings or {})}
         self.model_ = fit(
-            task, method=self.method, model=self.model, preset=self.preset, test_fraction=None, settings=settings
-        )
+            task, method=self.method, model=self.model, preset=self.preset, test_fraction=None, settings=settings,
+            device=self.device,
+        )  # fmt: skip
         return self
 
     def predict_proba(self, X: Sequence[Any]) -> np.ndarray:

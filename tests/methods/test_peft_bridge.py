@@ -310,7 +310,7 @@ def test_what_peft_refuses_is_said_and_nothing_is_left_behind():
 def test_a_second_adapter_has_to_wait_until_the_first_is_off():
     backbone = tiny_backbone("bert")
     first = attach(LoRA(), backbone)
-    with pytest.raises(ConfigError, match="carries a PEFT adapter already"):
+    with pytest.raises(ConfigError, match="carries an adapter already that changes the model itself"):
         attach(IA3(), backbone)
     first(make_batch(backbone))
     first.detach()

@@ -13,6 +13,7 @@ from transformers.initialization import no_init_weights
 from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING
 
 from handful.backbone.load import MARKER_WIDTH
+from handful.backbone.sharing import making_models
 
 
 @final
@@ -36,7 +37,7 @@ def output_layer(config: PreTrainedConfig | str) -> OutputLayer | None:
     config = copy.deepcopy(config)
     config.num_labels = MARKER_WIDTH
     try:
-        with torch.device("meta"):
+        with making_models(), torch.device("meta"):
             model = AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
     except ValueError:  # transformers knows no such class for this family
         return None
@@ -55,7 +56,7 @@ def as_encoder(stack: Any) -> Any:
     kind = encoder_class(stack.config)
     if kind is None:
         return stack
-    with torch.random.fork_rng(devices=[]), no_init_weights():
+    with making_models(), no_init_weights():
         whole = kind(copy.deepcopy(stack.config))
     whole.set_input_embeddings(stack.get_input_embeddings())
     whole.encoder = stack

@@ -26,6 +26,8 @@ def convert_gguf(source: Path, target: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
+    from handful.backbone.sharing import making_models
+
     (file,) = source.glob("*.gguf")
     location = {
         "pretrained_model_name_or_path": str(source),
@@ -34,10 +36,11 @@ def convert_gguf(source: Path, target: Path) -> None:
         "trust_remote_code": False,
     }
     AutoTokenizer.from_pretrained(**location).save_pretrained(target)
-    # Without dequantize=True the model counts as quantised, and then can be neither saved nor trained.
-    model = AutoModelForCausalLM.from_pretrained(
-        **location, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
-    )
+    with making_models():
+        # Without dequantize=True the model counts as quantised, and then can be neither saved nor trained.
+        model = AutoModelForCausalLM.from_pretrained(
+            **location, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
+        )
     model.save_pretrained(target)
 
 
@@ -129,7 +132,9 @@ def _check_t5(tensors: dict[str, Any]) -> None:
     import torch
     from transformers import T5Config, T5ForConditionalGeneration
 
-    with torch.device("meta"):
+    from handful.backbone.sharing import making_models
+
+    with making_models(), torch.device("meta"):
         model = T5ForConditionalGeneration(T5Config(**FLAN_T5_SMALL))
     expected = {name: tuple(value.shape) for name, value in model.state_dict().items() if "embed_tokens" not in name}
     found = {name: tuple(value.shape) for name, value in tensors.items()}

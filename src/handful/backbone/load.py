@@ -6,7 +6,8 @@ import hashlib
 import inspect
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -32,6 +33,7 @@ from handful.backbone.attention import KeyValueInjection
 from handful.backbone.outline import read_outline, wrong_values
 from handful.backbone.packaged import PACKAGED_MODELS, packaged_folder
 from handful.backbone.packing import PACKED_FAMILIES, Packing
+from handful.backbone.sharing import Sharing, making_models
 from handful.data.batching import NO_LOSS
 from handful.errors import ModelError, nearest
 from handful.storage import is_folder
@@ -72,6 +74,7 @@ class Backbone:
         self.num_layers: int = model.config.num_hidden_layers
         self.hidden_size: int = model.config.hidden_size
         self.packs = False
+        self.sharing = Sharing(self)
         self._accepted = set(inspect.signature(model.forward).parameters)
 
     @property
@@ -81,6 +84,12 @@ class Backbone:
     def to(self, device: torch.device | str) -> Backbone:
         self.model.to(device)  # type: ignore[arg-type]
         return self
+
+    @contextmanager
+    def lent_to(self, adapter: object) -> Iterator[None]:
+        """For forwards through an adapter: see `Sharing.lent_to`."""
+        with self.sharing.lent_to(adapter):
+            yield
 
     @property
     def max_length(self) -> int:
@@ -186,6 +195,10 @@ class Backbone:
     @cached_property
     def injection(self) -> KeyValueInjection:
         """The key/value injection of this model, made on first use."""
+        with self.sharing.alone():
+            return vars(self).get("injection") or self._make_injection()
+
+    def _make_injection(self) -> KeyValueInjection:
         pad = self.tokenizer.pad_token_id
         token = pad + 1 if isinstance(pad, int) else 1  # any real token
         ids = torch.full((1, 5), token)
@@ -258,8 +271,9 @@ def load_backbone(
     *,
     pooling: Literal["auto", "family", "mean", "last"] = "auto",
     purpose: Literal["features", "lm"] = "features",
+    device: torch.device | str = "cpu",
 ) -> Backbone:
-    """The frozen backbone called `name`: a packaged name, a folder, or a name on the hub.
+    """The frozen backbone called `name`, on this device: a packaged name, a folder, or a name on the hub.
 
     `pooling="auto"` takes the mean for encoders and encoder-decoders (whose encoder alone is run) and the last
     token for decoders. Raises: ModelError when the name is unknown, or the model has no such head.
@@ -286,7 +300,7 @@ def load_backbone(
         model, missing = _read_model(AutoModel, folder, name)
         model = without_surplus(model, kind)
     _refuse_missing(model, missing, name)
-    return Backbone(model, tokenizer, name=name, kind=kind, pooling=resolved, fresh=fresh)
+    return Backbone(model, tokenizer, name=name, kind=kind, pooling=resolved, fresh=fresh).to(device)
 
 
 def _read_model(cls: Any, folder: str, name: str, **options: Any) -> tuple[PreTrainedModel, Iterable[str]]:
@@ -297,16 +311,16 @@ def _read_model(cls: Any, folder: str, name: str, **options: Any) -> tuple[PreTr
 
 def _read_weights(cls: Any, folder: str, name: str, **options: Any) -> tuple[PreTrainedModel, Iterable[str]]:
     """The same, for values that make sense."""
-    hook = set_tqdm_hook(lambda factory, args, kwargs: EmptyTqdm(*args))  # its bar would run through our own display
     try:
-        model, info = cls.from_pretrained(
-            folder,
-            dtype=torch.float32,
-            use_safetensors=True,
-            output_loading_info=True,
-            trust_remote_code=False,
-            **options,
-        )
+        with making_models(), without_bar():
+            model, info = cls.from_pretrained(
+                folder,
+                dtype=torch.float32,
+                use_safetensors=True,
+                output_loading_info=True,
+                trust_remote_code=False,
+                **options,
+            )
     except ValueError as error:  # transformers knows no such class for this family
         raise ModelError(f"model {name!r}: {str(error).splitlines()[0]}", "use another model or pooling") from None
     except ImportError as error:  # of what unpacks quantised weights
@@ -319,9 +333,17 @@ def _read_weights(cls: Any, folder: str, name: str, **options: Any) -> tuple[Pre
         raise ModelError(
             f"model {name!r}: its weights cannot be read: {found}", "give a model saved whole, as safetensors"
         ) from None
+    return model, info["missing_keys"]
+
+
+@contextmanager
+def without_bar() -> Iterator[None]:
+    """Without transformers' progress bar, which would run through our own display."""
+    hook = set_tqdm_hook(lambda factory, args, kwargs: EmptyTqdm(*args))
+    try:
+        yield
     finally:
         set_tqdm_hook(hook)
-    return model, info["missing_keys"]
 
 
 def _refuse_missing(model: PreTrainedModel, missing: Iterable[str], name: str) -> None:

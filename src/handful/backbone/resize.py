@@ -18,9 +18,10 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
-from transformers.utils.logging import EmptyTqdm, set_tqdm_hook
 
 from handful.backbone.blocks import FAMILIES, Attention, Blocks, FeedForward, find_blocks, is_transposed, matrix
+from handful.backbone.load import without_bar
+from handful.backbone.sharing import making_models
 from handful.errors import ModelError
 
 
@@ -185,7 +186,7 @@ def _accepts(config: PreTrainedConfig, changes: Mapping[str, Any]) -> bool:
 def stock_copy(model: PreTrainedModel) -> PreTrainedModel:
     """A new model of the same class with the same weights (shared, not copied) and nothing of ours in its forward."""
     config = type(model.config).from_dict(model.config.to_dict())
-    with torch.random.fork_rng(devices=[]), no_init_weights():
+    with making_models(), no_init_weights():
         fresh: Any = type(model)(config)
     if getattr(model, "pooler", None) is None and getattr(fresh, "pooler", None) is not None:
         fresh.pooler = None
@@ -242,7 +243,7 @@ def build_ragged(
     Raises: ModelError where sizes, class and weights do not fit each other.
     """
     config: Any = kind.config_class.from_dict(json.loads(file.read_text(encoding="utf-8")))  # type: ignore[union-attr]
-    with torch.random.fork_rng(devices=[]), no_init_weights():
+    with making_models(), no_init_weights():
         model: Any = kind(config)
     if getattr(model, "pooler", None) is not None and not any(name.startswith("pooler.") for name in tensors):
         model.pooler = None
@@ -257,11 +258,8 @@ def build_ragged(
 
 def save_model(model: PreTrainedModel, folder: Path) -> None:
     """Configuration and weights into an existing folder."""
-    hook = set_tqdm_hook(lambda factory, args, kwargs: EmptyTqdm(*args))  # no bar of transformers in our display
-    try:
+    with making_models(), without_bar():
         model.save_pretrained(folder)
-    finally:
-        set_tqdm_hook(hook)
 
 
 def load_exactly(model: PreTrainedModel, tensors: Mapping[str, torch.Tensor]) -> PreTrainedModel:

@@ -29,6 +29,7 @@ from handful.backbone.load import (
     without_surplus,
 )
 from handful.backbone.outline import read_outline, wrong_values
+from handful.backbone.sharing import making_models
 from handful.errors import ModelError
 
 
@@ -52,7 +53,8 @@ def load_skeleton(
     if purpose == "lm":
         refuse_encoder(kind, name)
         resolved = None
-    with wrong_values(name, "its config.json"), FakeTensorMode(allow_non_fake_inputs=True), no_init_weights():
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    with wrong_values(name, "its config.json"), making_models(), fake, no_init_weights():
         model = _bare_model(config, kind, resolved, name)
     skeleton = Backbone(model, tokenizer, name=name, kind=kind, pooling=resolved)
     skeleton.__dict__["fingerprint"] = ""  # of weights that are not there

@@ -31,6 +31,7 @@ from transformers.initialization import no_init_weights
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
 from handful.backbone.load import Pooling, default_pooling, model_kind
+from handful.backbone.sharing import making_models
 
 GAIN = 2.0**24
 """g: how much larger scores are than the residual they are added to."""
@@ -135,7 +136,7 @@ def with_head(model: Any, pooling: Pooling, weight: torch.Tensor, bias: torch.Te
     if config.model_type == "llama":
         config.mlp_bias = True
     kind: Any = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)]
-    with torch.random.fork_rng(devices=[]), no_init_weights():
+    with making_models(), no_init_weights():
         stock = kind(config)
     prefix = kind.base_model_prefix
     state = {f"{prefix}.{name}": tensor.detach().cpu() for name, tensor in model.state_dict().items()}

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from handful.backbone.sharing import lent_seed
 from handful.errors import ModelError, nearest
 
 if TYPE_CHECKING:
@@ -140,8 +141,7 @@ def tiny_model(
         heads["lm"] = transformers.AutoModelForSeq2SeqLM
     if head not in heads:
         raise ModelError(f"expected a head of a tiny model, found {head!r}", nearest(head, heads))
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+    with lent_seed(seed):
         model = heads[head].from_config(config, trust_remote_code=False)
         with torch.no_grad():
             for parameter in model.parameters():
@@ -201,10 +201,9 @@ def tiny_backbone(
     from handful.backbone.load import load_backbone
 
     tokenizer = tiny_tokenizer(family)
-    with TemporaryDirectory(ignore_cleanup_errors=True) as folder, torch.random.fork_rng(devices=[]):
+    with TemporaryDirectory(ignore_cleanup_errors=True) as folder, lent_seed(seed):  # of layers that the bare one lacks
         tiny_model(family, seed=seed, head="lm" if purpose == "lm" else "none").save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        torch.default_generator.manual_seed(seed)  # of layers that a bare model does not have
         backbone = load_backbone(folder, pooling=pooling, purpose=purpose)
     tokenizer.padding_side = backbone.tokenizer.padding_side
     backbone.tokenizer = tokenizer  # AutoTokenizer replaces Qwen2's by a byte-level one

@@ -6,13 +6,14 @@ import inspect
 import json
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, Field, dataclass, field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
+from handful.cli.console import say
 from handful.errors import ConfigError, nearest
 from handful.methods import METHODS
 from handful.runs.defaults import AUTO, METHOD, MODEL, PRESET, WRITING_METHOD, WRITING_MODEL
@@ -30,6 +31,13 @@ Speedup = Annotated[
     ),
 ]
 """An option of `check` and `fit`."""
+Device = Annotated[
+    str,
+    typer.Option(
+        help="auto (CUDA, else Apple's mps, else the CPU), cpu, cuda, cuda:N or mps.", rich_help_panel="The run"
+    ),
+]
+"""An option of every verb that loads a model."""
 
 
 def _option(flag: str, text: str, default: str, metavar: str | None = None) -> Any:
@@ -96,6 +104,7 @@ class RunArguments:
         Path | None,
         _option("--config", "TOML with model, preset, and tables method, training, run …", "none", "FILE"),
     ] = None
+    device: Device = "auto"
 
     def task(self) -> Task:
         """The task, with test rows set apart where it brings none."""
@@ -152,6 +161,7 @@ class RunArguments:
         `kind` is the task's, where that is known; `method` takes the place of the one that was given; `common` has
         dotted names; `otherwise` are a method and a model where none is named.
         """
+        from handful.backbone.device import resolve_device
         from handful.runs.spec import full_names, resolve
 
         problems: list[str] = []
@@ -174,7 +184,7 @@ class RunArguments:
             raise ConfigError(
                 f"{count}:\n  " + "\n  ".join(problems), hint or "`handful methods NAME` lists every field"
             )
-        return spec
+        return replace(spec, device=str(resolve_device(self.device)))
 
     def _given(self, problems: list[str]) -> tuple[dict[str, Any], dict[str, str]]:
         """Every setting that was given and where; what is no setting is added to `problems`."""
@@ -231,6 +241,15 @@ def read_assignments(assignments: list[str], problems: list[str]) -> dict[str, A
         except json.JSONDecodeError:
             settings[name.strip()] = text
     return settings
+
+
+def chosen_device(name: str) -> str:
+    """The device of this name, which is said. Raises: ConfigError as `resolve_device` does."""
+    from handful.backbone.device import describe_device, resolve_device
+
+    device = resolve_device(name)
+    say(f"device {describe_device(device)}")
+    return str(device)
 
 
 def spread_arguments(verb: Callable[..., None]) -> Callable[..., None]:

@@ -131,6 +131,7 @@ def describe(task: Task, spec: RunSpec, found: Preflight) -> dict[str, Any]:
             "name": spec.model, "family": skeleton.family, "kind": skeleton.kind, "pooling": skeleton.pooling,
             "layers": skeleton.num_layers, "hidden_size": skeleton.hidden_size,
         },
+        "device": spec.device,
         "spec": spec.resolved(),
         "baseline": None if task.members or not found.classes else describe_largest(found.classes),
         "notes": [*found.notes, *_writing_notes(task, spec)],

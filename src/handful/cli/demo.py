@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from handful.cli.arguments import Device, chosen_device
 from handful.cli.console import FitProgress, say, show, show_table
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ TEXTS = (
 def demo(
     output: Annotated[Path, typer.Option(help="Folder for the runs and the export.")] = Path("runs/demo"),
     seeds: Annotated[int, typer.Option(min=2, max=20, help="Seeds of every method.")] = 3,
+    device: Device = "auto",
 ) -> None:
     """Train four methods on 100 real news texts, compare them fairly, predict, and export. A few minutes on 2 cores.
 
@@ -58,7 +60,7 @@ def demo(
         torch.set_num_threads(available_cores())
     check_writable(output)
     task = demo_task()
-    backbone = load_backbone(MODEL)
+    backbone = load_backbone(MODEL, device=chosen_device(device))
     methods = [method for method in METHODS if method != "lora" or find_spec("peft")]
     say(
         f"Every method and seed has the same texts: {SHOTS} of {len(task.pool):,} to train, {TEST_ROWS} to test. "

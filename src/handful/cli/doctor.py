@@ -7,6 +7,7 @@ import platform
 import shutil
 import time
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,6 +15,7 @@ from typing import Annotated, Literal, final
 
 import typer
 
+from handful.cli.arguments import Device
 from handful.cli.console import say, show, show_json
 from handful.errors import HandfulError
 
@@ -34,10 +36,12 @@ class Finding:
     advice: str = ""
 
 
-def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+def doctor(
+    device: Device = "auto", as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False
+) -> None:
     """Look at versions, device, cores, load, models and cache, and train a tiny model; exit code 1 where that fails."""
     findings: list[Finding] = []
-    for look in (versions, device, threads, cache, models, tasks, tiny_fit):
+    for look in (versions, partial(devices, device), threads, cache, models, tasks, partial(tiny_fit, device)):
         for finding in look():
             findings.append(finding)
             if not as_json:
@@ -66,13 +70,29 @@ def versions() -> list[Finding]:
     return findings
 
 
-def device() -> list[Finding]:
-    """Where training will run."""
+def devices(name: str = "auto") -> list[Finding]:
+    """Where training will run, and what else there is; a small product is computed there."""
     import torch
 
-    if torch.cuda.is_available():
-        return [Finding("device", "ok", f"{torch.cuda.device_count()} × {torch.cuda.get_device_name(0)}")]
-    return [Finding("device", "ok", f"CPU ({torch.backends.cpu.get_cpu_capability()}); no GPU was found")]
+    from handful.backbone.device import describe_device, has_mps, num_gpus, resolve_device
+
+    try:
+        device = resolve_device(name)
+    except HandfulError as error:
+        return [Finding("device", "wrong", error.message, error.hint or "")]
+    found = [f"CPU ({torch.backends.cpu.get_cpu_capability()})"]
+    found += [describe_device(torch.device("cuda", index)) for index in range(num_gpus())]
+    found += ["mps"] if has_mps() else []
+    there = ", ".join(found) + ("" if len(found) > 1 else "; no GPU was found")
+    try:
+        ones = torch.ones(64, 64, device=device)
+        works = float((ones @ ones).sum()) == 64.0**3
+        why = "a product of ones came out wrong"
+    except RuntimeError as error:  # a driver too old, a GPU that this torch has no kernels for
+        works, why = False, str(error).splitlines()[0]
+    if not works:
+        return [Finding("device", "wrong", f"{describe_device(device)} does not work: {why}", "use --device cpu")]
+    return [Finding("device", "ok", f"--device {name} is {describe_device(device)}; here: {there}")]
 
 
 def threads() -> list[Finding]:
@@ -136,8 +156,9 @@ def _carried(name: str, missing: bool, install: str, what: str) -> Finding:
     return Finding(what, "note", f"{name} is not installed", install) if missing else Finding(what, "ok", name)
 
 
-def tiny_fit() -> list[Finding]:
+def tiny_fit(device: str = "auto") -> list[Finding]:
     """A whole run on a tiny random model: train, save, read back, compare."""
+    from handful.backbone.device import resolve_device
     from handful.backbone.tiny import tiny_backbone
     from handful.data.task import Example, Task, TestRows
     from handful.runs.experiment import run
@@ -151,7 +172,8 @@ def tiny_fit() -> list[Finding]:
     started = time.perf_counter()
     try:
         with TemporaryDirectory() as folder:
-            saved, _ = run(task, spec, Path(folder), backbone=tiny_backbone("bert"))
+            backbone = tiny_backbone("bert").to(resolve_device(device))
+            saved, _ = run(task, spec, Path(folder), backbone=backbone)
     except HandfulError as error:
         return [Finding("tiny fit", "wrong", error.message, error.hint or "")]
     seconds = time.perf_counter() - started

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from handful.cli.arguments import Device, chosen_device
 from handful.cli.console import say, show, show_json
 
 
@@ -27,9 +28,13 @@ def export(
     model: Annotated[
         str | None, typer.Option(help="Where the pretrained model is now.", show_default="where it was in training")
     ] = None,
+    device: Device = "cpu",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Write a folder that other libraries load, load it there in a new process, and compare the scores."""
+    """Write a folder that other libraries load, load it there in a new process, and compare the scores.
+
+    What is written is computed and checked on the CPU, whatever the device: the folder is the same.
+    """
     from dataclasses import asdict
 
     from handful.cli.predict import open_model
@@ -50,7 +55,7 @@ def export(
         if format is None:
             raise ConfigError(f"{run}: it cannot be exported: {what}")
         say(f"--format {format}  (none was named)")
-    fitted = open_model(run, model, task)
+    fitted = open_model(run, model, task, chosen_device(device))
     say(f"writing and checking {output} …")
     report = fitted.export(output, format, overwrite=overwrite)
     if as_json:

@@ -115,6 +115,11 @@ def choose_method(task: Task, specs: list[RunSpec], budget: float | None) -> tup
 
 def tell_choices(task: Task, spec: RunSpec) -> None:
     """Every value that was chosen for the user, with its reason."""
+    import torch
+
+    from handful.backbone.device import describe_device
+
+    say(f"device {describe_device(torch.device(spec.device))}")
     say(f"task {task.name}: {task.kind}, {len(task.pool):,} labelled rows, {len(task.test or ()):,} test rows")
     for note in task.notes:
         say(f"  {note}")

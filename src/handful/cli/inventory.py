@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from handful.cli.arguments import Device, chosen_device
 from handful.cli.console import say, show, show_json
 
 inventory = typer.Typer(no_args_is_help=True, help="List, take out, add, remove or rename the tasks of an inventory.")
@@ -36,7 +37,7 @@ def list_tasks(folder: Folder, as_json: Annotated[bool, typer.Option("--json", h
 
 
 @inventory.command()
-def take(folder: Folder, task: Name, output: Output) -> None:
+def take(folder: Folder, task: Name, output: Output, device: Device = "auto") -> None:
     """One task as a run of its own: for predict, for export as an ordinary LoRA, or to start from."""
     from handful.export.folder import refuse_existing
     from handful.runs.card import run_card
@@ -45,7 +46,7 @@ def take(folder: Folder, task: Name, output: Output) -> None:
 
     refuse_existing(output, False)
     saved = read_run(folder)
-    record, taken = take_task(saved, task)
+    record, taken = take_task(saved, task, device=chosen_device(device))
     write_run(output, record, taken.adapter.state_dict(), seen=saved.seen() or frozenset(), card=run_card(record))
     say(f"{task} of {folder} is now a run of its own: {output}")
 

@@ -14,6 +14,7 @@ from typing import IO, TYPE_CHECKING, Annotated, Any, cast, final
 
 import typer
 
+from handful.cli.arguments import Device, chosen_device
 from handful.cli.console import FitProgress, say
 from handful.data.coverage import NO_TEXTS, Coverage, coverage_sentences
 from handful.errors import ConfigError, DataError, HandfulError, RunError
@@ -56,6 +57,7 @@ def predict(
     model: Annotated[
         str | None, typer.Option(help="Where the pretrained model is now.", show_default="where it was in training")
     ] = None,
+    device: Device = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, one object per line.")] = False,
 ) -> None:
     """Predict texts: the label, the probability of every class; or the generated text.
@@ -70,7 +72,7 @@ def predict(
     saved = read_run(run)
     described = recorded_task(member_record(saved, task))
     rows = read_input(source, ColumnOptions(text, text_pair, encoding, delimiter), described)
-    fitted = open_model(run, model, task)
+    fitted = open_model(run, model, task, chosen_device(device))
     if disagreement and fitted.num_vertices == 1:
         raise ConfigError(
             f"--disagreement: expected a method with a simplex, found {fitted.spec.method.name!r}",
@@ -131,21 +133,20 @@ class Counts:
         yield from coverage_sentences(replace(self.coverage, without_token=0))  # that has been said
 
 
-def open_model(run: Path, model: str | None, task: str | None = None) -> FittedModel:
+def open_model(run: Path, model: str | None, task: str | None = None, device: str = "cpu") -> FittedModel:
     """The trained model of a run, or of a task of an inventory, on the pretrained model it was trained on or the same
-    one elsewhere.
+    one elsewhere; on this device.
     """
     from handful.api import load
     from handful.backbone.load import load_backbone
     from handful.runs.store import read_run
 
     if model is None:
-        return load(run, task=task)
+        return load(run, task=task, device=device)
     record = read_run(run).record
     purpose = "lm" if record["task"]["kind"] == "generation" else "features"
-    return load(
-        run, task=task, backbone=load_backbone(model, pooling=record["spec"]["run"]["pooling"], purpose=purpose)
-    )
+    pooling = record["spec"]["run"]["pooling"]
+    return load(run, task=task, backbone=load_backbone(model, pooling=pooling, purpose=purpose, device=device))
 
 
 def check_output(output: Path | None, source: str) -> None:

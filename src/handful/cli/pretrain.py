@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from handful.cli.arguments import TEST_FRACTION, RunArguments
+from handful.cli.arguments import TEST_FRACTION, Device, RunArguments
 from handful.cli.console import FitProgress, say, show_json, show_table
 from handful.cli.fit import record_warnings, show_run
 from handful.errors import DataError, HandfulError
@@ -46,6 +46,7 @@ def pretrain(
     name: Annotated[str, typer.Option(help="What the tasks together are called.")] = "inventory",
     output: Annotated[Path, typer.Option(help="Folder for run folders.")] = Path("runs"),
     again: Annotated[bool, typer.Option("--again", help="Train once more what has been trained already.")] = False,
+    device: Device = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print the run's record as JSON.")] = False,
 ) -> None:
     """Train an inventory of skills on many tasks at once; a new task then starts from it with a handful of rows.
@@ -59,7 +60,7 @@ def pretrain(
 
     arguments = RunArguments(
         data="", model=model, method=METHOD, preset=preset, seed=str(seed), assignments=assignments or [],
-        shots=None if rows is None else str(rows),
+        shots=None if rows is None else str(rows), device=device,
     )  # fmt: skip
     spec = arguments.spec()  # what is wrong with it is said before the rows are read
     check_writable(output)
@@ -110,6 +111,11 @@ def open_tasks(names: list[str], test_fraction: float) -> list[Task]:
 
 def tell_tasks(task: Task, spec: RunSpec) -> None:
     """The tasks, and every value that was chosen for the user."""
+    import torch
+
+    from handful.backbone.device import describe_device
+
+    say(f"device {describe_device(torch.device(spec.device))}")
     for member in task.members:
         rows = f"{len(member.pool):,} labelled rows, {len(member.test or ()):,} test rows"
         say(f"task {member.name}: {member.kind}, {rows}")

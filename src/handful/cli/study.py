@@ -31,11 +31,18 @@ def study(
     ] = None,
     engine: Annotated[str, typer.Option(help="sequential, processes or ray.")] = "processes",
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Jobs at the same time.", show_default="one a core")
+        int | None, typer.Option(min=1, help="Jobs at the same time.", show_default="one a core, or one a GPU")
     ] = None,
     address: Annotated[str | None, typer.Option(help="Of the Ray cluster.", show_default="one is started here")] = None,
     gpus: Annotated[
         float | None, typer.Option(min=0, help="GPUs of each worker of Ray, such as 0.5.", show_default="0")
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            help="auto (CUDA, else mps, else the CPU), cpu, cuda, cuda:N or mps; workers share out the GPUs.",
+            show_default="the recipe's, or auto",
+        ),
     ] = None,
     data: Annotated[
         Path | None, typer.Option(help="Folder with task folders of the recipe's names.", show_default="none")
@@ -53,7 +60,7 @@ def study(
 
     Stopped at any moment, the same command continues; what is done is not done again.
     """
-    from handful.studies.engines import available_cores, make_engine
+    from handful.studies.engines import make_engine, parallel_jobs
     from handful.studies.recipe import read_recipe
     from handful.studies.study import Study
 
@@ -61,13 +68,14 @@ def study(
     overrides = read_assignments(assignments, problems)
     if problems:
         raise ConfigError("; ".join(problems))
-    chosen = read_recipe(recipe, overrides)
+    chosen = read_recipe(recipe, overrides | ({"device": device} if device else {}))
     if data is not None and not data.is_dir():
         raise ConfigError(f"--data {data}: no such folder", "give the folder that the task folders are in")
     this = Study(chosen, output or Path("runs") / chosen.name, data)
     say(f"{chosen.name}: {len(this.jobs):,} run{'s' * (len(this.jobs) != 1)}, {describe_size(chosen)}")
+    computing = say_device(this, engine, gpus)
     if dry_run:
-        parallel = workers or (1 if engine == "sequential" else available_cores())
+        parallel = workers or (1 if engine == "sequential" else parallel_jobs(computing))
         show_forecast(this, parallel, as_json)
         return
     done = this.state().done
@@ -75,12 +83,33 @@ def study(
         say(f"{len(done):,} of them {'is' if len(done) == 1 else 'are'} done already, in {this.folder}")
     with StudyProgress(this, len(done)) as progress:
         state = this.run(
-            make_engine(engine, workers=workers, address=address, gpus=gpus),
+            make_engine(engine, workers=workers, address=address, gpus=gpus, device=computing),
             progress,
             retry_failed=retry == "failed",
             on_message=progress.say,
         )
     show_study(this, state, as_json)
+
+
+def say_device(study: Study, engine: str, gpus: float | None) -> str:
+    """Say where runs will be made, and where those were that are done; returns the device's name."""
+    from handful.backbone.device import describe_device, num_gpus, resolve_device
+
+    name = study.recipe.device
+    if engine == "ray" and gpus:  # this machine may have none
+        say(f"device {name}: {gpus:g} GPUs for each worker of Ray")
+        return name
+    if engine == "ray" and name == "auto":
+        name = "cpu"
+        say("Ray's workers compute on the CPU; --gpus 1 gives each of them a GPU")
+    device = resolve_device(name)
+    shared = device.type == "cuda" and name in ("auto", "cuda") and num_gpus() > 1
+    say(f"device cuda: {num_gpus()} GPUs, shared out among workers" if shared else f"device {describe_device(device)}")
+    others = [run.record["backbone"].get("device", "cpu") for run in study.state().done.values()]
+    if elsewhere := sorted({other for other in others if other != device.type}):
+        count = sum(other != device.type for other in others)
+        say(f"  {count:,} done run{'s' * (count != 1)} computed on {', '.join(elsewhere)}: numbers differ by rounding")
+    return name
 
 
 def describe_size(recipe: Recipe) -> str:

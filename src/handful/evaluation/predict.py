@@ -102,7 +102,9 @@ def predict_rows(
     """Predict rows with one of the predictors of the sheet (section 2), or at the point of these weights (M,).
 
     "ensemble" takes `draws` random points for each row, "draw" one; both need a generator. An adapter without a
-    simplex has one point, whatever is asked. Raises: ConfigError for an unknown predictor, DataError without rows.
+    simplex has one point, whatever is asked. Threads may predict at the same time, with this adapter or with others on
+    its backbone: they take turns, batch by batch. Raises: ConfigError for an unknown predictor, or where another
+    adapter has changed the backbone; DataError without rows.
     """
     if not len(rows):
         raise DataError("expected at least one row to predict, found none")
@@ -113,7 +115,6 @@ def predict_rows(
     elif generator is None:
         raise ConfigError(f"predictor {predictor!r} draws random points and needs a generator")
     was_training = adapter.training
-    adapter.eval()
     device = next(adapter.parameters()).device
     scores: torch.Tensor | None = None
     with trunk or nullcontext():
@@ -121,14 +122,16 @@ def predict_rows(
             batch = rows.batch(indices).to(device)
             if trunk:
                 trunk.choose(batch)
-            for point in range(points):
-                adapter.begin_batch(batch, generator, **where)
-                result = adapter.target_scores(batch).float().cpu()
-                if scores is None:
-                    scores = torch.empty(points, len(rows), result.shape[1])
-                scores[point, indices] = result
-    adapter.begin_batch(None)
-    adapter.train(was_training)
+            with adapter.backbone.lent_to(adapter):  # the point is the adapter's state until the forward is done
+                adapter.eval()
+                for point in range(points):
+                    adapter.begin_batch(batch, generator, **where)
+                    result = adapter.target_scores(batch).float().cpu()
+                    if scores is None:
+                        scores = torch.empty(points, len(rows), result.shape[1])
+                    scores[point, indices] = result
+                adapter.begin_batch(None)
+                adapter.train(was_training)
     assert scores is not None
     return Predictions(scores.double().numpy(), kind)
 

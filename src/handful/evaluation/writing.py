@@ -75,16 +75,17 @@ def token_nll(
 ) -> float:
     """Mean negative log-likelihood of a reference's token, at the midpoint; rows with targets, or `only` some."""
     was_training = adapter.training
-    adapter.eval().begin_batch(None)
     total, count = 0.0, 0
     lengths, chosen = rows.lengths, range(len(rows)) if only is None else only
     for places in plan_batches([lengths[row] for row in chosen], batch_size):
         batch = rows.batch([chosen[place] for place in places]).to(adapter.backbone.device)
         assert batch.labels is not None
         targets = token_targets(batch.labels)
-        total += float(F.cross_entropy(adapter(batch).float(), targets, reduction="sum"))
+        with adapter.backbone.lent_to(adapter):
+            adapter.eval().begin_batch(None)
+            total += float(F.cross_entropy(adapter(batch).float(), targets, reduction="sum"))
+            adapter.train(was_training)
         count += len(targets)
-    adapter.train(was_training)
     return total / count
 
 
@@ -103,18 +104,18 @@ def write(
     `on_progress` hears how many rows are done.
     """
     was_training = adapter.training
-    adapter.eval()
     texts, done = [""] * len(rows), 0
     for indices in plan_batches(rows.lengths, batch_size):
         batch = rows.batch(indices).to(adapter.backbone.device)
-        adapter.begin_batch(batch if vertex is not None else None, vertex=vertex)
-        written = adapter.generate(batch, **options.decoding())
+        with adapter.backbone.lent_to(adapter):
+            adapter.eval().begin_batch(batch if vertex is not None else None, vertex=vertex)
+            written = adapter.generate(batch, **options.decoding())
+            adapter.begin_batch(None)
+            adapter.train(was_training)
         for index, text in zip(
             indices, adapter.backbone.tokenizer.batch_decode(written, skip_special_tokens=True), strict=True
         ):
             texts[index] = text.strip()
         done += len(indices)
         on_progress(done)
-    adapter.begin_batch(None)
-    adapter.train(was_training)
     return texts

@@ -19,6 +19,7 @@ from handful.backbone.classifier import OutputLayer, output_layer
 from handful.backbone.closed import Layout
 from handful.backbone.load import Backbone, Kind, Pooling, pool
 from handful.backbone.resize import stock_copy
+from handful.backbone.sharing import making_models
 from handful.backbone.stock_head import with_head
 from handful.data.task import Task
 from handful.errors import ModelError
@@ -207,7 +208,7 @@ def stock_classifier(model: Any, adapter: AbstractHeadedAdapter, task: Task) -> 
     A bias that the class has no place for is left out.
     """
     output = _output(model)
-    with torch.random.fork_rng(devices=[]):  # the class draws weights, which are then replaced
+    with making_models():  # the class draws weights, which are then replaced
         stock = type(model)(labelled(model.config, task)).eval()
     weight, bias = adapter.head.folded()
     head = {f"{output.name}.weight": weight} | ({f"{output.name}.bias": bias} if output.has_bias else {})

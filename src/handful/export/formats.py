@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -46,4 +48,21 @@ def export(
     if task.kind == "generation":
         generation = generation or GenerationOptions()
     options: dict[str, Any] = {"card": card, "overwrite": overwrite, "max_length": max_length, "generation": generation}
-    return _WRITERS[format](adapter, backbone, task, folder, **options)
+    with backbone.lent_to(adapter), _on_cpu(adapter, backbone):
+        return _WRITERS[format](adapter, backbone, task, folder, **options)
+
+
+@contextmanager
+def _on_cpu(adapter: AbstractAdapter, backbone: Backbone) -> Iterator[None]:
+    """Within it, adapter and backbone are on the CPU, so that an export is the same from whatever device."""
+    device = backbone.device
+    if device.type == "cpu":
+        yield
+        return
+    backbone.to("cpu")
+    adapter.to("cpu")
+    try:
+        yield
+    finally:
+        backbone.to(device)
+        adapter.to(device)

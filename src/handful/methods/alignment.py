@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
+from handful.backbone.device import exact
 from handful.backbone.load import token_targets
 from handful.data.batching import Batch, EncodedRows
 from handful.methods.head import AbstractHeadedAdapter
@@ -37,7 +38,7 @@ def task_alignment(adapter: AbstractHeadedAdapter, batches: Sequence[Batch]) -> 
         scores = adapter(batch).float()
         targets = token_targets(batch.labels) if adapter.task_kind == "generation" else batch.labels
         found = torch.autograd.grad(F.cross_entropy(scores, targets), shared, materialize_grads=True)
-        unit = F.normalize(torch.cat([gradient.flatten() for gradient in found]).double(), dim=0)
+        unit = F.normalize(exact(torch.cat([gradient.flatten() for gradient in found])), dim=0)
         total, squares = total.to(unit.device) + unit, squares + float(unit @ unit)
     count = len(batches)
     return (float(total @ total) - squares) / (count * (count - 1))

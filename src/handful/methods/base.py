@@ -187,9 +187,15 @@ class AbstractAdapter(nn.Module, ABC):
     """The lowest layer whose computation the adapter changes: below it the trunk may be computed once and
     kept. `backbone.num_layers` means that only the head is trained; None that nothing may be kept."""
 
+    changes_backbone: bool = False
+    """Whether it changes the model itself as long as it is attached, so that no other adapter can be on it."""
+
     def __init__(self, backbone: Backbone):
         super().__init__()
         object.__setattr__(self, "backbone", backbone)
+        backbone.sharing.check(self)
+        if self.changes_backbone:
+            backbone.sharing.claim(self)
 
     backbone: Backbone
 
@@ -273,7 +279,11 @@ class AbstractAdapter(nn.Module, ABC):
 
     @abstractmethod
     def detach(self) -> None:
-        """Take everything off the backbone again and restore it bit for bit. Idempotent."""
+        """Take everything off the backbone again and restore it bit for bit. Idempotent.
+
+        Those that change the backbone call this one too, once it is restored.
+        """
+        self.backbone.sharing.release(self)
 
 
 class BorrowedParameters(nn.Module):

@@ -67,6 +67,8 @@ def _is_bias(name: str) -> bool:
 class BiasAdapter(AbstractHeadedAdapter):
     """scores = head(features(x; b)), all biases b trained."""
 
+    changes_backbone = True
+
     def __init__(self, backbone: Backbone, task: Task, method: Bias, *, generator: torch.Generator):
         _ = backbone.fingerprint  # of the pretrained weights: taken before they change
         super().__init__(backbone, task, generator=generator, head_init=method.head_init)
@@ -75,5 +77,5 @@ class BiasAdapter(AbstractHeadedAdapter):
         self.biases = BorrowedParameters(backbone.model, lambda name, _: name in feeding and _is_bias(name))
 
     def detach(self) -> None:
-        super().detach()
         self.biases.restore()
+        super().detach()

@@ -73,6 +73,8 @@ class Full(AbstractMethod):
 class FullAdapter(AbstractHeadedAdapter):
     """scores = head(features(x; θ)), all of θ trained."""
 
+    changes_backbone = True
+
     def __init__(self, backbone: Backbone, task: Task, method: Full, *, generator: torch.Generator):
         _ = backbone.fingerprint  # of the pretrained weights: taken before they change
         super().__init__(backbone, task, generator=generator, head_init=method.head_init)
@@ -81,5 +83,5 @@ class FullAdapter(AbstractHeadedAdapter):
         self.trunk = BorrowedParameters(backbone.model, lambda name, _: name in feeding)
 
     def detach(self) -> None:
-        super().detach()
         self.trunk.restore()
+        super().detach()

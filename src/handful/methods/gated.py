@@ -82,6 +82,7 @@ class AbstractGatedAdapter(AbstractHeadedAdapter):
         self.register_buffer("progress", torch.zeros(()))
         self.steps = 0
 
+    changes_backbone = True
     progress: torch.Tensor
 
     def begin_training(self, steps: int, rows: EncodedRows) -> None:
@@ -226,9 +227,9 @@ class AbstractGatedAdapter(AbstractHeadedAdapter):
         return {"gates": self.gate_map(), **self.diagnostics(), **compact}
 
     def detach(self) -> None:
-        super().detach()
         self.gating.remove()
         self.biases.restore()
+        super().detach()
 
 
 def matching_obstacles(backbone: Backbone, match_features: float) -> list[str]:

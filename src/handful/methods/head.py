@@ -123,8 +123,8 @@ class LinearHead(nn.Module):
             sample = balance(sample, targets.astype(int)) if balanced and not regression else sample
             weight, bias = fit_probe(inputs, targets, regression, penalty, sample)
             with torch.no_grad():
-                self.weight[vertex].copy_(torch.from_numpy(weight / norm))
-                self.bias[vertex].copy_(torch.from_numpy(bias))
+                self.weight[vertex].copy_(torch.from_numpy(weight / norm).float())
+                self.bias[vertex].copy_(torch.from_numpy(bias).float())
 
     @torch.no_grad()
     def folded(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -229,6 +229,8 @@ class AbstractHeadedAdapter(AbstractAdapter):
         if task.kind != "generation":
             self.head = LinearHead(backbone.hidden_size, task.num_outputs, head_vertices, geometry)
             self.head.initialise(generator)
+        if backbone.fresh:
+            backbone.sharing.claim(self)
         self.pooler = borrow_fresh(backbone, generator)
 
     def install(self) -> None:
@@ -290,6 +292,7 @@ class AbstractHeadedAdapter(AbstractAdapter):
     def detach(self) -> None:
         if self.pooler is not None:
             self.pooler.restore()
+        super().detach()
 
 
 def borrow_fresh(backbone: Backbone, generator: torch.Generator) -> BorrowedParameters | None:

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from handful.backbone.blocks import Attention, Blocks, FeedForward, matrix
+from handful.backbone.device import exact
 from handful.data.batching import NO_LOSS, Batch, EncodedRows, plan_batches
 
 Importance = Literal["taylor", "wanda", "magnitude", "random"]
@@ -50,7 +51,8 @@ def activations(
             run(batch)
     scores = []
     for block in groups:
-        column = matrix(modules[block.output]).abs().sum(0) * squares[block.output].sqrt().float()
+        weight = matrix(modules[block.output])
+        column = weight.abs().sum(0) * squares[block.output].sqrt().float().to(weight.device)
         scores.append(column if isinstance(block, FeedForward) else column.view(block.groups, -1).sum(1))
     return scores
 
@@ -73,9 +75,9 @@ def _input_squares(
     def hook(name: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
         def keep(module: nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
             del module
-            square, mask = arguments[0].double().square(), masks[has_encoder and name.startswith("decoder.")]
+            square, mask = exact(arguments[0]).square(), masks[has_encoder and name.startswith("decoder.")]
             if square.shape[:-1] == mask.shape:  # otherwise the batch is packed: real tokens only
-                square = square * mask.unsqueeze(-1)
+                square = square * mask.unsqueeze(-1).to(square.device)
             squares[name] = squares.get(name, 0) + square.flatten(0, -2).sum(0)
 
         return keep

@@ -63,6 +63,7 @@ class PolyAdapter(AbstractHeadedAdapter):
             else:
                 shape, scale = (splits, count, method.rank), method.alpha / method.rank
                 self.skills = LowRankSkills(backbone, matrices, method.sharing, shape, scale, generator)
+            backbone.sharing.claim(self)
         self.routing = self._make_routing(count, splits, generator)
         if not task.members and method.adapt == "z":  # all that tasks of an inventory share stays as it is
             self.skills.requires_grad_(False)
@@ -337,5 +338,5 @@ class PolyAdapter(AbstractHeadedAdapter):
         return model.requires_grad_(False)
 
     def detach(self) -> None:
-        super().detach()
         self.skills.remove()
+        super().detach()

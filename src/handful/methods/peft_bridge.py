@@ -24,7 +24,8 @@ import torch
 from torch import nn
 
 from handful.backbone.load import Backbone, SoftPrompt
-from handful.data.batching import Batch
+from handful.backbone.sharing import lent_seed, making_models
+from handful.data.batching import Batch, EncodedRows
 from handful.data.task import Task
 from handful.errors import ConfigError, nearest
 from handful.methods.base import AbstractMethod, BorrowedParameters, Preset, setting
@@ -113,9 +114,9 @@ class PeftAdapter(AbstractHeadedAdapter):
         notes: tuple[str, ...] = (),
     ):
         _ = backbone.fingerprint  # taken before PEFT renames the weights
+        settings = build_config(config)
         super().__init__(backbone, task, generator=generator, head_init=method.head_init)
         self.method, self.notes = method, notes
-        settings = build_config(config)
         self.prompt_length = self.reserved_positions = getattr(settings, "num_virtual_tokens", 0) or 0
         known = {id(t) for t in (*backbone.model.parameters(), *backbone.model.buffers())}
         own = set(backbone.model.modules())
@@ -142,8 +143,14 @@ class PeftAdapter(AbstractHeadedAdapter):
                 self.constants.register_buffer(name.replace(".", "__"), tensor.detach())
         self.lowest_layer = lowest_layer(backbone, self.trained.parameters())
 
+    changes_backbone = True
     peft_model: Any
     _added: list[nn.Module]
+
+    def warm_start(self, rows: EncodedRows, generator: torch.Generator) -> None:
+        for module in self._added:  # the probe would draw dropout from torch's own stream
+            module.training = False
+        super().warm_start(rows, generator)
 
     def install(self) -> None:
         for module in self._added:  # fit() sets dropout of the frozen model apart from the adapter's own
@@ -180,11 +187,11 @@ class PeftAdapter(AbstractHeadedAdapter):
             ) from None
 
     def detach(self) -> None:
-        super().detach()
         if self._restore is not None:
             self.trained.restore()
             self._restore()
             self._restore = None
+        super().detach()
 
 
 def _remember(model: nn.Module) -> Callable[[], None]:
@@ -212,9 +219,8 @@ def _inject(backbone: Backbone, config: Any, generator: torch.Generator) -> Any:
     if hasattr(config, "fan_in_fan_out") and has_transposed_layers(backbone):
         config.fan_in_fan_out = True  # PEFT would find out by itself, with a warning a layer
     seed = int(torch.randint(2**62, (), generator=generator))
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+    with making_models(), lent_seed(seed, backbone.device), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
-        torch.default_generator.manual_seed(seed)
         try:
             return import_peft().get_peft_model(backbone.model, config)
         except (ValueError, TypeError, KeyError, AttributeError, NotImplementedError) as error:

@@ -217,6 +217,6 @@ class PrefixSubspaceAdapter(AbstractPrefixAdapter):
 
 def warn_if_degenerate(vertices: torch.Tensor) -> None:
     """Warns when two vertices coincide: the simplex then stays nearly a point (sheet 1.4)."""
-    flat = vertices.detach().flatten(1)
+    flat = vertices.detach().flatten(1).cpu()  # pdist is not on every device (mps)
     if len(flat) > 1 and float(torch.pdist(flat).min()) < 1e-6 * float(flat.norm(dim=1).max()):
         warnings.warn("two vertices of the simplex are identical; they will hardly separate in training", stacklevel=2)

@@ -11,6 +11,8 @@ import math
 import torch
 import torch.nn.functional as F
 
+from handful.backbone.device import exact
+
 SAME = 1e-9
 """What is smaller, beside the weights themselves, is rounding and no difference between tasks."""
 
@@ -22,14 +24,14 @@ def skill_weights(logits: torch.Tensor) -> torch.Tensor:
 
 def discreteness(logits: torch.Tensor) -> float:
     """Mean entropy of the cells σ(z), each on its own, in bits: 0 where all are on or off, 1 where all are ½."""
-    z = logits.double()
+    z = exact(logits)
     entropy = -(z.sigmoid() * F.logsigmoid(z) + (-z).sigmoid() * F.logsigmoid(-z))
     return float(entropy.mean() / math.log(2))
 
 
 def sparsity(logits: torch.Tensor) -> float:
     """Share of cells with σ(z) > ½, that is z > 0: small where each task has few skills."""
-    return float((logits > 0).double().mean())
+    return float(exact(logits > 0).mean())
 
 
 def usage(logits: torch.Tensor) -> float:
@@ -40,7 +42,7 @@ def usage(logits: torch.Tensor) -> float:
     *_, skills = logits.shape
     if skills == 1:
         return 1.0
-    columns = F.logsigmoid(logits.double()).logsumexp(-3)  # over tasks: (R, q, S)
+    columns = F.logsigmoid(exact(logits)).logsumexp(-3)  # over tasks: (R, q, S)
     log_p = columns.log_softmax(-1)
     return float(-(log_p.exp() * log_p).sum(-1).mean() / math.log(skills))
 
@@ -57,7 +59,7 @@ def task_similarity(weights: torch.Tensor) -> torch.Tensor:
     which says nothing of any one of them, unrelated tasks lie around −1/(T − 1). Hence two tasks have −1 whatever they
     are, and a task that is the mean itself, which has no direction, has 0 with others. On the diagonal is 1.
     """
-    weights = weights.double().movedim(1, 0).flatten(1)  # (T, R q S)
+    weights = exact(weights).movedim(1, 0).flatten(1)  # (T, R q S)
     centred = weights - weights.mean(0)
     length, whole = centred.norm(dim=1, keepdim=True), weights.norm(dim=1, keepdim=True)
     directions = torch.where(length > SAME * whole, centred / length, torch.zeros_like(centred))

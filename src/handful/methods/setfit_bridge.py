@@ -24,7 +24,9 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
+from handful.backbone.device import has_mps, num_gpus
 from handful.backbone.load import Backbone
+from handful.backbone.sharing import lent_seed
 from handful.data.batching import EncodedRows
 from handful.data.task import Task
 from handful.errors import ConfigError
@@ -89,6 +91,8 @@ class SetFit(AbstractMethod):
 class SetFitAdapter(AbstractHeadedAdapter):
     """scores = head(features(x; θ)), with θ and head trained by SetFit's trainer before our first step."""
 
+    changes_backbone = True
+
     def __init__(self, backbone: Backbone, task: Task, method: SetFit, *, generator: torch.Generator):
         _ = backbone.fingerprint  # of the pretrained weights: taken before they change
         super().__init__(backbone, task, generator=generator)
@@ -102,12 +106,12 @@ class SetFitAdapter(AbstractHeadedAdapter):
         model = train_setfit(RowEncoder(self.backbone, rows), rows.labels.tolist(), self.method, seed)
         weight, bias = class_weights(model.model_head)
         with torch.no_grad():
-            self.head.weight[0].copy_(torch.from_numpy(weight))
-            self.head.bias[0].copy_(torch.from_numpy(bias))
+            self.head.weight[0].copy_(torch.from_numpy(weight).float())
+            self.head.bias[0].copy_(torch.from_numpy(bias).float())
 
     def detach(self) -> None:
-        super().detach()
         self.trunk.restore()
+        super().detach()
 
 
 @final
@@ -149,7 +153,8 @@ def train_setfit(encoder: RowEncoder, labels: list[int], method: SetFit, seed: i
     setfit, sentence_transformers = import_setfit()
     names = [str(number) for number in range(len(labels))]
     device = encoder.backbone.device
-    with lent_seed(device), quiet(setfit), tempfile.TemporaryDirectory() as folder:
+    check_device(device)
+    with lent_streams(seed, device), quiet(setfit), tempfile.TemporaryDirectory() as folder:
         body = sentence_transformers.SentenceTransformer(modules=[encoder], device=str(device))
         model = setfit.SetFitModel(model_body=body, model_head=LogisticRegression())
         arguments = setfit.TrainingArguments(
@@ -175,12 +180,26 @@ def train_setfit(encoder: RowEncoder, labels: list[int], method: SetFit, seed: i
     return model
 
 
+def check_device(device: torch.device) -> None:
+    """Raises: ConfigError for another device than SetFit's trainer takes, which asks nobody."""
+    gpus = num_gpus()
+    its = "mps" if has_mps() else "cpu"
+    if device.type != ("cuda" if gpus else its) or gpus > 1:
+        found = f"{gpus} CUDA device{'s' * (gpus > 1)}" if gpus else its
+        raise ConfigError(
+            f"method 'setfit': its library trains on all that it finds, here {found}, and not on {device}",
+            "CUDA_VISIBLE_DEVICES=0 shows it one GPU (with --device cuda), an empty one none (with --device cpu)"
+            if gpus
+            else f"use --device {its}",
+        )
+
+
 @contextmanager
-def lent_seed(device: torch.device) -> Iterator[None]:
+def lent_streams(seed: int, device: torch.device) -> Iterator[None]:
     """Lends the global random streams of Python, numpy and torch to a library that seeds them."""
     python, numpy_state = random.getstate(), np.random.get_state()
     try:
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        with lent_seed(seed, device):
             yield
     finally:
         random.setstate(python)

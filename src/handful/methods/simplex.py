@@ -142,8 +142,8 @@ def spread(tensors: list[torch.Tensor]) -> float:
     count = flat.shape[0]
     if count == 1:
         return 0.0
-    distances = torch.pdist(flat)
-    return float(distances.mean() / flat.norm(dim=1).mean().clamp_min(1e-12))
+    distances = torch.pdist(flat.cpu())  # not on every device (mps)
+    return float(distances.mean() / flat.norm(dim=1).mean().clamp_min(1e-12).cpu())
 
 
 def flatten(tensors: list[torch.Tensor]) -> torch.Tensor:

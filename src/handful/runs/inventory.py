@@ -107,19 +107,23 @@ def with_inherited(spec: RunSpec, common: Mapping[str, Any]) -> RunSpec:
     return replace(spec, choices=spec.choices + taken)
 
 
-def take_task(saved: Run, name: str, backbone: Backbone | None = None) -> tuple[dict[str, Any], Trained]:
+def take_task(
+    saved: Run, name: str, backbone: Backbone | None = None, device: str = "cpu"
+) -> tuple[dict[str, Any], Trained]:
     """One task of an inventory as a run of its own: one LoRA (IA3, prefix) and one ordinary head, and its record.
 
     Raises: RunError for another run, DataError for a task that is not there.
     """
     task_names(saved)
     record, member = saved.record, recorded_task(member_record(saved, name))
-    whole = open_trained(saved, backbone=backbone)
+    whole = open_trained(saved, backbone=backbone, device=device)
     assert isinstance(whole.adapter, PolyAdapter)
     method = replace(whole.adapter.method, adapt="mu", routing="learned", experts=())
-    state = whole.adapter.taken(name)
-    whole.adapter.detach()
-    adapter = method.attach(whole.backbone, member, generator=stream(whole.spec.options.seed, "init"))
+    with whole.backbone.sharing.alone():
+        state = whole.adapter.taken(name)
+        whole.adapter.detach()
+        adapter = method.attach(whole.backbone, member, generator=stream(whole.spec.options.seed, "init"))
+        adapter.to(whole.backbone.device)
     adapter.load_state_dict(state)
     adapter.eval()
     taken = Trained(replace(whole.spec, method=method), member, whole.backbone, adapter)

@@ -63,7 +63,8 @@ class RunSpec:
     """A resolved run: everything that decides its numbers, except the content of data and model.
 
     `start` is the key of the run whose parameters it starts from, empty where it starts afresh. `generation` is None
-    where nothing is to be written, or where nobody said how (`suited` then takes the defaults).
+    where nothing is to be written, or where nobody said how (`suited` then takes the defaults). `device` is one of this
+    machine, such as "cuda:0".
     """
 
     model: str
@@ -74,6 +75,7 @@ class RunSpec:
     choices: tuple[Choice, ...] = field(default=(), compare=False)
     start: str = ""
     generation: GenerationOptions | None = None
+    device: str = "cpu"
 
     def suited(self, kind: TaskKind) -> RunSpec:
         """The spec for tasks of a kind. Raises: ConfigError for settings or a method that such tasks cannot have."""
@@ -122,11 +124,15 @@ class RunSpec:
         return found | ({"generation": self.generation.settings()} if self.generation else {})
 
     def key(self, data_fingerprint: str, backbone_fingerprint: str) -> str:
-        """Identity of the run's numbers: SHA-256 of the resolved spec, the rows and the weights."""
+        """Identity of the run's numbers: SHA-256 of the resolved spec, the rows and the weights.
+
+        And of the kind of device where it is no CPU, as kernels round otherwise there; which GPU it is does not count.
+        """
         deciding = self.resolved()
         del deciding["run"]["landscape"]  # it is measured afterwards
-        content = json.dumps([deciding, data_fingerprint, backbone_fingerprint], sort_keys=True)
-        return hashlib.sha256(content.encode()).hexdigest()
+        kind = self.device.partition(":")[0]
+        content = [deciding, data_fingerprint, backbone_fingerprint, *([kind] if kind != "cpu" else [])]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def resolve(

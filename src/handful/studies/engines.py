@@ -32,12 +32,15 @@ class WorkOrder:
     """What a worker must know besides its jobs, as JSON values.
 
     `recipe` is the resolved recipe, `runs` the folder in which every job makes the folder of its run, and `data` the
-    folder where task names are looked up first.
+    folder where task names are looked up first. `place` counts the workers of one machine, which share out its GPUs;
+    `device` is where they compute, whatever the recipe says.
     """
 
     recipe: Mapping[str, Any]
     runs: str
     data: str | None = None
+    place: int = 0
+    device: str | None = None
 
 
 @final
@@ -238,7 +241,7 @@ class _Process:
         assert self.process.stdin and self.process.stdout
         self.orders, self.replies = self.process.stdin, self.process.stdout
         self.heard = b""
-        self.send(asdict(order))
+        self.send(asdict(order) | {"place": number})
 
     def begin(self, job: Job) -> None:
         self.job = job
@@ -276,13 +279,31 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def parallel_jobs(device: str) -> int:
+    """Workers where no number is given: one a core or, on GPUs, one a GPU. Raises: ConfigError as `resolve_device`."""
+    from handful.backbone.device import num_gpus, resolve_device
+
+    if resolve_device(device).type == "cpu":
+        return available_cores()
+    return num_gpus() if device in ("auto", "cuda") else 1
+
+
 ENGINES = ("sequential", "processes", "ray")
 
 
 def make_engine(
-    name: str, *, workers: int | None = None, address: str | None = None, gpus: float | None = None
+    name: str,
+    *,
+    workers: int | None = None,
+    address: str | None = None,
+    gpus: float | None = None,
+    device: str = "cpu",
 ) -> AbstractEngine:
-    """The engine of this name. Raises: ConfigError for an unknown one, or options that it does not have."""
+    """The engine of this name; processes are as many as cores or, where they compute on a `device` with GPUs, as GPUs.
+
+    Raises: ConfigError for an unknown one, for options that it does not have, and for Ray's workers without the GPUs
+    that their device needs.
+    """
     if name not in ENGINES:
         raise ConfigError(f"engine: expected one of {', '.join(ENGINES)}, found {name!r}", nearest(name, ENGINES))
     for option, value in (("address", address), ("gpus", gpus)):
@@ -293,7 +314,12 @@ def make_engine(
             raise ConfigError(f"the engine sequential has 1 worker, found {workers}", "use --engine processes")
         return SequentialEngine()
     if name == "processes":
-        return ProcessesEngine(workers or available_cores())
+        return ProcessesEngine(workers or parallel_jobs(device))
+    if device not in ("auto", "cpu") and not gpus:
+        raise ConfigError(
+            f"device {device}: Ray's workers have no GPU unless they are given one",
+            "say how much of one each takes: --gpus 1, or 0.5 for two on each GPU",
+        )
     from handful.studies.ray_engine import RayEngine
 
     return RayEngine(workers=workers, address=address, gpus=gpus or 0.0)

@@ -22,7 +22,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, ClassVar, Self, final
 
-from handful.errors import ConfigError, HandfulError, RunError
+from handful.errors import ConfigError, RunError
 from handful.runs.store import new_folder
 from handful.storage import write_file
 from handful.studies.engines import (
@@ -56,6 +56,8 @@ Files = dict[str, bytes]
 class RayEngine(AbstractEngine):
     """Workers on a Ray cluster, each with the recipe's number of CPUs and, where `gpus` is given, so many GPUs.
 
+    With GPUs a worker computes on the recipe's device, without on the CPU.
+
     `address` is HOST:PORT of the cluster's head, or "auto" for the one this machine belongs to; without it (and
     without RAY_ADDRESS) a cluster of this machine alone is started for the time of the study. `workers` are as many as
     there is room for, where no number is given. A program that has called `ray.init` itself keeps its connection.
@@ -86,8 +88,9 @@ class RayWorker:
     def __init__(self, order: WorkOrder, gpu: bool, folder: str):
         with suppress(OSError):  # relative paths lead on from there; other machines may not have it
             os.chdir(folder)
-        self.order, self.gpu = order, gpu
-        self.worker = Worker(replace(order, data=None))
+        self.order = order
+        # Ray shows a worker the GPUs that it has been given, and one that has been given none may see all of them
+        self.worker = Worker(replace(order, data=None, device=None if gpu else "cpu"))
 
     def greet(self) -> dict[str, str]:
         """What its numbers depend on."""
@@ -119,9 +122,6 @@ class RayWorker:
         with tempfile.TemporaryDirectory(prefix="handful-") as folder, thread_limit(worker.recipe.threads):
             unpack(files, Path(folder))
             worker.runs = Path(folder, runs)
-            if self.gpu:
-                with suppress(HandfulError):  # the job meets it again
-                    worker.backbone(worker.recipe.spec(job), worker.tasks[job.task].kind).to("cuda")
             outcome = one_job(worker, job, listen)
             made = pack(Path(folder), f"{runs}/{job.name}", f"{TRIALS}/{job.name}.jsonl")
         if isinstance(outcome, JobFailed):

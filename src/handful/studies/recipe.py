@@ -21,6 +21,7 @@ from typing import Annotated, Any, Self, final
 
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
+from handful.backbone.device import AUTO, check_name
 from handful.data.nlg import RELEASES
 from handful.data.overlap import refuse_another_task
 from handful.data.task import Task
@@ -43,7 +44,8 @@ class Recipe(Table):
     """A study. `settings` (in the file: `set`) holds for all methods, where it does not hold for those of one.
 
     `test_rows` keeps at most so many test rows of every task, the same ones for all runs. `threads` is for each
-    worker: results depend on it in the last bits, so it is part of the recipe. With `search` (the fields of
+    worker: results depend on it in the last bits, so it is part of the recipe. `device` is where they compute (see
+    `resolve_device`). With `search` (the fields of
     `SearchSettings`), every method has the same number of trials of its space in every cell.
     """
 
@@ -56,6 +58,7 @@ class Recipe(Table):
     search: Mapping[str, Any] | None = None
     test_rows: Annotated[int | None, Field(ge=1)] = None
     threads: Annotated[int, Field(ge=1)] = 1
+    device: str = AUTO
 
     @field_validator("tasks", mode="before")
     @classmethod
@@ -106,6 +109,7 @@ class Recipe(Table):
         for index, task in enumerate(self.tasks):
             problems += [f"tasks.{index} ({task.name}).{problem}" for problem in task.problems()]
         problems += _complaints("search", self.search_settings)
+        problems += _complaints("device", lambda: check_name(self.device))
         for index, method in enumerate(self.methods):
             where = f"methods.{index} ({method.name})"
             for task in self.tasks:

@@ -239,12 +239,14 @@ def _identity(
     """What decides a search's trials. Not how many there are: a search may be continued with more."""
     fixed = {name: value for name, value in asdict(settings).items() if name != "trials"}
     dimensions = {name: {k: v for k, v in asdict(dim).items() if k != "reason"} for name, dim in space.items()}
+    device = backbone.device.type
     return {
         "rows": split.fingerprint,
         "backbone": backbone.fingerprint,
         "spec": spec.resolved(),
         "settings": fixed,
         "space": dimensions,
+        **({"device": device} if device != "cpu" else {}),
     }
 
 

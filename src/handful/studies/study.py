@@ -171,7 +171,7 @@ class Study:
 def changed_settings(before: Recipe, after: Recipe) -> Iterator[str]:
     """What of an earlier recipe a later one says otherwise, one line each; what either has more of is no change."""
     old, new = before.to_dict(), after.to_dict()
-    for key in sorted(old.keys() - {"tasks", "methods", "shots", "seeds"}):
+    for key in sorted(old.keys() - {"tasks", "methods", "shots", "seeds", "device"}):  # runs say where they were made
         if old[key] != new[key]:
             yield f"{key}: was {_brief(old[key])}, now {_brief(new[key])}"
     for key in ("tasks", "methods"):

@@ -15,12 +15,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO, final
 
 import torch
 from threadpoolctl import threadpool_limits
 
+from handful.backbone.device import resolve_device
 from handful.backbone.load import Backbone
 from handful.data.task import Task, TaskKind
 from handful.errors import HandfulError
@@ -50,12 +52,13 @@ class Worker:
         self.data = Path(order.data) if order.data else None
         self.tasks: dict[str, Task] = tasks or {}
         self.backbones: dict[tuple[str, str], Backbone] = {}
+        self.device = str(resolve_device(order.device or self.recipe.device, place=order.place))
 
     def do(self, job: Job, on_advance: Callable[[int, int, str], None] = lambda step, steps, what: None) -> Run:
         """The finished run of a job; one that is there already is opened. Raises: whatever the run does."""
         recipe, task = self.recipe, self.task(job.task)
         start = read_run(self.runs / job.start) if job.start else None
-        spec = recipe.spec(job)
+        spec = replace(recipe.spec(job), device=self.device)
         backbone = self.backbone(spec, task.kind)
         progress = Progress(on_advance)
         study = {"name": recipe.name, "job": job.name, "label": job.label, "trials": 1, "start": job.start}
@@ -67,7 +70,7 @@ class Worker:
                 task, spec, settings, space, journal=journal, backbone=backbone, start=start, on_event=progress
             )
             progress.what = "training"
-            spec = recipe.spec(job, found.overrides)
+            spec = replace(recipe.spec(job, found.overrides), device=self.device)
             study |= {"trials": found.tried, "search": found.note}
         saved, trained = run(task, spec, self.runs, backbone=backbone, start=start, study=study, on_event=progress)
         trained.adapter.detach()
@@ -81,7 +84,7 @@ class Worker:
     def backbone(self, spec: RunSpec, kind: TaskKind) -> Backbone:
         key = (spec.model, "lm" if kind == "generation" else spec.options.pooling)
         if key not in self.backbones:
-            self.backbones[key] = open_backbone(spec, kind)
+            self.backbones[key] = open_backbone(replace(spec, device=self.device), kind)
         return self.backbones[key]
 
 

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from handful.backbone.load import Backbone, token_targets
+from handful.backbone.sharing import TorchStream
 from handful.backbone.trunk import TrunkCache, recomputing, trunk_cache
 from handful.data.batching import Batch, EncodedRows, plan_batches
 from handful.data.mixture import draw_rows
@@ -77,7 +78,8 @@ def fit(
     so that none depends on how much another drew. With `checkpoint_folder`, progress is saved at the end of the first
     epoch and of those before which `SAVING_PAUSE` has passed; an interrupted fit continues from there bit for bit.
     Started by `accelerate launch`, the processes share out each batch and end with the numbers of a single one up to
-    rounding (and dropout); only the main one emits events.
+    rounding (and dropout); only the main one emits events. Other threads that use the adapter's backbone wait until the
+    fit is over; fits on backbones of their own run side by side.
     Raises: DataError for test rows or unlabelled rows; ConfigError when nothing is trainable, or "best" without dev.
     """
     _check(train, dev, config)
@@ -122,7 +124,7 @@ class _Fit:
         seeds = torch.randint(2**62, (5,), generator=generator).tolist()
         self.order, self.draws, self.start = (torch.Generator().manual_seed(seed) for seed in seeds[:3])
         self.selector = Selector(config, kind, metric, seeds[3])
-        self.dropout_seed = seeds[4]
+        self.dropout, self.dropout_seed = TorchStream(self.group.device), seeds[4]
         self.steps = config.epochs * math.ceil(len(train) / config.batch_size)
         self.step = self.epoch = self.chosen_step = 0
         self.seconds = 0.0
@@ -133,6 +135,10 @@ class _Fit:
         self.chosen: dict[str, torch.Tensor] = {}
 
     def run(self) -> FitResult:
+        with self.adapter.backbone.lent_to(self.adapter):
+            return self._run()
+
+    def _run(self) -> FitResult:
         adapter, config = self.adapter, self.config
         self.clock = time.perf_counter()
         adapter.backbone.to(self.group.device)
@@ -154,9 +160,7 @@ class _Fit:
         self._count_seconds()
         self.emit(FitStarted(self.steps, config.epochs, len(self.train), len(self.dev or ()), parameters, self.step))
         if self.steps:
-            device = self.group.device
-            with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-                self._train()
+            self._train()
         adapter.load_state_dict(self.chosen)
         if self.stopped is None:
             self.average.copy_to(adapter)
@@ -200,8 +204,7 @@ class _Fit:
 
     def _epoch(self, trunk: TrunkCache | None) -> None:
         # Dropout takes no generator. Seeded anew each epoch, it needs no place in a checkpoint, on whatever device.
-        seed = self.dropout_seed + self.epoch * self.group.count + self.group.index
-        torch.manual_seed(seed)  # noqa: TID251 - inside fork_rng
+        self.dropout.seed(self.dropout_seed + self.epoch * self.group.count + self.group.index)
         for indices in self._plan():
             factor = rate_factor(self.step, self.steps, self.config)
             for group in self.optimizer.param_groups:
@@ -239,8 +242,9 @@ class _Fit:
         loss = torch.zeros((), device=self.group.device)
         if mine:
             batch = whole if len(mine) == len(indices) else self.train.batch(mine).to(self.group.device)
-            loss = self._loss(batch, trunk) * (self._terms(batch) / self._terms(whole))
-            loss.backward()
+            with self.dropout.lent():
+                loss = self._loss(batch, trunk) * (self._terms(batch) / self._terms(whole))
+                loss.backward()
         value = self.group.sum_up(loss, self.adapter.parameters())
         if not math.isfinite(value):
             return value
@@ -331,7 +335,7 @@ class _Fit:
         self.chosen = part("chosen/")
         self.average.count = record["averaged"]
         if self.average.count:
-            self.average.sums = {name: tensor.to(self.group.device) for name, tensor in part("average/").items()}
+            self.average.restore(part("average/"))
         unpack_optimizer(self.optimizer, tensors)
         self.order.set_state(tensors["random/order"])
         self.draws.set_state(tensors["random/draws"])

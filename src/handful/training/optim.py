@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, final
 
 import torch
 from torch import nn
 
+from handful.backbone.device import exact
 from handful.errors import ConfigError
 from handful.methods.base import AbstractAdapter
 from handful.training.config import TrainingConfig
@@ -46,14 +48,19 @@ class LateAverage:
 
     def __init__(self, module: nn.Module, start: int):
         self.start, self.count = start, 0
-        self.sums = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in module.named_parameters()}
+        self.sums = {name: exact(torch.zeros_like(p)) for name, p in module.named_parameters()}
 
     def update(self, module: nn.Module, step: int) -> None:
         """Take in the weights after a step counted from 1."""
         if step > self.start:
             self.count += 1
             for name, parameter in module.named_parameters():
-                self.sums[name] += parameter.detach()
+                self.sums[name] += parameter.detach().to(self.sums[name].device)
+
+    def restore(self, sums: Mapping[str, torch.Tensor]) -> None:
+        """Put the sums of a checkpoint back."""
+        for name, tensor in sums.items():
+            self.sums[name].copy_(tensor)
 
     @torch.no_grad()
     def copy_to(self, module: nn.Module) -> None:

@@ -2,7 +2,8 @@
 
 Every process has the whole model and all rows, walks through the same batches and draws the same random points; of each
 batch it computes a share, and gradients are summed. Adapters are small, so one message a step carries them all; no
-wrapper stands around the module. Alone in its process a fit is the case of one share.
+wrapper stands around the module. Alone in its process a fit is the case of one share. Each process computes on the GPU
+of its own LOCAL_RANK (`resolve_device`), or all of them on CPUs.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast, broadcast_object_list
 from torch import nn
 
-from handful.errors import RunError
+from handful.backbone.device import processes
+from handful.errors import ConfigError, RunError
 
 
 @final
@@ -27,16 +29,26 @@ class ProcessGroup:
     """
 
     def __init__(self, device: torch.device):
-        # the precision of the launcher's choice would hold for everything that the process does later
-        self.accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="no")
-        self.device = self.accelerator.device
-        self.count = self.accelerator.num_processes
-        self.index = self.accelerator.process_index
-        self.is_main = self.accelerator.is_main_process
+        self.device, self.count, self.index = device, 1, 0
+        # A process by itself needs none: what it once chose (CPU or GPU) would hold for all its later fits too.
+        self.accelerator: Any = None
+        if processes() > 1:
+            # the precision of the launcher's choice would hold for everything that the process does later
+            self.accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="no")
+            self.count, self.index = self.accelerator.num_processes, self.accelerator.process_index
+            if self.accelerator.device != device:
+                raise ConfigError(
+                    f"process {self.index} of {self.count} computes on {self.accelerator.device}, and its model is on "
+                    f"{device}",
+                    "load the model with device='cuda', or 'cpu' in every process",
+                )
+        self.is_main = self.index == 0
         self.share = slice(self.index, None, self.count)
 
     def agree(self, value: Any) -> Any:
         """The main process's value, in every process."""
+        if self.count == 1:
+            return value
         with _together():
             return broadcast_object_list([value])[0]
 
@@ -48,8 +60,9 @@ class ProcessGroup:
 
     def wait(self) -> None:
         """Until every process has come here."""
-        with _together():
-            self.accelerator.wait_for_everyone()
+        if self.count > 1:
+            with _together():
+                self.accelerator.wait_for_everyone()
 
     def sum_up(self, loss: torch.Tensor, parameters: Iterable[nn.Parameter]) -> float:
         """The sum of the processes' losses; gradients become their sums too.
