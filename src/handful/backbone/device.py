@@ -14,6 +14,8 @@ from handful.errors import ConfigError
 
 AUTO = "auto"
 DEVICES = "auto, cpu, cuda, cuda:N or mps"
+WITHOUT_FLOAT64 = frozenset(("mps",))
+"""Kinds of devices that hold no float64."""
 
 
 def resolve_device(name: str = AUTO, *, place: int = 0) -> torch.device:
@@ -114,5 +116,5 @@ def describe_device(device: torch.device) -> str:
 
 
 def exact(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor in float64: on its own device or, where that knows no float64 (mps), on the CPU."""
-    return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
+    """The tensor in float64: on its own device or, where that knows no float64, on the CPU."""
+    return (tensor.cpu() if tensor.device.type in WITHOUT_FLOAT64 else tensor).double()

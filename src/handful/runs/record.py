@@ -119,6 +119,9 @@ class _Backbone(_Part):
     pooling: str | None
     fingerprint: str
     parameters: Count
+    device: str = "cpu"
+    device_name: str = "cpu"
+    dtype: str = "float32"
 
 
 @final

@@ -36,9 +36,10 @@ class ProcessGroup:
             # the precision of the launcher's choice would hold for everything that the process does later
             self.accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="no")
             self.count, self.index = self.accelerator.num_processes, self.accelerator.process_index
-            if self.accelerator.device != device:
+            its = self.accelerator.device  # an index means something on GPUs alone
+            if its.type != device.type or (device.type == "cuda" and its != device):
                 raise ConfigError(
-                    f"process {self.index} of {self.count} computes on {self.accelerator.device}, and its model is on "
+                    f"process {self.index} of {self.count} computes on {its}, and its model is on "
                     f"{device}",
                     "load the model with device='cuda', or 'cpu' in every process",
                 )
