@@ -33,7 +33,7 @@ def test_too_many_threads_and_a_busy_machine(monkeypatch):
 def test_a_cache_that_cannot_be_written_is_wrong_and_fails(command, monkeypatch, tmp_path):
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("HANDFUL_CACHE", str(tmp_path / "file" / "cache"))
-    monkeypatch.setattr(doctor, "tiny_fit", list)
+    monkeypatch.setattr(doctor, "tiny_fit", lambda device: [])
     outcome = command("doctor")
     assert outcome.code == 1
     assert "set HANDFUL_CACHE to a folder" in outcome.out
