@@ -88,7 +88,9 @@ class Case:
     @contextmanager
     def attached(self, seed: int = 0) -> Iterator[AbstractAdapter]:
         """A fresh adapter, in eval mode, that is detached again."""
-        adapter = self.method.attach(self.backbone, self.task, generator=generator(seed)).eval()
+        adapter = (
+            self.method.attach(self.backbone, self.task, generator=generator(seed)).to(self.backbone.device).eval()
+        )
         try:
             yield adapter
         finally:
