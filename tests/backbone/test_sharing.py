@@ -7,6 +7,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -288,3 +289,14 @@ def test_a_model_that_one_adapter_changes_is_for_that_one_alone(method):
     changing.detach()
     np.testing.assert_array_equal(predict_rows(before, rows, TASK.kind).scores, expected)
     attached(method, backbone).detach()
+
+
+def test_no_model_is_made_outside_of_the_lock_in_any_file():
+    """Whoever lends torch's random numbers, or makes a model without weights, does so through `making_models`."""
+    root = Path(load.__file__).parents[1]
+    for path in root.rglob("*.py"):
+        if path.name in ("sharing.py", "testing.py"):
+            continue
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            assert "fork_rng(" not in line, f"{path.name}:{number}: use lent_seed or making_models"
+            assert "no_init_weights()" not in line or "making_models()" in line, f"{path.name}:{number}"

@@ -88,7 +88,7 @@ def devices(name: str = "auto") -> list[Finding]:
         ones = torch.ones(64, 64, device=device)
         works = float((ones @ ones).sum()) == 64.0**3
         why = "a product of ones came out wrong"
-    except RuntimeError as error:  # a driver too old, a GPU that this torch has no kernels for
+    except (RuntimeError, AssertionError) as error:  # an old driver, or no kernels for this GPU in this torch
         works, why = False, str(error).splitlines()[0]
     if not works:
         return [Finding("device", "wrong", f"{describe_device(device)} does not work: {why}", "use --device cpu")]
