@@ -19,7 +19,7 @@ def test_every_metric_has_an_interval_over_the_new_rows(command, table, finished
     assert accuracy["n"] == 30 and accuracy["low"] <= accuracy["mean"] <= accuracy["high"]
     shown = command("evaluate", finished, table(NEW, "text", "label", "other"))
     assert shown.out.startswith(f"accuracy {accuracy['mean']:.3f} [")
-    assert " on 30 rows (95 % interval over rows)" in shown.out and "macro_f1" in shown.out
+    assert " on 30 rows (95 % interval over rows); always predicting '" in shown.out and "macro_f1" in shown.out
 
 
 def test_repeats_and_rows_of_training_do_not_count(command, table, finished):

@@ -7,7 +7,7 @@ import pytest
 
 from handful.data.task import Example, Task
 from handful.errors import DataError
-from handful.evaluation.baseline import Baseline, beside, compared, constant_baseline, mean_baseline
+from handful.evaluation.baseline import Baseline, beside, compared, constant_baseline, mean_baseline, rescored
 from handful.evaluation.estimate import Estimate
 
 SPAM = Task("mail", "classification", ("ham", "spam", "rare"), "accuracy", pool=())
@@ -39,6 +39,14 @@ def test_of_numbers_it_predicts_the_mean():
     found = constant_baseline(stars, rows(1.0, 2.0, 6.0), np.array([1.0, 5.0]), ["spearman", "mse", "mae"])
     assert found.answer == 3.0 and found.scores == {"spearman": 0.0, "mse": 4.0, "mae": 2.0}
     assert found.describe() == "always predicting 3, the mean of the training rows"
+
+
+def test_the_same_answer_is_scored_on_other_rows():
+    first = constant_baseline(SPAM, rows(1, 1, 0), np.array([0, 0, 1]), METRICS)
+    again = rescored(first, SPAM, np.array([1, 1, 1, 0]))
+    assert again is not None and again.answer == "spam" and again.scores["accuracy"] == 0.75
+    assert set(again.scores) == {"accuracy", "macro_f1", "matthews"}
+    assert rescored(None, SPAM, np.array([1])) is None is rescored(Baseline(None, {}), SPAM, np.array([1]))
 
 
 def test_several_tasks_have_the_mean_of_what_all_have():

@@ -40,6 +40,9 @@ def evaluate(
     from handful.cli.predict import open_model
     from handful.data.columns import Columns
     from handful.data.new_rows import labelled_rows
+    from handful.evaluation.baseline import beside, rescored
+    from handful.evaluation.evaluate import Scores
+    from handful.runs.card import untested_sentences
     from handful.runs.inventory import member_record
     from handful.runs.members import recorded_task
     from handful.runs.store import read_run
@@ -60,11 +63,17 @@ def evaluate(
         say(f"{found.scores.truncated:,} of {found.rows:,} texts were cut to {fitted.max_length} tokens")
     for sentence in coverage_sentences(found.scores.coverage):
         say(sentence)
+    classes = found.scores if isinstance(found.scores, Scores) else None
+    baseline = rescored(fitted.baseline, described, classes.targets) if classes else None
+    untested = {"untested_classes": list(classes.untested) if classes else []}
     if as_json:
         record: dict[str, Any] = {"run": str(run), "rows": found.rows, "scores": scores, "notes": list(found.notes)}
-        show_json(record)
+        show_json(record | {"baseline": baseline and baseline.to_dict()} | untested)
         return
     metric = described.metric
-    print(f"{metric} {found.scores.estimates[metric]} on {found.rows:,} rows (95 % interval over rows)")
+    score = found.scores.estimates[metric]
+    print(f"{metric} {score} on {found.rows:,} rows (95 % interval over rows){beside(metric, score, baseline)}")
+    for sentence in untested_sentences(untested, len(described.labels), {metric}):
+        print(sentence)
     others = [(name, str(estimate), estimate.method) for name, estimate in found.scores.estimates.items()]
     show_table(("metric", "score", "interval by"), [row for row in others if row[0] != metric])

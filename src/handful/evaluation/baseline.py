@@ -78,6 +78,19 @@ def constant_baseline(task: Task, train: Sequence[Example], targets: np.ndarray,
     return Baseline(task.labels[int(counts.argmax())], scores, int((counts == counts.max()).sum()))
 
 
+def rescored(baseline: Baseline | None, task: Task, targets: np.ndarray) -> Baseline | None:
+    """The same answer on other rows, of which `targets` (N,) are the class indices or numbers.
+
+    Without metrics of probabilities: a baseline does not keep the shares that these score.
+    """
+    if baseline is None or baseline.answer is None:
+        return None
+    answer = task.labels.index(baseline.answer) if isinstance(baseline.answer, str) else baseline.answer
+    names = [name for name in baseline.scores if get_metric(name).needs in ("labels", "values")]
+    constant = np.full(len(targets), answer)
+    return Baseline(baseline.answer, {name: score(name, constant, targets) for name in names}, baseline.ties)
+
+
 def class_counts(task: Task, rows: Sequence[Example]) -> np.ndarray:
     """Number of rows of each class (C,)."""
     counts = Counter(row.label for row in rows)
