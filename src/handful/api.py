@@ -36,7 +36,7 @@ from handful.methods.head import AbstractHeadedAdapter
 from handful.methods.poly import Poly
 from handful.randomness import stream
 from handful.runs.card import escaped_label, recorded_baseline
-from handful.runs.defaults import AUTO, METHOD, MODEL, PRESET
+from handful.runs.defaults import AUTO, METHOD, MODEL, PRESET, check_auto
 from handful.runs.experiment import Trained, check_task, open_backbone, open_trained, run, score, train
 from handful.runs.inventory import inherited, take_task, with_inherited
 from handful.runs.rescore import NewScores, score_new_rows
@@ -273,7 +273,7 @@ def fit(
     settings: Mapping[str, Any] | None = None,
     backbone: Backbone | None = None,
     start: str | Path | None = None,
-    budget: float = BUDGET,
+    budget: float | None = None,
     speedup: float | None = None,
     device: str = AUTO_DEVICE,
     on_event: Listener | None = None,
@@ -297,6 +297,7 @@ def fit(
     Raises: ConfigError, DataError, ModelError or RunError, all before training where it can be known then.
     """
 
+    check_auto(method == AUTO, budget=budget, starts=start is not None)
     where = _chosen_device(device, backbone)
     started = read_start(Path(start)) if start else None
     common = inherited(started)
@@ -321,7 +322,7 @@ def fit(
     spec = specs[0]
     if method == AUTO:
         backbone = backbone or open_backbone(spec, task.kind)
-        spec = choose(task, specs, backbone=backbone, budget=budget).spec
+        spec = choose(task, specs, backbone=backbone, budget=budget or BUDGET).spec
     if speedup is not None:
         spec, backbone = with_speedup(task, spec, speedup, backbone=backbone)
     if output is not None:

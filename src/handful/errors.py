@@ -45,9 +45,18 @@ def in_words(error: Exception) -> str:
     return " ".join(text.split())
 
 
+def shown(value: object, most: int = 100) -> str:
+    """A value as an error can show it: its `repr`, cut to so many letters."""
+    try:
+        text = repr(value[: 2 * most] if isinstance(value, str) else value)
+    except (ValueError, RecursionError):  # a number with thousands of digits, or brackets in brackets
+        return f"a very long {type(value).__name__}"
+    return text if len(text) <= most else f"{text[:most]}…"
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A hint naming what is known: the nearest name if one is near, else all of them."""
-    names = sorted(known)
+    names, name = sorted(known), str(name)[:100]
     folded = {candidate.lower(): candidate for candidate in names}
     close = get_close_matches(name.lower(), folded, n=1, cutoff=0.6)
     if close:

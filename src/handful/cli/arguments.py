@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 from handful.cli.console import say
-from handful.errors import ConfigError, nearest
+from handful.errors import ConfigError, nearest, shown
 from handful.methods import METHODS
 from handful.runs.defaults import AUTO, METHOD, MODEL, PRESET, WRITING_METHOD, WRITING_MODEL
+from handful.storage import parse_json
 
 if TYPE_CHECKING:
     from handful.data.task import Task, TaskKind
@@ -210,7 +211,7 @@ def read_config(path: Path, problems: list[str]) -> dict[str, Any]:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"--config {path}: cannot be read ({error.strerror})", "give a TOML file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"--config {path}: expected TOML in UTF-8, found {error}", "correct the file") from None
     tables, names = ("method", "training", "run", "generation"), ("model", "method", "preset")
     settings: dict[str, Any] = {}
@@ -220,7 +221,7 @@ def read_config(path: Path, problems: list[str]) -> dict[str, Any]:
         elif key in names and isinstance(value, str):
             settings[key] = value
         elif key in tables + names:
-            problems.append(f"{path}: {key}: expected {'a table' if key in tables else 'a text'}, found {value!r}")
+            problems.append(f"{path}: {key}: expected {'a table' if key in tables else 'a text'}, found {shown(value)}")
         else:
             problems.append(f"{path}: {key}: no such key; {nearest(key, {*tables, *names})}")
     if "method.name" in settings:
@@ -234,12 +235,14 @@ def read_assignments(assignments: list[str], problems: list[str]) -> dict[str, A
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
         if not equals or not name.strip():
-            problems.append(f"--set {assignment}: expected NAME=VALUE, such as training.epochs=10")
+            problems.append(f"--set {shown(assignment)}: expected NAME=VALUE, such as training.epochs=10")
             continue
         try:
-            settings[name.strip()] = json.loads(text)
+            settings[name.strip()] = parse_json(text)
         except json.JSONDecodeError:
             settings[name.strip()] = text
+        except ValueError as error:
+            problems.append(f"--set {shown(name.strip())}: the value cannot be read: {error}")
     return settings
 
 

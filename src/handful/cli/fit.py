@@ -11,7 +11,7 @@ import typer
 from handful.cli.arguments import RunArguments, Speedup, spread_arguments
 from handful.cli.console import FitProgress, say, show, show_json
 from handful.errors import ConfigError
-from handful.runs.defaults import AUTO
+from handful.runs.defaults import AUTO, check_auto
 
 if TYPE_CHECKING:
     from handful.backbone.load import Backbone
@@ -51,10 +51,7 @@ def fit(
     Stopped by Ctrl-C or a power cut, the same command continues from the last checkpoint.
     """
     is_auto = arguments.is_auto()
-    if budget is not None and not is_auto:
-        raise ConfigError("--budget: only --method auto chooses within a time", "leave it out")
-    if start is not None and is_auto:
-        raise ConfigError("--start: a run to start from decides the method, found --method auto", "name that method")
+    check_auto(is_auto, budget=budget, starts=start is not None)
     arguments.check_method()
     task = arguments.task()  # what is wrong with data is said before torch is imported, which takes seconds
     from handful.export.speedup import check_speedup, with_speedup

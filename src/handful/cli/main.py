@@ -7,6 +7,7 @@ by Ctrl-C. With HANDFUL_DEBUG=1 in the environment every error shows its traceba
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import traceback
@@ -31,6 +32,7 @@ def run(arguments: Sequence[str]) -> int:
     try:
         from handful.cli.app import app  # here, so that Ctrl-C while it is imported is handled too
 
+        _speak_in_any_encoding()
         with warnings.catch_warnings(), _one_voice():
             _quieten_libraries()
             code = app(list(arguments), prog_name="handful", standalone_mode=False)
@@ -56,6 +58,10 @@ def report(error: BaseException) -> int:
     if isinstance(error, HandfulError):
         _complain(f"error: {error.message}", error.hint)
         return EXIT_USAGE if isinstance(error, ConfigError) else EXIT_FAILED
+    if isinstance(error, OSError) and error.strerror:  # a path that cannot be had, wherever it is met
+        where = f"{error.filename}: " if error.filename else ""
+        _complain(f"error: {where}{error.strerror}", "check the path, its permissions, and the space there is")
+        return EXIT_FAILED
     if hasattr(error, "format_message"):  # what typer raises for a wrong command line, in all its versions
         return _report_usage(error)
     _complain(
@@ -94,6 +100,13 @@ def _one_voice() -> Iterator[None]:
         return
     with open(os.devnull, "w") as silence, redirect_stdout(silence), redirect_stderr(silence):
         yield
+
+
+def _speak_in_any_encoding() -> None:
+    """What the encoding of stdout lacks is written as an escape, and ends nothing."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _quieten_libraries() -> None:

@@ -13,6 +13,7 @@ from handful.cli.console import FitProgress, say, show_json, show_table
 from handful.cli.fit import record_warnings, show_run
 from handful.errors import DataError, HandfulError
 from handful.runs.defaults import MODEL
+from handful.storage import exists
 
 if TYPE_CHECKING:
     from handful.data.task import Task
@@ -92,7 +93,7 @@ def open_tasks(names: list[str], test_fraction: float) -> list[Task]:
     tasks, problems = [], []
     for given in names:
         called, equals, path = given.partition("=")
-        if not equals or "/" in called or Path(given).exists():
+        if not equals or "/" in called or exists(given):
             called, path = "", given
         try:
             task = open_task(path)

@@ -15,7 +15,7 @@ from scipy.special import softmax
 from handful.backbone.trunk import TrunkCache
 from handful.data.batching import EncodedRows, plan_batches
 from handful.data.task import TaskKind
-from handful.errors import ConfigError, DataError
+from handful.errors import ConfigError, DataError, shown
 from handful.evaluation.metrics import Metric, get_metric
 from handful.methods.base import AbstractAdapter
 
@@ -78,13 +78,13 @@ class Predictions:
 
 def check_predictor(predictor: str, num_vertices: int) -> None:
     """Raises: ConfigError for an unknown predictor or a vertex that there is not."""
-    vertex = re.fullmatch(r"vertex:(\d+)", predictor)
+    vertex = re.fullmatch(r"vertex:([0-9]{1,6})", predictor)
     if vertex and int(vertex[1]) < num_vertices:
         return
     if vertex:
         raise ConfigError(f"predictor {predictor!r}: expected a vertex from 0 to {num_vertices - 1}")
     if predictor not in PREDICTORS[:3]:
-        raise ConfigError(f"unknown predictor {predictor!r}", "known: " + ", ".join(PREDICTORS))
+        raise ConfigError(f"unknown predictor {shown(predictor)}", "known: " + ", ".join(PREDICTORS))
 
 
 @torch.no_grad()

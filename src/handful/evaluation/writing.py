@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, ClassVar, Literal, final
@@ -61,7 +62,7 @@ def writing_vertex(predictor: str) -> int | None:
     """The vertex at which a predictor writes; None for the midpoint. Raises: ConfigError for any other predictor."""
     if predictor == "midpoint":
         return None
-    if not predictor.startswith("vertex:"):
+    if not re.fullmatch(r"vertex:[0-9]{1,6}", predictor):
         raise ConfigError(
             f"run.predictor: texts are written at one point of a simplex, found {predictor!r}",
             "use 'midpoint' or 'vertex:N'",

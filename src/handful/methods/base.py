@@ -18,7 +18,7 @@ from pydantic import ConfigDict, Field, ValidationError, create_model
 from pydantic.fields import FieldInfo
 from torch import nn
 
-from handful.errors import ConfigError, nearest
+from handful.errors import ConfigError, nearest, shown
 from handful.methods.search_space import SearchSpace
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ def wrong_settings(cls: type, settings: Mapping[str, Any]) -> dict[str, str]:
             elif name not in problems:  # a union complains once for each of its types
                 where = f"item {inner[-1]}: " if inner and inner[-1].isdigit() else ""
                 expected = problem["msg"].lower().partition(", unable")[0].replace("input should be", "expected")
-                problems[name] = f"{where}{expected}, found {problem['input']!r}"
+                problems[name] = f"{where}{expected}, found {shown(problem['input'])}"
         return problems
     return {}
 

@@ -16,7 +16,7 @@ from typing import Annotated, Any, final
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from handful.data.task import TaskKind
-from handful.errors import DataError, RunError
+from handful.errors import RunError
 from handful.evaluation.baseline import Baseline
 from handful.evaluation.estimate import Estimate
 from handful.evaluation.metrics import get_metric
@@ -45,8 +45,10 @@ def _estimate(value: dict[str, Any]) -> dict[str, Any]:
 def _baseline(value: dict[str, Any]) -> dict[str, Any]:
     members = value.get("members", {})
     if not isinstance(members, dict):
-        raise DataError(f"expected the baselines of members, found {members!r}")
+        raise ValueError("expected the baselines of members by their names")
     for one in (value, *members.values()):
+        if not isinstance(one, dict) or "answer" not in one or type(one.get("ties", 1)) is not int:
+            raise ValueError("expected a baseline with an answer and scores")
         Baseline.from_dict(one)
     return value
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal, final
 
 from handful.data.split import DevRows
 from handful.data.task import TaskKind
-from handful.errors import ConfigError, nearest
+from handful.errors import ConfigError, nearest, shown
 from handful.evaluation.landscape import CORNERS
 from handful.evaluation.predict import check_predictor
 from handful.evaluation.writing import GenerationOptions, writing_vertex
@@ -27,16 +27,18 @@ class RunOptions:
 
     name: ClassVar[str] = "run"
 
-    shots: Annotated[int | None, setting("labelled rows used in all; none: every row of the file", ge=2)] = None
-    seed: Annotated[int, setting("drives rows, start, order and draws", ge=0)] = 0
+    shots: Annotated[int | None, setting("labelled rows used in all; none: every row of the file", ge=2, le=10**9)] = (
+        None
+    )
+    seed: Annotated[int, setting("drives rows, start, order and draws", ge=0, lt=2**63)] = 0
     dev: Annotated[DevRows, setting("development rows: carved from the shots, separate, or none")] = "none"
     dev_fraction: Annotated[float, setting("share of the shots carved for development", gt=0, lt=1)] = 0.2
-    dev_rows: Annotated[int, setting("most rows of a separate development set", unit="rows", ge=1)] = 1000
+    dev_rows: Annotated[int, setting("most rows of a separate development set", unit="rows", ge=1, le=10**9)] = 1000
     pooling: Annotated[
         Literal["auto", "family", "mean", "last"],
         setting("features: the family's own pooler, the mean over tokens, the last token; auto: mean for encoders"),
     ] = "auto"
-    max_length: Annotated[int, setting("tokens kept of a row", unit="tokens", ge=4)] = 128
+    max_length: Annotated[int, setting("tokens kept of a row", unit="tokens", ge=4, le=10**9)] = 128
     predictor: Annotated[str, setting("midpoint, ensemble, draw or vertex:N, for the test score")] = "midpoint"
     draws: Annotated[int, setting("random points S for the ensemble and the disagreement", ge=2, le=1000)] = 10
     landscape: Annotated[
@@ -150,6 +152,7 @@ def resolve(
     "generation.beams"; a bare name is looked up in all four. `origins` says where "method", "preset" or an override was
     given, such as a file, for errors. Raises: ConfigError with everything that is wrong at once.
     """
+    _refuse_no_text(method, model, preset, overrides or {}, origins or {})
     method, model, defaults = _with_defaults(method, model, kind)
     problems: dict[str, str] = {}
     cls, chosen = None, Preset("none")
@@ -186,6 +189,22 @@ def resolve(
         model, built["method"], built["training"], built["run"], preset, choices, generation=built.get("generation")
     )
     return spec.suited(kind) if kind else spec
+
+
+def _refuse_no_text(
+    method: object, model: object, preset: object, overrides: Mapping[Any, Any], origins: Mapping[str, str]
+) -> None:
+    """Raises: ConfigError for names of another type than text, of which nothing else can be said."""
+    named = {"method": method, "model": model, "preset": preset}
+    wrong = [
+        f"{f'{origins[name]}: ' if name in origins else ''}{name}: expected a name, found {shown(value)}"
+        for name, value in named.items()
+        if value is not None and not isinstance(value, str)
+    ]
+    wrong += [f"settings: expected names, found {shown(name)}" for name in overrides if not isinstance(name, str)]
+    if wrong:
+        count = f"{len(wrong)} wrong setting{'s' * (len(wrong) > 1)}"
+        raise ConfigError(f"{count}:\n  " + "\n  ".join(wrong), "`handful methods` and `handful models` list names")
 
 
 def full_names(method: str, overrides: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from handful.data.mixture import mix_tasks, text_to_text
 from handful.data.open import open_task
 from handful.data.task import Task
 from handful.errors import ConfigError, DataError, HandfulError, nearest
+from handful.storage import exists, is_file
 
 SECTIONS = ("method", "training", "run", "generation")
 """Tables below `set`, in which settings may stand instead of under a dotted name."""
@@ -76,10 +77,10 @@ class MemberEntry(Closed):
     def open(self, data: Path | None) -> Task:
         """The task under its name in the study. Raises: DataError or ConfigError, as `open_task`."""
         mapping = set(MemberEntry.model_fields) - {"name", "path", "test_fraction", "text_to_text"}
-        if data and (data / self.name / "task.json").is_file():
+        if data and is_file(data / self.name / "task.json"):
             task = self._folder_below(data)
         else:
-            if data and self.path is None and not Path(self.name).exists():
+            if data and self.path is None and not exists(self.name):
                 found = sorted(str(file.parent.relative_to(data)) for file in data.glob("**/task.json"))
                 raise DataError(f"task {self.name!r}: no such folder below {data}", nearest(self.name, found))
             task = open_task(self.path or self.name, **self.model_dump(include=mapping, exclude_none=True))
@@ -145,8 +146,8 @@ class Start(Table):
 
     method: str
     task: str | None = None
-    shots: Annotated[int | None, Field(ge=2)] = None
-    seed: Annotated[int | None, Field(ge=0)] = None
+    shots: Annotated[int | None, Field(ge=2, le=10**9)] = None
+    seed: Annotated[int | None, Field(ge=0, lt=2**63)] = None
 
 
 @final

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self, final
 
+from handful.storage import short_name
+
 
 @final
 @dataclass(frozen=True)
@@ -22,7 +24,8 @@ class Job:
     @property
     def name(self) -> str:
         """Unique in a study, and a safe name for a folder."""
-        return "-".join((_safe(self.task), f"k{self.shots}", f"s{self.seed}", _safe(self.label)))
+        parts = (safe_part(self.task), f"k{self.shots}", f"s{self.seed}", safe_part(self.label))
+        return short_name("-".join(parts))
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain JSON values."""
@@ -34,7 +37,8 @@ class Job:
         return cls(**record)
 
 
-def _safe(name: str) -> str:
+def safe_part(name: str) -> str:
+    """A name as a part of that of a folder: letters, digits, "-", "_" and "." alone."""
     return re.sub(r"[^A-Za-z0-9_.]+", "-", name).strip("-.") or "x"
 
 

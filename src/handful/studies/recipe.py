@@ -25,7 +25,7 @@ from handful.backbone.device import AUTO, check_name
 from handful.data.nlg import RELEASES
 from handful.data.overlap import refuse_another_task
 from handful.data.task import Task
-from handful.errors import ConfigError, DataError, HandfulError, nearest
+from handful.errors import ConfigError, DataError, HandfulError, nearest, shown
 from handful.methods import METHODS, method_class
 from handful.methods.poly import Poly
 from handful.methods.search_space import SearchSpace
@@ -33,10 +33,14 @@ from handful.runs.experiment import make_split
 from handful.runs.inventory import sizes
 from handful.runs.seen import seen_rows
 from handful.runs.spec import RunOptions, RunSpec, full_names, resolve
+from handful.storage import exists, is_folder, wrong_name
 from handful.studies.entries import MemberEntry, MethodEntry, Start, Table, TaskEntry, in_one_line, is_list, named
-from handful.studies.jobs import Job
+from handful.studies.jobs import Job, safe_part
 from handful.studies.space import read_space
 from handful.studies.trials import SearchSettings
+
+MOST_SEEDS = 10_000
+"""Seeds that a number can stand for."""
 
 
 @final
@@ -51,13 +55,13 @@ class Recipe(Table):
 
     name: str
     tasks: tuple[TaskEntry, ...] = Field(min_length=1)
-    shots: tuple[Annotated[int, Field(ge=2)], ...] = Field(min_length=1)
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1)
+    shots: tuple[Annotated[int, Field(ge=2, le=10**9)], ...] = Field(min_length=1)
+    seeds: tuple[Annotated[int, Field(ge=0, lt=2**63)], ...] = Field(min_length=1)
     methods: tuple[MethodEntry, ...] = Field(min_length=1)
     model: str = "minilm"
     search: Mapping[str, Any] | None = None
-    test_rows: Annotated[int | None, Field(ge=1)] = None
-    threads: Annotated[int, Field(ge=1)] = 1
+    test_rows: Annotated[int | None, Field(ge=1, le=10**9)] = None
+    threads: Annotated[int, Field(ge=1, le=1024)] = 1
     device: str = AUTO
 
     @field_validator("tasks", mode="before")
@@ -76,12 +80,13 @@ class Recipe(Table):
     @field_validator("shots", mode="before")
     @classmethod
     def _listed_shots(cls, value: Any) -> Any:
-        return [value] if isinstance(value, int) else value
+        return [value] if isinstance(value, int) and not isinstance(value, bool) else value
 
     @field_validator("seeds", mode="before")
     @classmethod
     def _counted_seeds(cls, value: Any) -> Any:
-        return list(range(value)) if isinstance(value, int) else value
+        counts = isinstance(value, int) and not isinstance(value, bool) and value <= MOST_SEEDS
+        return list(range(value)) if counts else value
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any], origin: str = "recipe") -> Self:
@@ -101,6 +106,9 @@ class Recipe(Table):
     def problems(self) -> list[str]:
         """What is wrong between the values, and with the settings of methods."""
         problems = [f"{what}: {_repeated(names)}" for what, names in self._names().items() if _repeated(names)]
+        if reason := wrong_name(self.name):
+            problems.append(f"name: expected a name for a folder, found {shown(self.name)}: {reason}")
+        problems += [] if problems else self._same_folders()
         problems += [
             f"set.{name}: only settings of training, run and generation can be common to all methods"
             for name in self.settings
@@ -123,6 +131,20 @@ class Recipe(Table):
     def _names(self) -> dict[str, list[str]]:
         lists = {"tasks": [t.name for t in self.tasks], "methods": [m.name for m in self.methods]}
         return lists | {"shots": [str(k) for k in self.shots], "seeds": [str(s) for s in self.seeds]}
+
+    def _same_folders(self) -> list[str]:
+        """Tasks or methods whose runs would have folders of the same name, on a system that knows no upper case."""
+        problems = []
+        for what, names in (("tasks", [t.name for t in self.tasks]), ("methods", [m.name for m in self.methods])):
+            alike: dict[str, list[str]] = {}
+            for name in names:
+                alike.setdefault(safe_part(name).lower(), []).append(name)
+            problems += [
+                f"{what}: {' and '.join(map(repr, same))} would share folders; give each another name"
+                for same in alike.values()
+                if len(same) > 1
+            ]
+        return problems
 
     def _wrong_start(self, index: int, method: MethodEntry) -> list[str]:
         if method.start is None:
@@ -293,7 +315,7 @@ def _explain(cls: type[BaseModel], problem: Any) -> str:
         known = Start if "start" in problem["loc"] else tables.get(str(problem["loc"][0]), cls)
         names = [field.alias or name for name, field in known.model_fields.items()]
         return f"{where}: no such key; {nearest(str(problem['loc'][-1]), names)}"
-    return f"{where}: {problem['msg'].lower().replace('input should be', 'expected')}, found {problem['input']!r}"
+    return f"{where}: {problem['msg'].lower().replace('input should be', 'expected')}, found {shown(problem['input'])}"
 
 
 def _beside(folder: Path, path: str) -> str:
@@ -301,7 +323,23 @@ def _beside(folder: Path, path: str) -> str:
     release, _, name = path.rpartition(":")
     if release and release not in RELEASES:
         return path
-    return f"{release}{release and ':'}{(folder / name).resolve()}" if (folder / name).exists() else path
+    return f"{release}{release and ':'}{(folder / name).resolve()}" if exists(folder / name) else path
+
+
+def _put(content: dict[str, Any], name: str, value: Any) -> None:
+    """A value under its dotted name. Raises: ConfigError where what is above it is no table."""
+    *tables, key = name.split(".") if not name.startswith("set.") else ("set", name.removeprefix("set."))
+    table = content
+    for depth, part in enumerate(tables, 1):
+        table = table.setdefault(part, {})
+        if not isinstance(table, dict):
+            above = ".".join(tables[:depth])
+            kind = "a list" if is_list(table) else shown(table)
+            raise ConfigError(
+                f"--set {name}: expected a table in {above}, found {kind}",
+                f"give all of it, such as --set '{tables[0]}=…' in JSON, or change the file",
+            )
+    table[key] = value
 
 
 def read_recipe(path: Path | str, overrides: Mapping[str, Any] | None = None) -> Recipe:
@@ -314,16 +352,12 @@ def read_recipe(path: Path | str, overrides: Mapping[str, Any] | None = None) ->
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        others = sorted(str(file) for file in path.parent.glob("*.toml")) if path.parent.is_dir() else []
+        others = sorted(str(file) for file in path.parent.glob("*.toml")) if is_folder(path.parent) else []
         raise ConfigError(f"{path}: cannot be read ({error.strerror})", nearest(str(path), others)) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: expected TOML in UTF-8, found {error}", "correct the file") from None
     for name, value in (overrides or {}).items():
-        *tables, key = name.split(".") if not name.startswith("set.") else ("set", name.removeprefix("set."))
-        table = content
-        for part in tables:
-            table = table.setdefault(part, {})
-        table[key] = value
+        _put(content, name, value)
     content.setdefault("name", path.stem)
     for entry in _tables(content.get("tasks")):
         for table in (entry, *_tables(entry.get("members"))):

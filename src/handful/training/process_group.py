@@ -39,8 +39,7 @@ class ProcessGroup:
             its = self.accelerator.device  # an index means something on GPUs alone
             if its.type != device.type or (device.type == "cuda" and its != device):
                 raise ConfigError(
-                    f"process {self.index} of {self.count} computes on {its}, and its model is on "
-                    f"{device}",
+                    f"process {self.index} of {self.count} computes on {its}, and its model is on {device}",
                     "load the model with device='cuda', or 'cpu' in every process",
                 )
         self.is_main = self.index == 0
