@@ -210,6 +210,7 @@ def test_tuples_with_labels():
         (object(), "expected a path or rows, found object"),
         (Path, "expected a path or rows, found the class Path"),
         ([], "expected rows, found an empty list"),
+        ({"a": [{}, None]}, "the dict: expected rows under 'a', found None at position 1"),
         ({}, "expected rows, found an empty dict"),
         ({"text": []}, "expected rows, found an empty dict"),
         ({"text": "a", "label": "x"}, r"expected columns as lists, found 'a' under 'text'.*one row alone .* list"),
@@ -223,7 +224,7 @@ def test_tuples_with_labels():
         ({"text": ["a"], "label": ["\ude00"]}, r"row 0 of the dict: the text in 'label' holds half of a surrogate"),
         ([{"text": "a", "n": 10**5000}], "row 0 of the list: the number in 'n' has thousands of digits"),
     ],
-    ids=range(28),
+    ids=range(29),
 )
 def test_refusals(source, message):
     refused(source, message)

@@ -76,6 +76,7 @@ def test_nan_and_null_are_missing_and_words_are_not(tmp_path):
         ("a.json", '{"text": {"0": "a"}, "label": {"1": "x"}}', "expected columns with the same rows"),
         ("a.json", '{"text": "a", "label": "x"}', r"a\.json:1: expected columns as lists, found 'a' under 'text'"),
         ("a.json", '{"a": [{"b": 1}], "c": [{"d": 1}, {}]}', r"a\.json:1: expected one table, found several: 'a', 'c'"),
+        ("a.json", '{"a": [{"b": 1}, 5]}', r"a\.json:1: expected rows under 'a', found 5 at position 1"),
         ("a.jsonl", "[1, 2]", r"a\.jsonl:1: expected a JSON object .*found list\n\nhint: put one JSON object on each"),
         ("a.jsonl", json.dumps({"x" * 1001: 1}), r"expected the name of a column, found a text of 1,001 characters"),
         ("a.jsonl", gzip.compress(b"{}"), r"expected a text file, found one compressed by gzip\n\nhint: put \.gz"),

@@ -32,7 +32,14 @@ def rows_of_mapping(source: Mapping[Any, Any], where: str) -> tuple[list[Mapping
             "give one of them alone, and the test rows as such (--test, test=)",
         )
     if len(listed) == 1 and not any(is_column(value) for value in others):
-        return list(source[listed[0]]), f"the rows are those of {listed[0]!r}"
+        rows = list(source[listed[0]])
+        wrong = next((number for number, row in enumerate(rows) if not isinstance(row, Mapping)), None)
+        if wrong is not None:
+            raise DataError(
+                f"{where}: expected rows under {listed[0]!r:.80}, found {rows[wrong]!r:.80} at position {wrong}",
+                "give every row as an object with the names of its columns",
+            )
+        return rows, f"the rows are those of {listed[0]!r:.80}"
     inner = [value for value in source.values() if isinstance(value, Mapping)]
     if inner and len(inner) == len(source):
         titles = {str(key).lower() for row in inner for key in row}
