@@ -19,7 +19,7 @@ def test_contradictions_and_repeats_are_said_at_check_and_fit_and_in_the_card(co
     (folder,) = [path.parent for path in (tmp_path / "runs").glob("*/run.json")]
     card = (folder / "README.md").read_text(encoding="utf-8")
     for text in (checked.err, fitted.err, card.replace("\\", "")):
-        assert "2 texts have several labels among the labelled rows: data.csv:2 'z9' and data.csv:62 'ab'" in text
+        assert "2 texts have several labels among the labelled rows: 'z9' (data.csv:2) and 'ab' (data.csv:62)" in text
         assert "n = 6 distinct test texts: " in text
     record = json.loads((folder / "run.json").read_text())
     assert record["rows"]["test"] == 6
@@ -96,5 +96,5 @@ def test_predict_and_evaluate_say_what_is_unknown_and_contradicts(command, table
     for outcome in (predicted, scored):
         assert "are unknown to the model" in outcome.err and "have no token that the model knows" in outcome.err
     assert "1 of 6 rows repeat the text of another row" in scored.err
-    assert "1 text has several labels among the new rows: data.csv:4 'z9' and data.csv:5 'ab'" in scored.err
+    assert "1 text has several labels among the new rows: 'z9' (data.csv:4) and 'ab' (data.csv:5)" in scored.err
     assert scored.out.splitlines()[0].endswith("on 3 rows (95 % interval over rows)")

@@ -113,6 +113,28 @@ def test_the_last_answer_of_a_conversation_is_the_target(tmp_path, role, content
         read_task(unanswered)
 
 
+def test_turns_in_place_of_texts_are_read_as_texts(tmp_path):
+    prompts = [[{"role": "user", "content": source}] for source in SOURCES]
+    answers = [[{"role": "assistant", "content": target}] for target in TARGETS]
+    task = read_task(write(tmp_path / "data.jsonl", prompt=prompts, completion=answers))
+    assert (task.kind, task.pool[0].text, task.pool[0].references) == ("generation", SOURCES[0], (TARGETS[0],))
+
+
+def test_what_could_be_written_is_asked_about(tmp_path):
+    two = write(tmp_path / "two.jsonl", en=SOURCES, de=TARGETS)
+    with pytest.raises(DataError, match=r"--text en\|de; .* --kind generation --text en --label de"):
+        read_task(two)
+    assert read_task(two, kind="generation", text="en", label="de").pool[0].references == (TARGETS[0],)
+    dolly = write(
+        tmp_path / "d.jsonl", instruction=SOURCES, context=[""] * 8, response=TARGETS, category=["a", "b"] * 4
+    )
+    with pytest.raises(DataError, match="to write texts: --kind generation"):
+        read_task(dolly)
+    assert read_task(dolly, kind="generation").pool[0].text == SOURCES[0]
+    with pytest.raises(DataError, match="to write it for the other: --kind generation --label reply"):
+        read_task(write(tmp_path / "text.jsonl", text=SOURCES, reply=TARGETS))
+
+
 @pytest.mark.parametrize("names", [("reference1", "reference2"), ("target_1", "target_2"), ("ref 1", "ref 2")])
 def test_numbered_references_belong_to_one_record(tmp_path, names):
     second = [f"Another text {i}." for i in range(7)] + [""]

@@ -66,7 +66,9 @@ def test_numbers_are_averaged_and_references_joined():
     assert [one.label for one in found.rows] == [pytest.approx(5 / 3), 4.0]
     assert (found.repeated, found.contradicting) == (0, 2)
     (note,) = contradiction_notes(found, (), "test rows", "drop")
-    assert "several numbers among the test rows: data.csv:1 1 and data.csv:1 2. Of each, their mean is taken" in note
+    assert (
+        "several numbers among the test rows: 1 (data.csv:1) and 2 (data.csv:1). Of each, their mean is taken" in note
+    )
     records = [row("Name  Ann", None, references=("x", "y")), row("name ann", None, references=("y", "z"))]
     assert [one.references for one in once(records, keys(records), "drop").rows] == [("x", "y", "z")]
 
@@ -81,8 +83,9 @@ def test_contradictions_are_named_with_their_lines_and_labels():
     found = once(rows, keys(rows), "first")
     (note,) = contradiction_notes(found, LABELS, "labelled rows", "first")
     assert note.startswith(
-        "5 texts have several labels among the labelled rows: data.csv:2 'no' and data.csv:7 'yes'; data.csv:3 'no' "
-        "and data.csv:8 'yes'; data.csv:4 'no' and data.csv:9 'yes'; and 2 more. Of each, the label of most of its rows"
+        "5 texts have several labels among the labelled rows: 'no' (data.csv:2) and 'yes' (data.csv:7); 'no' "
+        "(data.csv:3) and 'yes' (data.csv:8); 'no' (data.csv:4) and 'yes' (data.csv:9); and 2 more. Of each, the label "
+        "of most of its rows is taken"
     )
     assert contradiction_notes(once(rows[:5], keys(rows[:5]), "first"), LABELS, "rows", "first") == []
 
@@ -96,7 +99,8 @@ def test_test_rows_that_repeat_change_nothing_but_a_note():
     torn = TestRows([*rows, row("text 0", 1, 9), row("text 1", 1, 10), row("text 1", 0, 11)])
     assert len(torn) == 5, "of text 0 nobody knows the label, of text 1 most do"
     assert (
-        "2 texts have several labels among the test rows: data.csv:0 'no' and data.csv:9 'yes'" in torn.notes(LABELS)[1]
+        "2 texts have several labels among the test rows: 'no' (data.csv:0) and 'yes' (data.csv:9)"
+        in torn.notes(LABELS)[1]
     )
     assert torn.notes(LABELS)[1].endswith("1 without one were left out")
 
@@ -139,8 +143,10 @@ def test_no_rows_are_set_apart_for_a_reason(sizes, fraction, said):
 
 def test_nothing_but_contradictions_is_said_so():
     rows = [row(f"text {i % 10}", i // 10) for i in range(20)]
-    (note,) = with_held_out_test(task_of(rows), 0.2).notes
-    assert "not counting 10 whose labels contradict each other" in note
+    held = with_held_out_test(task_of(rows), 0.2)
+    assert "not counting 10 whose labels contradict each other" in held.notes[0]
+    assert held.notes[1].startswith("10 texts have several labels among the labelled rows")
+    assert with_held_out_test(replace(task_of(rows), notes=held.notes[1:]), 0.2).notes == held.notes[::-1], "once"
 
 
 def test_numbers_are_held_out_of_all_rows():
@@ -176,9 +182,9 @@ def test_files_and_folders_say_it(tmp_path):
     task = read_task(pool, test=test)
     assert task.test is not None and len(task.test) == 2
     notes = "\n".join(task.notes)
-    assert "1 text has several labels among the labelled rows: pool.csv:2 'x' and pool.csv:4 'y'" in notes
+    assert "1 text has several labels among the labelled rows: 'x' (pool.csv:2) and 'y' (pool.csv:4)" in notes
     assert "n = 2 distinct test texts: 1 repeat was left out" in notes
-    assert "among the test rows: test.csv:4 'y' and test.csv:5 'x'" in notes
+    assert "among the test rows: 'y' (test.csv:4) and 'x' (test.csv:5)" in notes
     assert "1 of the 2 test rows have the words of a labelled row" in notes
     record = '{"name": "m", "kind": "classification", "labels": ["x", "y"], "metric": "accuracy", "pool_rows": 2, '
     (tmp_path / "task.json").write_text(record + '"test_rows": 2}')
@@ -188,5 +194,5 @@ def test_files_and_folders_say_it(tmp_path):
     folder = read_folder(tmp_path)
     assert (
         not folder.test
-        and "several labels among the test rows: test.jsonl:1 'x' and test.jsonl:2 'y'" in folder.notes[0]
+        and "several labels among the test rows: 'x' (test.jsonl:1) and 'y' (test.jsonl:2)" in folder.notes[0]
     )

@@ -160,6 +160,11 @@ def test_lists_of_labels(tmp_path):
         read_task(several)
     with pytest.raises(DataError, match="expected one label, found"):
         read_task(write(tmp_path / "deep.jsonl", (["a"], [["b"]])))
+    written = csv(tmp_path / "written.csv", ("['a']", "['b']"), 4)
+    assert read_task(written).labels == ("a", "b")
+    assert read_task(csv(tmp_path / "numbered.csv", ("[1]", "[x]"), 4)).labels == ("[1]", "[x]")
+    with pytest.raises(DataError, match="one label per row"):
+        read_task(csv(tmp_path / "lists.csv", ("['a', 'b']", "['b']"), 4))
     combined = write(tmp_path / "combined.jsonl", (["a"], ["b", "a"], ["a", "b"]), 4)
     assert read_task(combined, kind="classification").labels == ("a", "a; b")
 

@@ -42,9 +42,10 @@ def only(
     *,
     looks: str | None = None,
     hint: str | None = None,
+    more: str = "",
 ) -> str:
     """The one column found for a role. Raises: DataError naming the columns, with their `looks` where these are given,
-    and the option that says which it is, or the `hint` where no name is near.
+    and the option that says which it is, or the `hint` where no name is near; with `more` that can be done.
     """
     if len(found) == 1:
         return found[0]
@@ -59,7 +60,7 @@ def only(
         columns += f"; columns {' and '.join(map(str, numbers))} are all named {name!r}"
         if name in (wanted, *found) or name.lower() == wanted.lower():
             hint = f"give each of the columns named {name!r} a name of its own"
-    raise DataError(f"{table.path}: expected a {role} column {wanted!r}, found the columns {columns}", hint)
+    raise DataError(f"{table.path}: expected a {role} column {wanted!r}, found the columns {columns}", hint + more)
 
 
 def _named(columns: Sequence[str]) -> str:

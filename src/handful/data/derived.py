@@ -14,6 +14,9 @@ from handful.data.tables import Table
 from handful.errors import DataError
 
 CONVERSATIONS = ("messages", "conversations", "conversation", "turns")
+SPOKEN = ("prompt", "completion", "response")
+"""Columns that hold texts, or turns of a conversation."""
+
 JOINED = (("instruction", "input"), ("instruction", "context"), ("question", "context"))
 """Columns that are one source together, in this order, each on lines of its own."""
 
@@ -35,6 +38,10 @@ def with_derived(table: Table) -> tuple[Table, dict[str, str]]:
     for name in present(table, CONVERSATIONS):
         if any(_turns(row.get(name)) for row in table.rows):
             table = _split_conversations(table, name, made)
+    for name in present(table, SPOKEN):
+        if any(isinstance(row.get(name), list) and _turns(row[name]) for row in table.rows):
+            rows = [{**row, name: _as_text(found)} if (found := _turns(row.get(name))) else row for row in table.rows]
+            table, made[name] = replace(table, rows=rows), "the texts of its turns"
     names = [found for pair in JOINED if len(found := present(table, pair)) == 2]
     if names:
         first, second = names[0]
@@ -75,12 +82,7 @@ def _split_conversations(table: Table, name: str, made: dict[str, str]) -> Table
             )
         last = turns[-1] if turns[-1][0] in _ANSWERS else None
         before = turns[:-1] if last else turns
-        alone = len(before) == 1
-        return (
-            (last[1] if last else None)
-            if which
-            else "\n".join(text if alone else f"{role}: {text}" for role, text in before)
-        )
+        return (last[1] if last else None) if which else _as_text(before)
 
     table = _with_column(table, source, lambda row, index: part(row, index, 0))
     table = _with_column(table, answer, lambda row, index: part(row, index, 1))
@@ -106,6 +108,11 @@ def _turns(cell: Any) -> list[tuple[str, str]]:
             return []
         turns.append((role, text))
     return turns
+
+
+def _as_text(turns: Sequence[tuple[str, str]]) -> str:
+    """The text of one turn, or of several, each on a line of its own behind its role."""
+    return turns[0][1] if len(turns) == 1 else "\n".join(f"{role}: {text}" for role, text in turns)
 
 
 def _joined(first: Any, second: Any) -> Any:

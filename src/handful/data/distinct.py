@@ -83,7 +83,7 @@ def contradiction_notes(found: Distinct, labels: Sequence[str], rows: str, ties:
     if not found.contradictions:
         return []
     shown = [
-        " and ".join(f"{row.source} {_label(row, labels)}" for row in group)
+        " and ".join(f"{_label(row, labels)} ({row.source})" for row in group)
         for group in found.contradictions[:EXAMPLES]
     ]
     more = len(found.contradictions) - len(shown)

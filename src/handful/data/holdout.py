@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import count
 
-from handful.data.distinct import once
+from handful.data.distinct import contradiction_notes, once
 from handful.data.task import Example, Task, TestRows, overlap_keys, text_key
 from handful.errors import ConfigError
 
@@ -34,7 +34,9 @@ def with_held_out_test(task: Task, fraction: float) -> Task:
         notes = [f"{len(held)} of {len(task.pool)} rows were set apart as test rows, since no test file was given"]
     else:
         notes = [_why_none(task, fraction, max(map(len, groups.values()), default=0), found.unsettled)]
-    notes += test.notes(task.labels)
+    notes += test.repeat_notes()
+    contradictions = contradiction_notes(found, task.labels, "labelled rows", "first")
+    notes += [note for note in contradictions if note not in task.notes]  # of a file, reading has said so
     if alike := test.count_overlap({key for row in pool for key in overlap_keys(row)}):
         notes.append(
             f"{alike} of the {len(test)} test rows share a long reference, or the words of their source, with other "

@@ -17,6 +17,7 @@ from handful.data.labels import (
     LEAST_ROWS,
     MOST_CLASSES,
     Targets,
+    as_list,
     check_cells,
     check_number_of_classes,
     check_one_label,
@@ -86,7 +87,9 @@ def _choose_label(table: Table, label: str, text: str, pair: str | None) -> tupl
         others = [name for name in table.columns if name not in (text, pair)]
         hint = f"name the column: --label {'|'.join(found or others)}"
         hint = hint if others else "the file has texts alone: give one whose rows have labels"
-        label = only(table, "label", label, found, looks=describe_columns(table), hint=hint)
+        written = [name for name in others if look_at(table, name).look == "texts"]
+        more = f"; to write it for the other: --kind generation --label {written[0]}" if len(written) == 1 else ""
+        label = only(table, "label", label, found, looks=describe_columns(table), hint=hint, more=more)
     return label, f"{table.name}: read the column {label!r} as the label, there is none named 'label'"
 
 
@@ -115,16 +118,23 @@ def _choose_text(table: Table, wanted: Columns) -> tuple[str, str | None, list[s
     if len(found) == 1:
         text = found[0]
     else:
-        text = only(table, "text", text, found, looks=describe_columns(table), hint=_texts_hint(table, wanted, found))
+        hint, more = _texts_hint(table, wanted, found)
+        text = only(table, "text", text, found, looks=describe_columns(table), hint=hint, more=more)
     return text, pair or None, [f"{table.name}: read the column {text!r} as the text, there is none named 'text'"]
 
 
-def _texts_hint(table: Table, wanted: Columns, found: list[str]) -> str | None:
-    """How to say which of two columns of texts is meant, or that they are pairs."""
-    texts = found or [name for name in table.columns if look_at(table, name).look == "texts" and name != wanted.label]
+def _texts_hint(table: Table, wanted: Columns, found: list[str]) -> tuple[str | None, str]:
+    """How to say which of two columns of texts is meant, or that they are pairs; and how, that one is to be written."""
+    looks = {name: look_at(table, name).look for name in table.columns}
+    texts = found or [name for name, look in looks.items() if look == "texts" and name != wanted.label]
+    more = ""
+    if known_layout(table, wanted, beside_labels=True):
+        more = "; to write texts: --kind generation"
+    elif len(texts) == 2 and not {"classes", "numbers", "list"} & {*looks.values()}:
+        more = f"; to write one for the other: --kind generation --text {texts[0]} --label {texts[1]}"
     if len(texts) != 2 or wanted.text_pair is not None:
-        return None
-    return f"name the column: --text {'|'.join(texts)}; for pairs both: --text {texts[0]} --text-pair {texts[1]}"
+        return None, more
+    return f"name the column: --text {'|'.join(texts)}; for pairs both: --text {texts[0]} --text-pair {texts[1]}", more
 
 
 def examples(table: Table, columns: Columns, targets: Targets | None, *, empty: bool = False) -> tuple[Example, ...]:
@@ -165,8 +175,8 @@ def infer_targets(table: Table, label: str, kind: TaskKind | None) -> tuple[Targ
     notes = []
     if kind is None or kind == "regression":
         check_one_label(table, label, known)
-        if lists := sum(isinstance(cell, list) for _, cell in known):
-            known = [(index, cell[0] if isinstance(cell, list) else cell) for index, cell in known]
+        if lists := sum(as_list(cell) is not None for _, cell in known):
+            known = [(index, found[0] if (found := as_list(cell)) else cell) for index, cell in known]
             notes.append(f"{lists:,} labels are lists of one, and read as that one")
     regression, reason = _is_regression([cell for _, cell in known], label, kind)
     notes += reason

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ast
+import json
 import re
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, final
 
@@ -69,9 +72,24 @@ def class_name(cell: Any) -> str:
     """
     if isinstance(cell, bool):
         return str(cell).lower()
+    cell = as_list(cell) or cell
     if isinstance(cell, list):
         return "; ".join(sorted(map(class_name, cell)))
     return str(cell).strip()
+
+
+def as_list(cell: Any) -> list[Any] | None:
+    """The list in a cell, also one of texts written out as in JSON or Python; None where there is none."""
+    if isinstance(cell, list):
+        return cell
+    if not isinstance(cell, str) or not re.fullmatch(r"""\s*\[\s*["'].*["']\s*\]\s*""", cell, re.DOTALL):
+        return None
+    for read in (json.loads, ast.literal_eval):  # which reads literals and runs nothing
+        with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+            found = read(cell.strip())
+            if isinstance(found, list) and all(isinstance(part, str) for part in found):
+                return found
+    return None
 
 
 def _whole(name: str) -> str:
@@ -207,7 +225,7 @@ def check_one_label(table: Table, label: str, known: Sequence[tuple[int, Any]], 
 
     That are lists, and texts with one of the `marks` whose parts stand in other labels too, alone or in other company.
     """
-    several = [(index, cell) for index, cell in known if isinstance(cell, list) and len(cell) != 1]
+    several = [(index, cell) for index, cell in known if (found := as_list(cell)) is not None and len(found) != 1]
     shown = f"{several[0][1]!r} ({table.where(several[0][0])})" if several else ""
     names = dict.fromkeys(class_name(cell) for _, cell in known if isinstance(cell, str))
     for mark in marks:

@@ -56,7 +56,7 @@ def generation_columns(table: Table, wanted: Columns, kind: TaskKind | None) -> 
     """
     if kind not in (None, "generation"):
         return None
-    layout = known_layout(table, wanted)
+    layout = known_layout(table, wanted, beside_labels=kind == "generation")
     if layout and (kind == "generation" or look_at(table, layout[1]).look in ("texts", "names")):
         source, reference = layout
     else:
@@ -81,9 +81,9 @@ def generation_columns(table: Table, wanted: Columns, kind: TaskKind | None) -> 
     return Columns(source, None, reference), notes
 
 
-def known_layout(table: Table, wanted: Columns) -> tuple[str, str] | None:
+def known_layout(table: Table, wanted: Columns, *, beside_labels: bool = False) -> tuple[str, str] | None:
     """Source and target under names of `LAYOUTS`, those that are wanted by name among them; None where there are none
-    such, or a column is called as labels are.
+    such, another column is called as references are, or one as labels are (which does not matter `beside_labels`).
     """
     asked = wanted.text if wanted.text in table.columns and wanted.text else None
     named = wanted.label if wanted.label in table.columns else None
@@ -93,7 +93,8 @@ def known_layout(table: Table, wanted: Columns) -> tuple[str, str] | None:
         found = present(table, names)
         if len(found) != 2 or (asked or found[0]) != found[0] or (named or found[1]) != found[1]:
             continue
-        others = [name for name in present(table, (*_LABELS, *REFERENCE_NAMES)) if name != found[1]]
+        rivals = REFERENCE_NAMES if beside_labels else (*_LABELS, *REFERENCE_NAMES)
+        others = [name for name in present(table, rivals) if name != found[1]]
         doubtful = "text" in table.columns and not asked and found[0].lower() in _DOUBTFUL_BESIDE_A_TEXT
         return None if (others and not named) or doubtful else (found[0], found[1])
     return None

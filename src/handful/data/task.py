@@ -64,12 +64,16 @@ class TestRows:
     def fingerprint(self) -> str:
         return fingerprint_rows(self._examples)
 
+    def repeat_notes(self) -> list[str]:
+        """A sentence on the rows that repeat; none where none do."""
+        repeated = self._found.repeated
+        left_out = f"{repeated:,} {'repeat was' if repeated == 1 else 'repeats were'} left out"
+        found = f"n = {len(self):,} distinct test texts: {left_out}, since a text counts once"
+        return [found] if repeated else []
+
     def notes(self, labels: Sequence[str]) -> list[str]:
         """Sentences on the texts that repeat, and on those that have several of these `labels`."""
-        found = self._found
-        repeats = f"{found.repeated:,} {'repeat was' if found.repeated == 1 else 'repeats were'} left out"
-        counted = [f"n = {len(self):,} distinct test texts: {repeats}, since a text counts once"]
-        return (counted if found.repeated else []) + contradiction_notes(found, labels, "test rows", "drop")
+        return self.repeat_notes() + contradiction_notes(self._found, labels, "test rows", "drop")
 
     def sample(self, rows: int) -> TestRows:
         """At most so many of the rows, chosen by the digests of their texts: always the same; as closed as these."""
