@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from handful.cli.pretrain import open_tasks
+from handful.errors import ConfigError
+
 
 @pytest.fixture
 def tasks(table) -> list[Path]:
@@ -51,6 +54,16 @@ def test_everything_wrong_with_the_tasks_is_told_before_a_model_is_loaded(comman
     assert missing.code == 1
     assert "2 of 3 tasks cannot be opened" in missing.err and "a.csv" in missing.err and "sst-3" in missing.err
     assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").iterdir())
+
+
+def test_the_delimiter_of_the_files(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("text^label\n" + "".join(f"t {i}^{'ab'[i % 2]}\n" for i in range(10)))
+    assert [task.labels for task in open_tasks([str(path), f"b={path}"], 0.2, "^")] == [("a", "b")] * 2
+    rows = tmp_path / "a.jsonl"
+    rows.write_text('{"text": "a", "label": "b"}\n{"text": "c", "label": "d"}\n')
+    with pytest.raises(ConfigError, match="--delimiter: none of the tasks is a file of delimited text"):
+        open_tasks([str(rows)], 0.2, "^")
 
 
 def test_wrong_settings_are_told_at_once(command, table):

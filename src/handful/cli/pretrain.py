@@ -11,7 +11,7 @@ import typer
 from handful.cli.arguments import TEST_FRACTION, Device, RunArguments
 from handful.cli.console import FitProgress, say, show_json, show_table
 from handful.cli.fit import record_warnings, show_run
-from handful.errors import DataError, HandfulError
+from handful.errors import ConfigError, DataError, HandfulError
 from handful.runs.defaults import MODEL
 from handful.storage import exists
 
@@ -44,6 +44,9 @@ def pretrain(
     test_fraction: Annotated[
         float, typer.Option(min=0, max=0.9, help="Share of rows set apart as test rows, where a task has none.")
     ] = TEST_FRACTION,
+    delimiter: Annotated[
+        str | None, typer.Option(help="Delimiter of the CSV, TSV and text files.", show_default="found")
+    ] = None,
     name: Annotated[str, typer.Option(help="What the tasks together are called.")] = "inventory",
     output: Annotated[Path, typer.Option(help="Folder for run folders.")] = Path("runs"),
     again: Annotated[bool, typer.Option("--again", help="Train once more what has been trained already.")] = False,
@@ -65,7 +68,7 @@ def pretrain(
     )  # fmt: skip
     spec = arguments.spec()  # what is wrong with it is said before the rows are read
     check_writable(output)
-    task = mix_tasks(name, open_tasks(tasks, test_fraction))
+    task = mix_tasks(name, open_tasks(tasks, test_fraction, delimiter))
     spec = spec.suited(task.kind)
     tell_tasks(task, spec)
     preflight(task, spec)
@@ -85,23 +88,32 @@ def pretrain(
     say(f"  handful inventory list {saved.folder}")
 
 
-def open_tasks(names: list[str], test_fraction: float) -> list[Task]:
-    """The tasks with their test rows. Raises: DataError with all that cannot be opened."""
+def open_tasks(names: list[str], test_fraction: float, delimiter: str | None = None) -> list[Task]:
+    """The tasks with their test rows; files of delimited text are read with this delimiter.
+
+    Raises: DataError with all that cannot be opened, ConfigError for a delimiter where there is no such file.
+    """
     from handful.data.holdout import with_held_out_test
     from handful.data.open import open_task
+    from handful.data.tables import takes_delimiter
 
-    tasks, problems = [], []
+    tasks, problems, used = [], [], delimiter is None
     for given in names:
         called, equals, path = given.partition("=")
         if not equals or "/" in called or exists(given):
             called, path = "", given
         try:
-            task = open_task(path)
+            used = used or takes_delimiter(path)
+            task = open_task(path, **({"delimiter": delimiter} if takes_delimiter(path) else {}))
             if task.test is None and test_fraction:
                 task = with_held_out_test(task, test_fraction)
             tasks.append(replace(task, name=called or task.name))
         except HandfulError as error:
             problems.append(f"{error.message}; {error.hint}" if error.hint else error.message)
+    if not used:
+        raise ConfigError(
+            f"--delimiter: none of the tasks is a file of delimited text, found {delimiter!r}", "leave it out"
+        )
     if problems:
         raise DataError(
             f"{len(problems)} of {len(names)} tasks cannot be opened:\n  " + "\n  ".join(problems),
