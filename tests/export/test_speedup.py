@@ -104,7 +104,8 @@ def test_what_is_chosen_is_said(method, timed):
     assert (choice.name, choice.value) == ("method.target_sparsity", found.method.target_sparsity)
     assert "1.25 times as fast" in choice.reason and "tokens" in choice.reason and "thread" in choice.reason
     assert found.resolved()["method"] == given.resolved()["method"] | {"target_sparsity": choice.value}
-    assert [message.partition(" ")[0] for message in messages] == ["measuring", "speed"]
+    assert [message.partition(" ")[0] for message in messages] == ["measuring", "speed", "that"]
+    assert "a dense export has one more layer" in messages[2]
 
 
 def test_the_fastest_there_is_can_be_asked_for(timed):

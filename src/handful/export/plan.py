@@ -128,6 +128,14 @@ def _dense_plan(backbone: Backbone | str, pooling: str, task: Task | None, class
     return ExportPlan("classifier", f"{classifier}; one more layer{layers} {why}, at one layer's time and weights")
 
 
+def adds_layer(backbone: Backbone, task: Task) -> bool:
+    """Whether a dense export of a run on this backbone has one more layer, which holds the head."""
+    pooling = backbone.pooling
+    if pooling is None or pooling == "family" or head_obstacle(backbone.config, pooling, task.num_outputs):
+        return False
+    return bool(layers_added(backbone.config, pooling))
+
+
 def planned(
     adapter: AbstractAdapter, backbone: Backbone, task: Task, format: str
 ) -> tuple[ExportPlan, AbstractHeadedAdapter]:

@@ -28,7 +28,7 @@ from handful.backbone.packaged import cache_folder
 from handful.backbone.resize import Kept, cut
 from handful.data.task import Task
 from handful.errors import ConfigError
-from handful.export.plan import SHRINKING
+from handful.export.plan import SHRINKING, adds_layer
 from handful.export.shrink import sample_inputs
 from handful.export.size import LENGTH, cpu_name, in_turns, pick_rows, threads
 from handful.methods.fine_gates import FineGates
@@ -123,6 +123,11 @@ def with_speedup(
     group, file = ProcessGroup(backbone.device), _file(backbone, plan(0.5), length)
     curve = group.agree(_curve(backbone, plan, length, file, on_message) if group.is_main else None)
     on_message(f"speed ({curve.where}): {curve}")
+    if adds_layer(backbone, task):
+        on_message(
+            "that is the speed of the formats 'sentence-transformers' and 'compact': a dense export has one more "
+            "layer, which pools by the mean"
+        )
     if speedup > curve.fastest:
         can_spare_heads = head_rule(backbone.config) != "none" and not (backbone.purpose_is_lm or plan(0.5).heads)
         others = ", or method.groups 'units-and-heads'" if can_spare_heads else ""
