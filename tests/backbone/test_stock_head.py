@@ -5,11 +5,12 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from transformers import CONFIG_MAPPING, AutoModel
 
 from handful.backbone.load import pool
 from handful.backbone.resize import stock_copy
 from handful.backbone.stock_head import head_obstacle, layers_added, with_head
-from handful.backbone.tiny import tiny_backbone
+from handful.backbone.tiny import tiny_backbone, tiny_config
 from handful.export.precision import KeepFloat64
 
 TEXTS = ["A short text.", "Another one, which is a good deal longer than the first, and goes on.", "No!"]
@@ -110,3 +111,44 @@ def test_as_many_classes_as_there_is_room_for():
         with torch.no_grad():
             expected, found = F.linear(backbone.features(inputs), weight, bias), stock(**inputs).logits
         torch.testing.assert_close(found, expected, rtol=0, atol=3e-6 * float(expected.abs().max()))
+
+
+OTHERS = {
+    "camembert": {},
+    "deberta-v2": {
+        "share_att_key": False,
+        "conv_kernel_size": 3,
+        "pooler_hidden_act": "tanh",
+        "pooler_hidden_size": 64,
+    },
+    "modernbert": {"norm_bias": True, "local_attention": 8},
+    "bert": {"hidden_act": "relu", "layer_norm_eps": 1e-5},
+}
+
+
+@pytest.mark.parametrize("family", OTHERS)
+def test_other_shapes_of_a_family_and_states_with_outliers(family):
+    """Some real encoders have dimensions that are a hundred times as large as the others."""
+    like = "roberta" if family == "camembert" else family
+    values = tiny_config(like).to_dict() | OTHERS[family]
+    values = {name: value for name, value in values.items() if name not in ("model_type", "architectures", "dtype")}
+    config = CONFIG_MAPPING[family](**values)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        model = AutoModel.from_config(config).eval()
+    if getattr(model, "pooler", None) is not None:
+        model.pooler = None
+    with torch.no_grad():  # the last norm of the model
+        norm = [module for module in model.modules() if isinstance(module, torch.nn.LayerNorm)][-1]
+        norm.weight[:3] *= 100
+    weight, bias = head(64)
+    ids = torch.arange(30, 60).view(3, 10)
+    mask = torch.ones_like(ids)
+    mask[0, 4:] = 0
+    config.num_labels = 3
+    stock = with_head(model, "mean", weight, bias, config)
+    with torch.no_grad():
+        hidden = model(input_ids=ids, attention_mask=mask).last_hidden_state
+        expected = F.linear(pool(hidden, mask, "mean"), weight, bias)
+        found = stock(input_ids=ids, attention_mask=mask).logits
+    torch.testing.assert_close(found, expected, rtol=0, atol=3e-6 * float(expected.abs().max()))

@@ -8,7 +8,7 @@ activation are nearly linear where what they read is small beside a fixed patter
 With pattern ±K in two dimensions and scores of size g·s in C others, a norm over D dimensions divides by
 K·√(2/D)·√(1 + g²|s|²/2K²), so it is linear up to |s|²/4ρ², ρ = K/g. One dimension stays at zero: what the norm
 subtracts from it, it subtracts from all, so that differences to it are exact. The first token's own state, which the
-residual adds, is 1/g of a score. With g = 2²⁴ and ρ = 2²⁰ all that is below the rounding of float32 and bfloat16,
+residual adds, is 1/g of a score. With g = 2³⁰ and ρ = 2²⁰ all that is below the rounding of float32 and bfloat16,
 whose relative error is the same at every size; float16 overflows, and gives NaN.
 
 Decoders read the last token through a layer without bias. Where a layer norm comes before, its output can be shifted
@@ -33,7 +33,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICA
 from handful.backbone.load import Pooling, default_pooling, model_kind
 from handful.backbone.sharing import making_models
 
-GAIN = 2.0**24
+GAIN = 2.0**30
 """g: how much larger scores are than the residual they are added to."""
 RATIO = 2.0**20
 """ρ: how much larger the pattern is than the scores."""
