@@ -89,3 +89,14 @@ def test_bad_input_is_a_clear_error(recipe: Path, tmp_path: Path, command, argum
     found = command("study", *given, *data, "--output", tmp_path / "out")
     assert found.code in (1, 2) and text in found.err and "Traceback" not in found.err
     assert not (tmp_path / "out" / "runs").exists()
+
+
+@pytest.mark.parametrize(("load", "said"), [(0.5, False), (3.0, False), (2.9, False), (9.0, True)])
+def test_a_busy_machine_is_said_beside_the_time_left(monkeypatch, load, said):
+    from handful.cli.study import busy
+
+    monkeypatch.setattr("handful.studies.engines.available_cores", lambda: 2)
+    monkeypatch.setattr("os.getloadavg", lambda: (load, 0.0, 0.0), raising=False)
+    assert busy(2) == (" (the machine is busy: load 9 on 2 cores)" if said else "")
+    monkeypatch.delattr("os.getloadavg")
+    assert busy(2) == ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -152,6 +153,20 @@ def show_forecast(study: Study, parallel: int, as_json: bool) -> None:
     say("From a few timed steps: other load on the machine, or workers that share a memory bus, make it longer.")
 
 
+def busy(wanted: int) -> str:
+    """That the machine has more to do than it has cores, of which this study takes so many; else nothing.
+
+    Where others' work is on it, what is left takes longer than it would on an idle machine. Windows does not say.
+    """
+    from handful.studies.engines import available_cores
+
+    if not hasattr(os, "getloadavg"):
+        return ""
+    load, cores = os.getloadavg()[0], available_cores()
+    others = load - wanted
+    return f" (the machine is busy: load {load:.0f} on {cores} cores)" if others > 1 and load > 1.5 * cores else ""
+
+
 def duration(seconds: float) -> str:
     """Seconds as people say them."""
     if seconds < 90:
@@ -268,7 +283,8 @@ class StudyProgress:
             self.seconds[event.job.label, event.job.shots].append(seconds)
             text = f"{self._score(name)}, {duration(seconds)}"
         rest = self._time_left()
-        self._print(f"[{self.done + self.failed}/{self.total}] {name}: {text}{f'; {rest} left' if rest else ''}")
+        left = f"; {rest} left{busy(self.study.recipe.threads * max(1, len(self.running)))}" if rest else ""
+        self._print(f"[{self.done + self.failed}/{self.total}] {name}: {text}{left}")
 
     def _score(self, name: str) -> str:
         from handful.studies.study import RUNS, read_run

@@ -31,6 +31,7 @@ from handful.export.verify import allowance, can_verify, compare, is_close, stoc
 from handful.methods.head import AbstractHeadedAdapter
 from handful.runs.metadata import front_matter, hub_dataset, public_model, score_fields, task_fields
 from handful.runs.store import new_folder
+from handful.storage import foreign, read_json
 
 RECORD = "export.json"
 VERIFIED_ROWS, VERIFIED_LENGTH, WRITTEN_ROWS = 8, 64, 4
@@ -119,14 +120,15 @@ class ExportJob:
         Raises: RunError when the folder exists (and `overwrite` is off), cannot be written, or gives other scores.
         """
         refuse_existing(self.folder, self.overwrite)
-        with new_folder(self.folder) as partial:
+        with new_folder(self.folder, _refuse_foreign) as partial:
             self._write_common(partial, loader)
             size = fill(partial)
             if self.generation:  # behind `fill`: whoever saves a language model writes its own
                 self._save_decoding(partial, self.generation)
             (partial / "README.md").write_text(self._readme(plan, loader, size), encoding="utf-8")
             difference, verification = self._verify(partial, loader, rounding)
-            record = self._record(plan, difference, verification, size)
+            names = [path.relative_to(partial).as_posix() for path in partial.rglob("*") if path.is_file()]
+            record = {**self._record(plan, difference, verification, size), "files": sorted([*names, RECORD])}
             (partial / RECORD).write_text(json.dumps(record, indent=1, ensure_ascii=False), encoding="utf-8")
         return ExportReport(self.folder, plan, difference, verification, size, self.notes)
 
@@ -394,7 +396,55 @@ def refuse_existing(folder: Path, overwrite: bool) -> None:
             f"{folder}: expected no such folder, found one",
             "give another one; an older export is replaced with --overwrite",
         )
-    if not (folder / RECORD).is_file():
+    _refuse_foreign(folder)
+
+
+EARLIER_FILES = frozenset(
+    [
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "added_tokens.json",
+        "chat_template.jinja",
+        "config.json",
+        "export.json",
+        "generation_config.json",
+        "head.safetensors",
+        "labels.json",
+        "merges.txt",
+        "model.onnx",
+        "model.safetensors",
+        "onnx.json",
+        "sentencepiece.bpe.model",
+        "sizes.json",
+        "special_tokens_map.json",
+        "spiece.model",
+        "spm.model",
+        "tokenizer.json",
+        "tokenizer.model",
+        "tokenizer_config.json",
+        "vocab.json",
+        "vocab.txt",
+    ]
+)
+"""What exports hold that do not list their files."""
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """Raises: RunError where a folder that is to be replaced is no export, or holds what none has written."""
+    try:
+        record = read_json(folder / RECORD)
+    except (OSError, ValueError):
+        record = None
+    if not isinstance(record, dict) or "handful" not in record:
         raise RunError(
             f"{folder}: expected an older export to overwrite, found no {RECORD} in it", "remove the folder yourself"
+        )
+    listed = record.get("files")
+    known = frozenset(map(str, listed)) if isinstance(listed, list) else EARLIER_FILES
+    if found := foreign(folder, known.__contains__):
+        named = ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
+        raise RunError(
+            f"{folder}: holds what the older export has not written: {named}",
+            "move it elsewhere, or give another folder; nothing was removed",
         )
