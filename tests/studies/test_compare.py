@@ -270,7 +270,7 @@ def test_only_what_all_labels_share_is_ranked():
     found = rank(runs)
     assert (found.cells, found.left_out, found.tasks) == (1, 2, ("t1",))
     assert (found.friedman, found.p, found.critical_difference, found.groups) == (None, None, None, ())
-    assert found.standings[0].rank.low is None
+    assert (found.standings[0].rank.low, found.standings[0].rank.method) == (None, "one task")
     assert "one task" in found.notes[0]
     with pytest.raises(RunError, match=r"all 4 labels \(cells: 'a' 2, 'b' 3, 'c' 1, 'd' 1\)"):
         rank(runs + results("d", t3=[0.5]))

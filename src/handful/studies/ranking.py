@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import factorial, inf, isclose, prod, sqrt
 from typing import final
 
@@ -86,6 +86,8 @@ def rank(results: Sequence[Result], *, metric: str | None = None, level: float =
     below = (scores[:, :, None] < scores[:, None, :]).sum((0, 2))
     ties = len(shared) * (len(labels) - 1) - above - below
     averages = [estimate_over_seeds(column, level=level, limits=(1, len(labels))) for column in ranks.T]
+    if len(tasks) == 1:
+        averages = [replace(average, method="one task") for average in averages]
     standings = sorted(map(Standing, labels, averages, above.tolist(), ties.tolist(), below.tolist()), key=_place)
     friedman, p = friedman_test(ranks) if len(tasks) > 1 else (None, None)
     difference = critical_difference(len(labels), len(tasks), level) if len(tasks) > 1 else None
