@@ -19,6 +19,8 @@ import torch
 from handful.api import FittedModel
 from handful.backbone import device as devices
 from handful.backbone.tiny import tiny_backbone
+from handful.export import folder as export_folder
+from handful.export import size
 from handful.methods import METHODS
 from handful.methods.head import LinearHead
 from handful.methods.prefix_subspace import PrefixSubspaceAdapter
@@ -29,6 +31,9 @@ from handful.testing import toy_task
 
 sys.path.append(str(Path(__file__).parents[1]))
 from pretended_device import WrongDevice, pretended
+
+pytestmark = pytest.mark.timeout(900)
+"""The first test waits for all runs."""
 
 P = "method.prefix_length"
 CASES: dict[str, tuple[str, str, str, dict[str, Any]]] = {
@@ -60,13 +65,13 @@ CASES: dict[str, tuple[str, str, str, dict[str, Any]]] = {
     "writing": ("prefix", "generation", "t5", {P: 3}),
     "scaled-prompt": ("scaled-prompt", "generation", "llama", {"method.prompt_length": 3}),
 }  # fmt: skip
-EXPORTED = {"head": "dense", "lora": "dense", "paper": "peft", "prune": "compact"}
+EXPORTED = {"head": "dense", "prune": "compact"}
 """Cases that are exported too, and as what."""
 ELSEWHERE = ("setfit", "peft")
 """Methods without a case: SetFit's library chooses its device, and `peft` is LoRA's way under other names."""
 
-IN_FLOAT32 = ("lora", "full", "ia3", "bias", "prompt-tuning", "mlp", "activations", "paper")
-"""Cases of which nothing is computed in float64 that others do not compute too."""
+IN_FLOAT64 = ("prefix", "gates", "faithful", "poly")
+"""Cases of which something is computed in float64: late averages, Wanda's importance, routing measures."""
 
 TOLERANCE = 2e-4
 """Largest gap of a weight or score of order 1: the device runs without packing, and attention in plain operations."""
@@ -88,7 +93,7 @@ MISTAKES = {
 
 def spec_of(name: str, **more: Any):
     method, kind, _, settings = CASES[name]
-    epochs = {} if method == "head" else {"training.epochs": 2, "training.batch_size": 8}
+    epochs = {} if method == "head" else {"training.epochs": 1, "training.batch_size": 8}
     preset = "paper" if name == "paper" else "default"
     overrides = {**epochs, "run.max_length": 32, **settings, **more}
     return resolve(method, model="tiny", preset=preset, overrides=overrides, kind=kind)
@@ -114,12 +119,9 @@ def trained(name: str, folder: Path, device: torch.device | None, **more: Any) -
     tensors = (*opened.adapter.state_dict().values(), *backbone.model.state_dict().values())
     found["on"] = sorted({tensor.device.type for tensor in tensors})
     if name in EXPORTED:
-        backbone.model.name_or_path = ""
-        folder = folder / "export"
-        if EXPORTED[name] != "peft":
-            model.export(folder, EXPORTED[name])
-            found["export"] = str(folder)
-            found["on after"] = sorted({tensor.device.type for tensor in opened.adapter.state_dict().values()})
+        model.export(folder / "export", EXPORTED[name])
+        found["export"] = str(folder / "export")
+        found["on after"] = sorted({tensor.device.type for tensor in opened.adapter.state_dict().values()})
     opened.adapter.detach()
     return found
 
@@ -148,9 +150,13 @@ def on_another(folder: Path) -> list[list[float]]:
 def main(folder: Path) -> None:
     """All cases, on the CPU and on the device, then without float64, then with mistakes."""
     results: dict[str, Any] = {}
+    export_folder.can_verify = lambda package: (
+        False
+    )  # that exports are right is tested elsewhere, in processes of its own
+    size.BUDGET = 0.1
     for name in CASES:
         for where in ("cpu", "device", "no float64"):
-            if where == "no float64" and name in IN_FLOAT32:
+            if where == "no float64" and name not in IN_FLOAT64:
                 continue
             devices.WITHOUT_FLOAT64 = {"pretended"} if where == "no float64" else set()
             with nullcontext() if where == "cpu" else pretended(float64=where == "device") as device:
@@ -210,7 +216,7 @@ def test_everything_is_on_the_device_and_the_record_says_so(name, results):
     assert cpu["key"] != device["key"], "numbers differ by rounding: it is another run"
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if name not in IN_FLOAT32])
+@pytest.mark.parametrize("name", [name for name in CASES if name in IN_FLOAT64])
 def test_a_device_without_float64_has_them_too(name, results):
     """As Apple's mps is."""
     close(results[f"{name}/no float64"]["scores"], results[f"{name}/device"]["scores"])
@@ -220,7 +226,7 @@ def test_a_run_of_the_device_is_opened_on_the_cpu(results):
     close(results["reopened"], results["prefix-subspace/device"]["scores"])
 
 
-@pytest.mark.parametrize("name", [name for name, format in EXPORTED.items() if format != "peft"])
+@pytest.mark.parametrize("name", EXPORTED)
 def test_exports_do_not_depend_on_the_device(name, results):
     here, there = (Path(results[f"{name}/{where}"]["export"]) for where in ("cpu", "device"))
     assert results[f"{name}/device"]["on after"] == ["pretended"], "predictions go on there"
