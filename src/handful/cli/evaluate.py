@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from handful.cli.arguments import Device, chosen_device
 from handful.cli.console import FitProgress, say, show_json, show_table
 from handful.data.coverage import coverage_sentences
 
@@ -31,6 +32,7 @@ def evaluate(
     model: Annotated[
         str | None, typer.Option(help="Where the pretrained model is now.", show_default="where it was in training")
     ] = None,
+    device: Device = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Score a finished run on new labelled rows: every metric with its 95 % interval.
@@ -53,7 +55,7 @@ def evaluate(
     labelled_rows(
         data, described, wanted=Columns(**columns), **options
     )  # what is wrong is said before a model is loaded
-    fitted = open_model(run, model, task)
+    fitted = open_model(run, model, task, chosen_device(device))
     with FitProgress("evaluating") as progress:
         found = fitted.evaluate(data, columns=columns | options, on_written=progress.written)
     for note in found.notes:
