@@ -124,6 +124,7 @@ def test_the_readme_asks_as_the_run_did(stored, in_process, tmp_path, capsys):
     backbone = stored("gpt2", purpose="lm")
     export(trained(PROMPT, backbone), backbone, TASK, tmp_path / "out", generation=options)
     readme = (tmp_path / "out" / "README.md").read_text()
+    assert "Put the path of the folder gpt2 in place of `base`" in readme
     assert repr("write: 'it' \n") + " + text + ' =>'" in readme
     assert "It gives texts, by the decoding in generation_config.json" in readme
     assert f"Sources should be kept to {256 - 4 - 128} tokens" in readme

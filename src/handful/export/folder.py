@@ -342,8 +342,11 @@ class ExportJob:
 
 def stock_calls(plan: ExportPlan, loader: Loader, task: Task) -> list[str]:
     """In sentences, what the usual stock calls make of the folder."""
+    point = []
+    if loader.base is not None and not loader.base_on_hub:
+        point = [f"Put the path of the folder {_plain(loader.base)} in place of `base`; no hub has it."]
     if plan.form == "language-model" or loader.file == "onnx":
-        return []
+        return point
     if plan.form == "classifier" and loader.file == "stock" and loader.base is None:
         names = "its only output" if task.kind == "regression" else "the labels"
         return [
@@ -365,9 +368,7 @@ def stock_calls(plan: ExportPlan, loader: Loader, task: Task) -> list[str]:
             "stock classification class has its own. A classification class of the pretrained model below this "
             "adapter would have a random head."
         )
-    if not loader.base_on_hub:
-        sentences.append(f"Put the path of the folder {_plain(loader.base)} in place of `base`; no hub has it.")
-    return sentences
+    return sentences + point
 
 
 _UNUSED_POOLER = (
