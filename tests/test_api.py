@@ -6,15 +6,9 @@ import datasets
 import numpy as np
 import pandas
 import pytest
-from sklearn.base import clone
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GridSearchCV, cross_val_score
-from sklearn.pipeline import FeatureUnion, Pipeline
-from sklearn.preprocessing import FunctionTransformer
 
 import handful
-from handful import DataError, Example, FewShotClassifier, RunError, Task, TestRows
+from handful import DataError, Example, RunError, Task, TestRows
 from handful.errors import ConfigError, ModelError
 
 TEXTS = [f"{'aaaa bbbb' if i % 2 else 'zz 99 zz'} {i}" for i in range(40)]
@@ -175,88 +169,6 @@ def test_what_is_no_text_is_refused(fitted, texts, said):
 def test_another_backbone_is_refused(fitted, make_model):
     with pytest.raises(ModelError, match="trained on other weights"):
         handful.load(fitted.run.folder, backbone=handful.load_backbone(str(make_model(1))))
-
-
-@pytest.fixture
-def classifier(tiny_folder) -> FewShotClassifier:
-    return FewShotClassifier(method="head", model=str(tiny_folder), settings={"max_length": 24})
-
-
-def test_the_classifier_in_cross_validation(classifier):
-    scores = cross_val_score(classifier, TEXTS, LABELS, cv=4)
-    assert scores.shape == (4,)
-    assert scores.mean() > 0.9  # the letters tell the classes apart
-
-
-def test_the_classifier_in_a_pipeline_and_a_search(classifier):
-    pipeline = Pipeline(
-        [("strip", FunctionTransformer(lambda texts: [text.strip() for text in texts])), ("few", classifier)]
-    )
-    search = GridSearchCV(pipeline, {"few__method": ["head", "prefix"], "few__settings": [QUICK]}, cv=2)
-    search.fit(TEXTS, LABELS)
-    assert search.predict(["zz 99 zz"])[0] in ("ab", "z9")
-    assert set(search.cv_results_["param_few__method"]) == {"head", "prefix"}
-
-
-def test_the_classifier_keeps_scikit_learns_promises(classifier):
-    copy = clone(classifier).set_params(random_state=5, preset="default")
-    assert copy.get_params()["random_state"] == 5
-    assert copy.fit(TEXTS, LABELS) is copy
-    assert copy.classes_.tolist() == ["ab", "z9"]
-    probabilities = copy.predict_proba(TEXTS[:3])
-    assert probabilities.shape == (3, 2)
-    assert copy.predict(TEXTS[:3]).tolist() == copy.classes_[probabilities.argmax(1)].tolist()
-    assert copy.score(TEXTS, LABELS) > 0.9
-
-
-@pytest.mark.parametrize("labels", [[0, 1], [True, False], [2.0, 10.0], ["ä", "b"]])
-def test_the_classifier_takes_and_gives_labels_of_any_kind(classifier, labels):
-    given = np.array([labels[i % 2] for i in range(40)])
-    predicted = classifier.fit(np.array(TEXTS), given).predict(np.array(TEXTS))
-    assert predicted.dtype == given.dtype
-    assert set(predicted) <= set(given)
-    assert (predicted == given).mean() > 0.9
-
-
-def test_the_classifier_takes_pairs(classifier):
-    pairs = np.array([(f"a {i}", "aaaa" if i % 2 else "zz99") for i in range(40)])
-    classifier.fit(pairs, LABELS)
-    assert classifier.predict(pairs[:2]).shape == (2,)
-    assert classifier.predict_proba([("a", "zz"), ("b", "aa")]).shape == (2, 2)
-
-
-def test_the_classifier_takes_data_frames(classifier):
-    class Frame:  # as pandas and polars have it
-        def __init__(self, rows):
-            self.to_numpy = lambda: np.array(rows, dtype=object)
-
-        def __iter__(self):
-            return iter(["first", "second"])
-
-    pairs = [(f"a {i}", "aaaa" if i % 2 else "zz99") for i in range(40)]
-    assert classifier.fit(Frame(pairs), LABELS).predict(Frame(pairs[:3])).shape == (3,)
-    assert classifier.fit(Frame(TEXTS), LABELS).predict(Frame(TEXTS[:3])).shape == (3,)
-
-
-def test_the_classifier_beside_other_features(classifier):
-    union = FeatureUnion([("words", TfidfVectorizer(analyzer="char"))])
-    plain = Pipeline([("features", union), ("model", LogisticRegression())])
-    assert cross_val_score(plain, TEXTS, LABELS, cv=2).shape == cross_val_score(classifier, TEXTS, LABELS, cv=2).shape
-
-
-@pytest.mark.parametrize(
-    ("texts", "labels", "said"),
-    [
-        (TEXTS, LABELS[:3], "expected as many labels as texts, found 3 and 40"),
-        ([3, 4], ["a", "b"], "expected a text or a pair"),
-        (TEXTS[:4], ["a"] * 4, "all 4 rows have the class 'a'"),
-        ([], [], "expected texts"),
-        (["a", None], ["a", "b"], "expected a text or a pair"),
-    ],
-)
-def test_the_classifier_refuses_what_cannot_be_learnt(classifier, texts, labels, said):
-    with pytest.raises(DataError, match=said):
-        classifier.fit(texts, labels)
 
 
 def test_predictions_of_anything_that_has_a_column_of_texts(fitted, tmp_path):

@@ -7,13 +7,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from handful.api import FewShotClassifier, fit, load
+    from handful.api import fit, load
     from handful.backbone.load import load_backbone
     from handful.data.files import read_task
     from handful.data.open import open_task
     from handful.data.split import Split
     from handful.data.task import Example, Task, TestRows
     from handful.errors import ConfigError, DataError, HandfulError, ModelError, RunError
+    from handful.estimators import FewShotClassifier, FewShotRegressor
     from handful.evaluation.estimate import Estimate
     from handful.methods.head import Head
     from handful.methods.prefix import Prefix
@@ -29,6 +30,7 @@ __all__ = [
     "Estimate",
     "Example",
     "FewShotClassifier",
+    "FewShotRegressor",
     "HandfulError",
     "Head",
     "ModelError",
@@ -49,13 +51,14 @@ __all__ = [
 ]
 
 _HOMES = {
-    "handful.api": ("FewShotClassifier", "fit", "load"),
+    "handful.api": ("fit", "load"),
     "handful.backbone.load": ("load_backbone",),
     "handful.data.files": ("read_task",),
     "handful.data.open": ("open_task",),
     "handful.data.split": ("Split",),
     "handful.data.task": ("Example", "Task", "TestRows"),
     "handful.errors": ("ConfigError", "DataError", "HandfulError", "ModelError", "RunError"),
+    "handful.estimators": ("FewShotClassifier", "FewShotRegressor"),
     "handful.evaluation.estimate": ("Estimate",),
     "handful.methods.head": ("Head",),
     "handful.methods.prefix": ("Prefix",),

@@ -1,4 +1,4 @@
-"""Everything the command line does, callable: `fit`, `load` and a scikit-learn classifier."""
+"""Everything the command line does, callable: `fit` and `load`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any, final
 
 import numpy as np
-from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.utils.validation import check_is_fitted
 
 from handful.backbone.device import AUTO as AUTO_DEVICE
 from handful.backbone.device import resolve_device
@@ -36,7 +34,7 @@ from handful.methods.head import AbstractHeadedAdapter
 from handful.methods.poly import Poly
 from handful.randomness import stream
 from handful.runs.card import escaped_label, recorded_baseline
-from handful.runs.defaults import AUTO, METHOD, MODEL, PRESET, check_auto
+from handful.runs.defaults import AUTO, PRESET, check_auto
 from handful.runs.experiment import Trained, check_task, open_backbone, open_trained, run, score, train
 from handful.runs.inventory import inherited, take_task, with_inherited
 from handful.runs.rescore import NewScores, score_new_rows
@@ -400,54 +398,3 @@ def _fitted(
     scores = {name: Estimate.from_dict(value) for name, value in record["scores"].items()}
     untested = record["rows"].get("untested_classes", ())
     return FittedModel(trained, saved, scores, recorded_baseline(record), untested, seen)
-
-
-class FewShotClassifier(ClassifierMixin, BaseEstimator):
-    """A scikit-learn classifier of texts, usable in `cross_val_score` and in a `Pipeline`.
-
-    X is a sequence of texts, or an (N, 2) array of pairs; y any labels. `settings` has dotted or bare names, as in
-    `fit`; `random_state` is the run's seed; `device` is that of `fit`. Every row given to `fit` is used. After fitting:
-    `classes_`, `model_`.
-    """
-
-    def __init__(
-        self,
-        method: str = METHOD,
-        model: str = MODEL,
-        preset: str = PRESET,
-        settings: Mapping[str, Any] | None = None,
-        random_state: int = 0,
-        device: str = AUTO_DEVICE,
-    ):
-        self.method, self.model, self.preset = method, model, preset
-        self.settings, self.random_state, self.device = settings, random_state, device
-
-    def fit(self, X: Sequence[Any], y: Sequence[Any]) -> FewShotClassifier:
-        """Train on texts and labels of the same length."""
-        texts, labels = as_examples(_rows(X)), np.asarray(y)
-        if len(texts) != len(labels):
-            raise DataError(f"expected as many labels as texts, found {len(labels)} and {len(texts)}")
-        self.classes_, indices = np.unique(labels, return_inverse=True)
-        rows = tuple(replace(row, label=int(index)) for row, index in zip(texts, indices, strict=True))
-        kind = "classification" if rows[0].text_pair is None else "pair-classification"
-        task = Task("texts", kind, tuple(map(str, self.classes_)), "accuracy", pool=rows)
-        settings = {"run.seed": self.random_state, **(self.settings or {})}
-        self.model_ = fit(
-            task, method=self.method, model=self.model, preset=self.preset, test_fraction=None, settings=settings,
-            device=self.device,
-        )  # fmt: skip
-        return self
-
-    def predict_proba(self, X: Sequence[Any]) -> np.ndarray:
-        """Probabilities (N, C) in the order of `classes_`."""
-        check_is_fitted(self)
-        return self.model_.predict_proba(_rows(X))
-
-    def predict(self, X: Sequence[Any]) -> np.ndarray:
-        """Labels (N,) of the kind given to `fit`."""
-        return self.classes_[self.predict_proba(X).argmax(1)]
-
-
-def _rows(X: Any) -> Sequence[Any]:
-    """The rows of X; iterating over a data frame would give its columns' names."""
-    return X.to_numpy() if hasattr(X, "to_numpy") else X

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import softmax
@@ -302,3 +303,18 @@ def test_one_row_a_class_is_enough_to_tell_classes_apart():
     assert head(features).argmax(1).tolist() == labels.tolist()
     head.start_from_probe(features, labels, generator(), regression=False, penalty=0.3)
     assert set(head(features).argmax(1).tolist()) == {0}
+
+
+@pytest.mark.parametrize("regression", [False, True])
+def test_a_row_of_weight_two_is_two_rows_to_the_probe(regression):
+    features = F.normalize(torch.randn(12, 5, generator=generator()))  # so that repeats leave the mean norm as it is
+    targets = features[:, 0] if regression else (features[:, 0] > 0).long()
+    twice = torch.cat([torch.arange(12), torch.arange(3)])
+    counts = torch.ones(12)
+    counts[:3] = 2
+    heads = [LinearHead(5, 1 if regression else 2) for _ in range(2)]
+    heads[0].start_from_probe(features, targets, generator(), regression, penalty=1.0, row_weights=counts)
+    heads[1].start_from_probe(features[twice], targets[twice], generator(), regression, penalty=1.0)
+    torch.testing.assert_close(heads[0](features), heads[1](features), atol=1e-4, rtol=1e-4)
+    heads[1].start_from_probe(features, targets, generator(), regression, penalty=1.0)
+    assert not torch.allclose(heads[0](features), heads[1](features), atol=1e-2)

@@ -31,12 +31,14 @@ class Batch:
     `inputs` are the model's arguments (B, S), int64. `labels` (B,) are int64 classes or float32 targets; for generation
     the tokens to write (B, T), int64, with -100 where there is none, which stand among the inputs too. `rows` (B,) are
     the positions in the `EncodedRows` the batch was cut from; `tasks` the names of the members in a task of tasks.
+    `loss_weights` (B,) are what each row's loss counts, None where all count the same.
     """
 
     inputs: dict[str, torch.Tensor]
     labels: torch.Tensor | None
     rows: torch.Tensor
     tasks: tuple[str, ...] = ()
+    loss_weights: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -44,7 +46,8 @@ class Batch:
     def to(self, device: torch.device | str) -> Batch:
         inputs = {name: tensor.to(device) for name, tensor in self.inputs.items()}
         labels = None if self.labels is None else self.labels.to(device)
-        return replace(self, inputs=inputs, labels=labels, rows=self.rows.to(device))
+        weights = None if self.loss_weights is None else self.loss_weights.to(device)
+        return replace(self, inputs=inputs, labels=labels, rows=self.rows.to(device), loss_weights=weights)
 
 
 @final
@@ -57,7 +60,8 @@ class EncodedRows:
     `pad_left` is for decoders that go on where their row ends.
 
     Of a task of tasks, `tasks` has the name of each row's member. `weights` say how often each row is drawn in an epoch
-    on average, and sum to the number of rows; without them every row is taken once.
+    on average, and sum to the number of rows; without them every row is taken once. `loss_weights` (N,), of mean 1, are
+    what each row's loss counts; None where all count the same.
     """
 
     input_ids: list[list[int]]
@@ -73,6 +77,7 @@ class EncodedRows:
     weights: torch.Tensor | None = None
     longest: int = 0
     coverage: Coverage = NO_TEXTS
+    loss_weights: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -97,7 +102,19 @@ class EncodedRows:
             target_ids=chosen(self.target_ids),
             tasks=self.tasks and tuple(self.tasks[index] for index in indices),
             weights=None if self.weights is None else self.weights[places],
+            loss_weights=None if self.loss_weights is None else self.loss_weights[places],
         )
+
+    def with_balanced_classes(self) -> EncodedRows:
+        """These rows with the loss of every class counting the same: rows of class c weigh N / (C · N_c) more.
+
+        N_c is the weight of the class's rows, N that of all rows and C the number of classes that have rows, as
+        `class_weight="balanced"` of scikit-learn has it.
+        """
+        assert self.labels is not None
+        weights = torch.ones(len(self)) if self.loss_weights is None else self.loss_weights
+        totals = torch.bincount(self.labels, weights)
+        return replace(self, loss_weights=weights * weights.sum() / (torch.count_nonzero(totals) * totals[self.labels]))
 
     def batch(self, indices: Sequence[int]) -> Batch:
         """The rows at these positions, padded to the longest of them."""
@@ -114,7 +131,9 @@ class EncodedRows:
         if self.target_ids is not None:
             inputs["labels"] = _pad([self.target_ids[index] for index in indices], NO_LOSS)
             return Batch(inputs, inputs["labels"], rows, tasks)
-        return Batch(inputs, None if self.labels is None else self.labels[rows], rows, tasks)
+        labels = None if self.labels is None else self.labels[rows]
+        weights = None if self.loss_weights is None else self.loss_weights[rows]
+        return Batch(inputs, labels, rows, tasks, weights)
 
 
 def _pad(rows: Sequence[list[int]], value: int, left: bool = False) -> torch.Tensor:
@@ -148,6 +167,7 @@ def encode(
         tasks=_tasks(examples),
         longest=longest,
         coverage=count_known(encoded["input_ids"], tokenizer),
+        loss_weights=_loss_weights(examples),
     )
 
 
@@ -174,6 +194,7 @@ def encode_mixed(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase
         tasks=_tasks(examples),
         longest=max(singles.longest, pairs.longest),
         coverage=singles.coverage + pairs.coverage,
+        loss_weights=_loss_weights(examples),
     )
 
 
@@ -366,6 +387,12 @@ def _labels(examples: Sequence[Example], kind: TaskKind) -> torch.Tensor | None:
         row = next(row for row in examples if row.label is None)
         raise DataError(f"{row.source}: expected a label, found none", "label all rows or none")
     return torch.tensor(known, dtype=torch.float32 if kind == "regression" else torch.int64)
+
+
+def _loss_weights(examples: Sequence[Example]) -> torch.Tensor | None:
+    """The rows' weights with a mean of 1, so that the learning rate keeps its meaning; None where all are the same."""
+    weights = torch.tensor([row.weight for row in examples])
+    return None if len(weights.unique()) < 2 else weights / weights.mean()
 
 
 def _tasks(examples: Sequence[Example]) -> tuple[str, ...] | None:

@@ -28,7 +28,7 @@ class Example:
     where there is none. `source` is "file:line", so that an error can say where. A row of generation is one record:
     its input is `text`, the texts that may be written for it are `references`, and it has no label. `task` names the
     member that a row of a task of tasks belongs to. `instruction` is put before the text for a model that writes; it is
-    no part of what makes two rows the same.
+    no part of what makes two rows the same. `weight` is how much the row counts in training beside others.
     """
 
     text: str
@@ -38,6 +38,7 @@ class Example:
     references: tuple[str, ...] = ()
     task: str = ""
     instruction: str = ""
+    weight: float = 1.0
 
 
 @final
@@ -196,12 +197,14 @@ def instruction(labels: Sequence[str]) -> str:
 
 
 def fingerprint_rows(rows: Sequence[Example]) -> str:
-    """SHA-256 over texts, labels, references and the names of members in order."""
+    """SHA-256 over texts, labels, references, the names of members and weights other than 1, in order."""
     digest = hashlib.sha256()
     for row in rows:
         content = (row.text, row.text_pair, row.label, *row.references)
         for more in filter(None, (row.task, row.instruction)):
             content = (more, content)
+        if row.weight != 1:
+            content = (("weight", row.weight), content)
         digest.update(repr(content).encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
 

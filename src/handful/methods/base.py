@@ -62,6 +62,8 @@ class AbstractMethod(ABC):
     """Whether it can be put on a language model, to write texts."""
     shares_tasks: ClassVar[bool] = False
     """Whether it tells many tasks apart, so that it can learn them at once."""
+    weighs_rows: ClassVar[bool] = True
+    """Whether rows and classes can count differently in its training."""
     export_format: ClassVar[str] = "peft"
     """The format to propose for what it trains."""
     search_space: ClassVar[SearchSpace] = {}

@@ -101,6 +101,7 @@ class LinearHead(nn.Module):
         regression: bool,
         penalty: float | None = None,
         balanced: bool = False,
+        row_weights: torch.Tensor | None = None,
     ) -> None:
         """Start each vertex from a probe; with M > 1 each under its own Bayesian bootstrap of the rows.
 
@@ -108,18 +109,19 @@ class LinearHead(nn.Module):
         so that the head's simplex does not start as a point (sheet 1.4). Ours. `penalty` is the inverse strength C for
         features scaled to unit mean square norm, so that it means the same for every backbone; None chooses it.
         `balanced` classes weigh the same, however many rows they have; vertices then differ only where a class has two
-        rows or more.
+        rows or more. `row_weights` (N,) are what each row counts besides.
         """
         inputs, targets = features.double().numpy(), labels.double().numpy()
         norm = float(np.sqrt((inputs**2).sum(1).mean())) or 1.0
         inputs = inputs / norm
         if regression:
             targets = (targets - float(self.offset)) / float(self.scale)
-        penalty = penalty or choose_penalty(inputs, targets, regression)
+        counts = np.ones(len(inputs)) if row_weights is None else row_weights.double().numpy()
+        penalty = penalty or choose_penalty(inputs, targets, regression, None if row_weights is None else counts)
         rows = len(inputs)
         for vertex in range(len(self.weight)):
             draws = torch.empty(rows, dtype=torch.float64).exponential_(generator=generator)
-            sample = (draws / draws.mean()).numpy() if len(self.weight) > 1 else np.ones(rows)
+            sample = counts * (draws / draws.mean()).numpy() if len(self.weight) > 1 else counts
             sample = balance(sample, targets.astype(int)) if balanced and not regression else sample
             weight, bias = fit_probe(inputs, targets, regression, penalty, sample)
             with torch.no_grad():
@@ -142,14 +144,17 @@ def balance(weights: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return weights * weights.sum() / (np.count_nonzero(totals) * totals[labels])
 
 
-def choose_penalty(features: np.ndarray, targets: np.ndarray, regression: bool) -> float:
+def choose_penalty(
+    features: np.ndarray, targets: np.ndarray, regression: bool, sample_weight: np.ndarray | None = None
+) -> float:
     """The probe's inverse penalty C (ridge: α = 1/C) by cross-validation inside the training rows.
 
     Classification: the C of `PENALTY_GRID` with the best stratified cross-validated NLL, over as many folds as the
     rarest class has rows (at most five); `LONE_PENALTY` where it has a single row. Regression: leave-one-out ridge.
+    Rows count by `sample_weight` (N,) in fitting.
     """
     if regression:
-        ridge = RidgeCV(alphas=np.logspace(-4, 2, 13)).fit(features, targets)
+        ridge = RidgeCV(alphas=np.logspace(-4, 2, 13)).fit(features, targets, sample_weight)
         return 1 / float(ridge.alpha_)  # pyright: ignore[reportArgumentType]: one target has one penalty
     folds = min(5, int(np.bincount(targets.astype(int)).min()))
     if folds < 2:
@@ -157,7 +162,7 @@ def choose_penalty(features: np.ndarray, targets: np.ndarray, regression: bool) 
     search = GridSearchCV(
         LogisticRegression(max_iter=2000), {"C": PENALTY_GRID}, scoring="neg_log_loss", cv=StratifiedKFold(folds)
     )
-    return float(search.fit(features, targets.astype(int)).best_params_["C"])
+    return float(search.fit(features, targets.astype(int), sample_weight=sample_weight).best_params_["C"])
 
 
 def fit_probe(
@@ -268,8 +273,9 @@ class AbstractHeadedAdapter(AbstractAdapter):
             soft = self.head_init == "soft-probe"
             features = frozen_features(self.backbone, rows)
             self.head.start_from_probe(
-                features, labels, generator, regression, SOFT_PENALTY if soft else None, balanced=soft
-            )
+                features, labels, generator, regression, SOFT_PENALTY if soft else None, balanced=soft,
+                row_weights=rows.loss_weights,
+            )  # fmt: skip
 
     def target_scores(self, batch: Batch) -> torch.Tensor:
         scores = self(batch)

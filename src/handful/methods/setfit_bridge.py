@@ -48,6 +48,7 @@ class SetFit(AbstractMethod):
     source: ClassVar[str] = "Tunstall et al. 2022"
     export_format: ClassVar[str] = "dense"
     writes: ClassVar[bool] = False
+    weighs_rows: ClassVar[bool] = False
     presets: ClassVar[Mapping[str, Preset]] = {
         "default": Preset(
             "SetFit's own defaults; it trains while it warms up, so that no epochs of ours follow",

@@ -128,6 +128,9 @@ def check_method(task: Task, spec: RunSpec, backbone: Backbone) -> None:
     reasons = spec.method.check(backbone, task)
     if task.members and not spec.method.shares_tasks:
         reasons.append("it knows of one task, and cannot learn many at once; 'poly' can")
+    weighted = spec.training.class_weight != "none" or any(row.weight != 1 for row in task.pool)
+    if weighted and not spec.method.weighs_rows:
+        reasons.append("it cannot weigh rows or classes; leave the weights out")
     if reasons:
         raise ConfigError(
             f"method {spec.method.name!r} cannot be used with model {spec.model!r}:\n  " + "\n  ".join(reasons)
@@ -164,6 +167,8 @@ def train(
     try:
         initial = carried_over(start, adapter) if start else None
         rows = encode_for(adapter, split.train, task, length, spec.generation)
+        if spec.training.class_weight == "balanced":
+            rows = rows.with_balanced_classes()
         dev = encode_for(adapter, split.dev, task, length, spec.generation) if split.dev else None
         result = fit(
             adapter, weighted(rows, spec.method), dev, spec.training, kind=task.kind, metric=task.metric,

@@ -81,6 +81,8 @@ class RunSpec:
 
     def suited(self, kind: TaskKind) -> RunSpec:
         """The spec for tasks of a kind. Raises: ConfigError for settings or a method that such tasks cannot have."""
+        if self.training.class_weight != "none" and kind in ("regression", "generation"):
+            raise ConfigError(f"training.class_weight: a task of kind {kind!r} has no classes", "leave it out")
         if kind != "generation":
             if self.generation is not None:
                 raise ConfigError(f"generation.*: nothing is written in a task of kind {kind!r}", "leave it out")
@@ -132,6 +134,8 @@ class RunSpec:
         """
         deciding = self.resolved()
         del deciding["run"]["landscape"]  # it is measured afterwards
+        if self.training.class_weight == "none":
+            del deciding["training"]["class_weight"]  # as in runs from before there was such a setting
         kind = self.device.partition(":")[0]
         content = [deciding, data_fingerprint, backbone_fingerprint, *([kind] if kind != "cpu" else [])]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -26,6 +26,10 @@ class TrainingConfig:
     schedule: Annotated[Literal["linear", "cosine", "constant"], setting("decay after warm-up")] = "linear"
     warmup: Annotated[float, setting("share of steps with a rising rate", ge=0, lt=1)] = 0.06
     label_smoothing: Annotated[float, setting("share of the target spread over all classes", ge=0, lt=1)] = 0.0
+    class_weight: Annotated[
+        Literal["none", "balanced"],
+        setting("'balanced': the loss of every class counts the same, however many its rows"),
+    ] = "none"
     average_last: Annotated[
         float, setting("the result is the mean of the weights over this last share of steps; 0: the last", ge=0, lt=1)
     ] = 0.0

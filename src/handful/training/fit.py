@@ -353,14 +353,19 @@ def batch_loss(
 ) -> torch.Tensor:
     """Mean cross-entropy of scores (B, C), or for regression the mean squared error in standardised units.
 
-    For generation the mean is over the tokens (N) to be written.
+    For generation the mean is over the tokens (N) to be written. Else, where rows have weights w of mean 1 over all
+    training rows, it is Σ w ℓ / B: a row of weight 2 counts as two rows, in whichever batch it is.
     """
     assert batch.labels is not None
     if kind == "generation":
         return F.cross_entropy(scores.float(), token_targets(batch.labels), label_smoothing=label_smoothing)
+    weights = batch.loss_weights
+    how = "mean" if weights is None else "none"
     if kind == "regression":
-        return F.mse_loss(scores[:, 0].float(), adapter.standardise(batch.labels))
-    return F.cross_entropy(scores.float(), batch.labels, label_smoothing=label_smoothing)
+        loss = F.mse_loss(scores[:, 0].float(), adapter.standardise(batch.labels), reduction=how)
+    else:
+        loss = F.cross_entropy(scores.float(), batch.labels, label_smoothing=label_smoothing, reduction=how)
+    return loss if weights is None else (weights * loss).mean()
 
 
 @contextmanager
