@@ -47,7 +47,7 @@ def take(folder: Folder, task: Name, output: Output, device: Device = "auto") ->
     refuse_existing(output, False)
     saved = read_run(folder)
     record, taken = take_task(saved, task, device=chosen_device(device))
-    write_run(output, record, taken.adapter.state_dict(), seen=saved.seen() or frozenset(), card=run_card(record))
+    write_run(output, record, taken.adapter.state_dict(), seen=saved.seen() or (), card=run_card(record))
     say(f"{task} of {folder} is now a run of its own: {output}")
 
 

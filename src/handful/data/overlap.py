@@ -50,9 +50,9 @@ def overlap(source: str, seen: Collection[bytes], target: Task, *, one_file: boo
     rows = (*target.pool, *(target.dev or ()))
     test = target.test or TestRows(())
     if one_file:
-        shared, closed = sum(text_key(row) in seen for row in rows), len(test.text_keys().intersection(seen))
+        shared, closed = sum(text_key(row) in seen for row in rows), sum(key in seen for key in test.text_keys())
     else:
-        shared, closed = sum(not overlap_keys(row).isdisjoint(seen) for row in rows), test.count_overlap(seen)
+        shared, closed = sum(any(key in seen for key in overlap_keys(row)) for row in rows), test.count_overlap(seen)
     return Overlap(source, target.name, shared, len(rows), closed, len(test))
 
 

@@ -15,6 +15,7 @@ from typing import Any, final
 import torch
 
 from handful.backbone.load import Backbone
+from handful.data.seen import SeenRows
 from handful.errors import DataError, RunError, nearest
 from handful.evaluation.baseline import Baseline, mean_baseline
 from handful.evaluation.estimate import Estimate
@@ -203,7 +204,7 @@ def add_task(saved: Run, added: Run, output: Path) -> Run:
         weights["head.own_bias"] = torch.cat((weights["head.own_bias"], bias))
     scores = saved.record.get("members", {})
     scores |= {task["name"]: added.record["scores"]} if added.record["scores"] else {}
-    members, seen = [*saved.record["task"]["members"], as_member_record(task)], added.seen() or frozenset()
+    members, seen = [*saved.record["task"]["members"], as_member_record(task)], added.seen() or ()
     new_one = _Known(added.record.get("baseline"), tuple(added.record["rows"].get("untested_classes", ())))
     known = _known(saved.record) | {task["name"]: new_one}
     return _write(saved, members, scores, known, weights, f"add {added.key}", output, seen)
@@ -237,7 +238,7 @@ def _write(
         "notes": [*saved.record["notes"], f"{change}, from {saved.folder.name}"],
     }
     record = _keyed(saved.record | changed, change)
-    return write_run(output, record, weights, seen=(saved.seen() or frozenset()) | set(seen), card=run_card(record))
+    return write_run(output, record, weights, seen=(saved.seen() or SeenRows()) | seen, card=run_card(record))
 
 
 def _scored_rows(scores: Mapping[str, Any], metric: str) -> int:

@@ -37,7 +37,7 @@ def score_new_rows(
     """
     found = once(rows, [text_key(row) for row in rows], "drop")
     distinct = found.rows
-    kept = [row for row in distinct if overlap_keys(row).isdisjoint(seen or ())]
+    kept = [row for row in distinct if not any(key in (seen or ()) for key in overlap_keys(row))]
     notes = []
     if found.repeated:
         notes.append(f"{found.repeated:,} of {len(rows):,} rows repeat the text of another row and do not count again")

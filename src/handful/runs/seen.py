@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from handful.data.overlap import TOLERATED_SHARE, refuse_another_task, refuse_seen
+from handful.data.seen import SeenRows
 from handful.data.split import Split
 from handful.data.task import overlap_keys, text_key
 from handful.runs.from_peft import PeftPoly
@@ -41,7 +42,7 @@ def _tasks(start: Run) -> set[str]:
     return {task["name"], *(member["name"] for member in task.get("members", ()))}
 
 
-def seen_rows(split: Split, start: Start | None) -> frozenset[bytes]:
+def seen_rows(split: Split, start: Start | None) -> SeenRows:
     """`overlap_keys` of the rows that a run is trained and selected on, and of those before it."""
     own = frozenset(key for row in (*split.train, *split.dev) for key in overlap_keys(row))
-    return own | ((start.seen() or frozenset()) if start else frozenset())
+    return SeenRows(own) | ((start.seen() or ()) if start else ())

@@ -1,10 +1,10 @@
 """Run folders: written completely or not at all, checked when they are read.
 
 A run is a folder with `run.json` (everything about it), `adapter.safetensors`, `metrics.jsonl` (one line an event),
-`predictions.jsonl` (one line a test row), `rows.sha256` (digests of the rows it has seen), `README.md` (the card) and,
-where it was asked for, `landscape.json`. It is written under a temporary name beside its final one, flushed to disk and
-renamed, so that a folder with its final name is always whole. `run.json` has a checksum of its own content and the
-SHA-256 of every other file but the card, which nothing reads.
+`predictions.jsonl` (one line a test row), `rows.sha256` (salted digests of the rows it has seen), `README.md` (the
+card) and, where it was asked for, `landscape.json`. It is written under a temporary name beside its final one, flushed
+to disk and renamed, so that a folder with its final name is always whole. `run.json` has a checksum of its own content
+and the SHA-256 of every other file but the card, which nothing reads.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 
+from handful.data.seen import SeenRows
 from handful.errors import RunError
 from handful.runs.record import AGAIN, FILES, WEIGHTS_SHA, read_record, sealed
 from handful.storage import check_folder, foreign, new_folder, parse_json
@@ -74,7 +75,7 @@ class Run:
         content = self._content(LANDSCAPE)
         return None if content is None else self._object(LANDSCAPE, content)
 
-    def seen(self) -> frozenset[bytes] | None:
+    def seen(self) -> SeenRows | None:
         """`overlap_keys` of the rows it was trained and selected on, and the run it started from; None where an older
         version kept none, or they were removed. Raises: RunError for a damaged file.
         """
@@ -82,7 +83,7 @@ class Run:
             return None
         content = self._content(SEEN) or b""
         try:
-            return frozenset(map(bytes.fromhex, content.decode("ascii").split()))
+            return SeenRows.loads(content.decode("ascii"))
         except ValueError as error:
             raise RunError(f"{self.folder / SEEN}: damaged ({error})", AGAIN) from None
 
@@ -164,7 +165,7 @@ def write_run(
         for name, content in (
             (METRICS, _json_lines(metrics)),
             (PREDICTIONS, _json_lines(predictions)),
-            (SEEN, "".join(f"{key}\n" for key in sorted(map(bytes.hex, seen)))),
+            (SEEN, (SeenRows() | seen).dumps()),
             (LANDSCAPE, None if landscape is None else json.dumps(landscape, ensure_ascii=False, allow_nan=False)),
         ):
             if content is not None:
