@@ -380,7 +380,7 @@ def _for_ourselves() -> Iterator[None]:
     imported, or here, where that is done.
     """
     from ray._private import ray_constants
-    from ray._raylet import AuthenticationTokenLoader, Config
+    from ray._raylet import AuthenticationTokenLoader, Config  # pyright: ignore - of C++
 
     def refresh() -> None:
         AuthenticationTokenLoader.instance().reset_cache()

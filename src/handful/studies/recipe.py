@@ -24,6 +24,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator
 from handful.backbone.device import AUTO, check_name
 from handful.data.nlg import RELEASES
 from handful.data.overlap import refuse_another_task
+from handful.data.seen import SeenRows
 from handful.data.task import Task
 from handful.errors import ConfigError, DataError, HandfulError, nearest, shown
 from handful.methods import METHODS, method_class
@@ -251,7 +252,7 @@ class Recipe(Table):
         """What runs on one task would give away of another that starts from them, a line each."""
         jobs = {job.name: job for job in self.jobs()}
         pairs = [(job, jobs[job.start]) for job in jobs.values() if job.start]
-        rows: dict[tuple[str, RunOptions], frozenset[bytes]] = {}
+        rows: dict[tuple[str, RunOptions], SeenRows] = {}
         found: dict[tuple[str, str, RunOptions], str] = {}
         for job, start in pairs:
             stage, spec = tasks[start.task], self.spec(start)
