@@ -77,12 +77,22 @@ class _Choice(_Part):
     reason: str
 
 
+@final
+class _Columns(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    text: str = "text"
+    text_pair: str | None = None
+    label: str | None = "label"
+
+
 class _Member(_Part):
     name: str
     kind: TaskKind
     labels: list[str]
     metric: Metric
     instruction: str = ""
+    columns: _Columns = _Columns()
 
 
 @final
