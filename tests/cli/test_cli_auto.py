@@ -57,7 +57,7 @@ def test_a_config_file_can_ask_for_it_and_check_says_what_it_does(command, table
 @pytest.mark.parametrize(
     ("options", "code", "said"),
     [
-        (("--method", "head", "--budget", "9"), 2, "--budget: only --method auto chooses within a time"),
+        (("--method", "head", "--budget", "9"), 2, "budget: only the method 'auto' chooses within a time"),
         (("--method", "auto", "--set", "method.num_vertices=2"), 2, "method 'auto' tries head, prefix-subspace, lora"),
         (("--method", "auto", "--shots", "1000"), 1, "expected at least 1000 distinct labelled rows"),
         (("--method", "auto", "--config", "none.toml"), 2, "none.toml: cannot be read"),

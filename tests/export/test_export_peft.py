@@ -255,13 +255,13 @@ def test_a_prefix_that_leaves_no_text_in_sight_is_refused(stored):
 def test_a_prompt_takes_positions_and_no_part_of_a_sliding_window(method, family, stored, in_process, tmp_path):
     backbone, task = stored(family), toy_task()
     assert backbone.config.sliding_window <= 32
-    report = export_peft(trained(method, backbone, task), backbone, task, tmp_path / "out", max_length=128)
+    adapter = trained(method, backbone, task)
+    report = export_peft(adapter, backbone, task, tmp_path / "out", max_length=128)
     assert "max_length=128," in in_process[0]
     assert report.notes == ()
-    export_peft(trained(method, backbone, task), backbone, task, tmp_path / "whole")
+    export_peft(adapter, backbone, task, tmp_path / "whole")
     assert "max_length=236," in in_process[1]
     texts = ["".join("abcdwxyz"[(3 * place + row) % 8] for place in range(60 + 40 * row)) for row in range(3)]
-    adapter = trained(method, backbone, task)
     inputs = encode([Example(text) for text in texts], backbone.tokenizer, 128, kind=task.kind).batch(range(3)).inputs
     loader = {}
     exec(in_process[0], loader)

@@ -274,11 +274,12 @@ def test_a_difference_may_be_a_few_roundings_of_the_models_own_and_no_more(store
     backbone, task = stored("bert", "mean"), toy_task()
     monkeypatch.setattr(verify, "RELATIVE_TOLERANCE", 0.0)
     monkeypatch.setattr(verify, "ROUNDINGS", 100)
-    report = export(closed(backbone, task), backbone, task, tmp_path / "out", "dense")
+    adapter = closed(backbone, task)
+    report = export(adapter, backbone, task, tmp_path / "out", "dense")
     assert "; roundings of float32 make up to " in report.verification or report.difference == 0
     monkeypatch.setattr("handful.export.folder.stock_scores", lambda *_: torch.zeros(8, 2))
     with pytest.raises(RunError, match="other scores"):
-        export(closed(backbone, task), backbone, task, tmp_path / "other", "dense")
+        export(adapter, backbone, task, tmp_path / "other", "dense")
 
 
 def test_a_slow_model_is_measured_on_one_row_and_other_scores_are_an_error():
