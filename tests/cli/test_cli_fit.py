@@ -127,7 +127,7 @@ def test_all_wrong_settings_come_at_once_with_where_they_stand(command, table, t
     assert lines[0] == "error: 9 wrong settings:"
     for line in (
         f"  {config}: modell: no such key; did you mean 'model'?",
-        "  --set shotz: expected NAME=VALUE, such as training.epochs=10",
+        "  --set 'shotz': expected NAME=VALUE, such as training.epochs=10",
         "  --preset: preset: method 'prefix-subspace' has no preset 'papr'; did you mean 'paper'?",
         "  --set: method.prefix_lenght: prefix-subspace has no such field; did you mean 'prefix_length'?",
         "  --set: epohs: no such setting; did you mean 'epochs'?",

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from handful.cli.arguments import Device, chosen_device
-from handful.cli.console import FitProgress, say, show_json, show_table
+from handful.cli.console import FitProgress, say, show, show_json, show_table
 from handful.data.coverage import coverage_sentences
 
 
@@ -74,8 +74,8 @@ def evaluate(
         return
     metric = described.metric
     score = found.scores.estimates[metric]
-    print(f"{metric} {score} on {found.rows:,} rows (95 % interval over rows){beside(metric, score, baseline)}")
+    show(f"{metric} {score} on {found.rows:,} rows (95 % interval over rows){beside(metric, score, baseline)}")
     for sentence in untested_sentences(untested, len(described.labels), {metric}):
-        print(sentence)
+        show(sentence)
     others = [(name, str(estimate), estimate.method) for name, estimate in found.scores.estimates.items()]
     show_table(("metric", "score", "interval by"), [row for row in others if row[0] != metric])
