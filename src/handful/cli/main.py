@@ -35,10 +35,11 @@ def main() -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command line; returns its exit code, whatever happens."""
-    # oneDNN keeps the kernels of 1,024 shapes, and every batch of another number of tokens has its own: hundreds of
-    # megabytes over a large file or a long study. A forward needs a dozen at a time.
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     try:
+        from handful.runs.memory import FEW_KERNELS
+
+        for name, value in FEW_KERNELS.items():
+            os.environ.setdefault(name, value)
         from handful.cli.app import app  # here, so that Ctrl-C while it is imported is handled too
 
         _speak_in_any_encoding()

@@ -10,6 +10,7 @@ backbone, mean over tokens by default and not normalised; the texts of a pair ar
 
 from __future__ import annotations
 
+import gc
 import random
 import tempfile
 import warnings
@@ -109,6 +110,8 @@ class SetFitAdapter(AbstractHeadedAdapter):
         with torch.no_grad():
             self.head.weight[0].copy_(torch.from_numpy(weight).float())
             self.head.bias[0].copy_(torch.from_numpy(bias).float())
+        del model
+        gc.collect()  # trainer, callbacks and optimiser refer to each other, and hold three times the model's memory
 
     def detach(self) -> None:
         self.trunk.restore()

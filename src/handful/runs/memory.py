@@ -1,8 +1,17 @@
-"""How much memory this process has taken, on every system that says it."""
+"""How much memory this process has taken, on every system that says it, and how to give back what is free."""
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import sys
+
+FEW_KERNELS = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64"}
+"""Environment of whatever computes for long, read with torch's first operation.
+
+oneDNN keeps the kernels of 1,024 shapes, and every batch of another number of tokens has its own: hundreds of megabytes
+over a large file or a long study. A forward needs a dozen at a time.
+"""
 
 
 def peak_memory() -> float | None:
@@ -22,9 +31,22 @@ def peak_memory() -> float | None:
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20, 1)
 
 
+def release_memory() -> None:
+    """Free what nobody refers to any more, and give the system its memory back.
+
+    To be called between two fits. Python finds objects that refer to each other (a trainer and its callbacks, with the
+    optimiser's states) only now and then, whatever their tensors take; and glibc keeps what was freed between pieces
+    that are still in use, more of it the more the fits differ. Other systems' allocators return it by themselves.
+    """
+    gc.collect()
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's: musl has none
+        if trim is not None:
+            trim(0)
+
+
 def _windows_peak() -> int | None:
     """PeakWorkingSetSize (bytes) of GetProcessMemoryInfo."""
-    import ctypes
 
     class Counters(ctypes.Structure):
         _fields_ = [("size", ctypes.c_uint32), ("faults", ctypes.c_uint32), ("peak", ctypes.c_size_t)] + [

@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Self, final
 
 from handful.errors import ConfigError, nearest
+from handful.runs.memory import FEW_KERNELS
 from handful.studies.jobs import Job, Queue
 
 ATTEMPTS = 3
@@ -271,7 +272,8 @@ class _Process:
 
 def worker_variables(threads: int) -> dict[str, str]:
     """Environment of a worker: read when torch is imported, and so that nothing comes from the current folder."""
-    return {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false", "PYTHONSAFEPATH": "1"}
+    kernels = {name: os.environ.get(name, value) for name, value in FEW_KERNELS.items()}
+    return {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false", "PYTHONSAFEPATH": "1", **kernels}
 
 
 def available_cores() -> int:

@@ -28,6 +28,7 @@ from handful.evaluation.writing import token_nll
 from handful.methods.search_space import SearchSpace
 from handful.randomness import stream
 from handful.runs.experiment import Training, make_split, open_backbone, train
+from handful.runs.memory import release_memory
 from handful.runs.spec import RunSpec, resolve
 from handful.runs.store import Run
 from handful.studies.strategies import STRATEGIES
@@ -149,6 +150,7 @@ class _Judge:
         except HandfulError as error:
             result = {"status": "failed", "error": error.message}
         seconds = round(time.perf_counter() - started, 3)
+        release_memory()  # a job has as many fits as trials
         return Trial(number, overrides, seconds=seconds, curve=tuple(curve.scores.items()), **result)
 
     def _train(self, overrides: dict[str, Any], curve: DevCurve) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from handful.backbone.load import Backbone
 from handful.data.task import Task, TaskKind
 from handful.errors import HandfulError
 from handful.runs.experiment import open_backbone, run
+from handful.runs.memory import release_memory
 from handful.runs.spec import RunSpec
 from handful.runs.store import Run, read_run
 from handful.studies.engines import JobAdvanced, JobDone, JobFailed, JobListener, WorkOrder
@@ -111,6 +112,8 @@ def one_job(worker: Worker, job: Job, on_event: JobListener) -> JobDone | JobFai
         return JobFailed(job, error.message, error.hint)
     except Exception as error:  # noqa: BLE001 - a job is somebody's method on somebody's data: the others go on
         return JobFailed(job, f"{type(error).__name__}: {error}")
+    finally:
+        release_memory()
     return JobDone(job)
 
 
