@@ -60,10 +60,10 @@ sys.exit(run({arguments!r}))
 
 def test_release_finds_what_refers_to_itself():
     class Held:
-        pass
+        def __init__(self) -> None:
+            self.itself = self
 
     held = Held()
-    held.itself = held
     seen = weakref.ref(held)
     gc.disable()
     try:
