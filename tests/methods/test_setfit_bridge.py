@@ -20,7 +20,8 @@ from handful.evaluation.predict import predict_rows
 from handful.methods import method_class
 from handful.methods.setfit_bridge import RowEncoder, SetFit, train_setfit
 from handful.randomness import stream
-from handful.runs.experiment import open_trained, run, score
+from handful.runs.experiment import open_trained, run
+from handful.runs.scoring import score_task
 from handful.runs.spec import resolve
 from handful.testing import check_method, toy_task
 from handful.training.config import TrainingConfig
@@ -142,7 +143,7 @@ def test_a_run_is_reproduced_from_its_seed_and_read_back_without_setfit(
     assert record["fit"]["peak_memory_mb"] > 0 and set(record["scores"]) >= {"accuracy", "nll"}
     monkeypatch.setitem(sys.modules, "setfit", None)
     reopened = open_trained(first, backbone=backbone)
-    scores = score(replace(reopened, task=task))
+    scores = score_task(reopened.adapter, task, reopened.spec)
     reopened.adapter.detach()
     assert scores is not None
     assert scores.estimates["nll"].to_dict() == record["scores"]["nll"]
