@@ -40,7 +40,7 @@ from handful.runs.seen import seen_rows, start_notes
 from handful.runs.spec import RunOptions, RunSpec
 from handful.runs.start import Start, carried_over, check_backbone, check_start
 from handful.runs.store import LANDSCAPE, METRICS, Run, check_writable, read_run, refuse_foreign, write_run
-from handful.storage import clear_leftovers, exists, open_append, parse_json, remove, short_name, write_file
+from handful.storage import clear_leftovers, exists, is_folder, open_append, parse_json, remove, short_name, write_file
 from handful.training.config import TrainingConfig
 from handful.training.events import CheckpointSaved, Event, FitStarted, Listener, to_record
 from handful.training.fit import FitResult, fit
@@ -227,12 +227,15 @@ def run(
     clear_leftovers(root, on_message)
     backbone = backbone or open_checked(task, spec)
     spec = replace(spec, device=str(backbone.device), start=start.key if start else spec.start)
-    key = spec.key(split.fingerprint, backbone.fingerprint)
+    identity = split.fingerprint, backbone.fingerprint
+    key, before = spec.key(*identity, meaning_of(task)), spec.key(*identity)
     folder = root / (study["job"] if study else run_name(task, spec, key))
+    if not study and not folder.exists() and _is_same(older := root / run_name(task, spec, before), before, task):
+        folder = older
     group = ProcessGroup(backbone.device)
     if group.agree(folder.exists() and not again):
         existing = read_run(folder)
-        if existing.key != key:
+        if existing.key != key and not _is_same(folder, before, task):
             raise RunError(
                 f"{folder}: holds a run of other settings, rows or weights", "give another --output, or delete it"
             )
@@ -268,6 +271,19 @@ def run(
     if group.is_main:
         remove(progress)
     return saved, reopened
+
+
+def meaning_of(task: Task) -> list[Any]:
+    """What the labels of the rows mean, which hold indices of classes alone: kind, metric and names of classes."""
+    return [task.kind, task.metric, list(task.labels), *map(meaning_of, task.members)]
+
+
+def _is_same(folder: Path, key: str, task: Task) -> bool:
+    """Whether there is a run of this key, from before keys held what labels mean, whose labels mean the same."""
+    if not is_folder(folder):
+        return False
+    existing = read_run(folder)
+    return existing.key == key and meaning_of(recorded_task(existing.record["task"])) == meaning_of(task)
 
 
 def dev_landscape(training: Training) -> dict[str, Any] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Annotated, Any, ClassVar, Literal, final
 
@@ -127,8 +127,9 @@ class RunSpec:
         found |= {"start": self.start} if self.start else {}
         return found | ({"generation": self.generation.settings()} if self.generation else {})
 
-    def key(self, data_fingerprint: str, backbone_fingerprint: str) -> str:
-        """Identity of the run's numbers: SHA-256 of the resolved spec, the rows and the weights.
+    def key(self, data_fingerprint: str, backbone_fingerprint: str, meaning: Sequence[Any] = ()) -> str:
+        """Identity of the run's numbers: SHA-256 of the resolved spec, the rows and the weights, and of what the labels
+        mean: rows hold the indices of classes alone. Without a `meaning`, the key that runs had before it was in.
 
         And of the kind of device where it is no CPU, as kernels round otherwise there; which GPU it is does not count.
         """
@@ -138,6 +139,7 @@ class RunSpec:
             del deciding["training"]["class_weight"]  # as in runs from before there was such a setting
         kind = self.device.partition(":")[0]
         content = [deciding, data_fingerprint, backbone_fingerprint, *([kind] if kind != "cpu" else [])]
+        content += [list(meaning)] if meaning else []
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
