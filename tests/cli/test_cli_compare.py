@@ -119,6 +119,14 @@ def test_damaged_folders_are_named_and_counted(command, runs):
     assert outcome.json["advantage"] == whole["advantage"]
 
 
+def test_a_label_whose_only_run_is_damaged(command, tmp_path):
+    write(tmp_path, "lora", "cola", 0, 0.5)
+    (write(tmp_path, "head", "cola", 0, 0.5) / "run.json").write_text("{")
+    outcome = command("compare", "head", "lora", "--runs", tmp_path)
+    assert outcome.code == 2
+    assert "here are: 'lora'; 1 damaged run folder left out above may be what is missing" in outcome.err
+
+
 def test_rows_that_differ_are_not_compared(command, runs, tmp_path):
     write(tmp_path / "more", "lora", "cola", 0, 0.5, rows="old")
     write(tmp_path / "more", "head", "cola", 0, 0.5, rows="new")

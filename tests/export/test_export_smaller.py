@@ -1,6 +1,7 @@
 """Dense, compact and ONNX exports of models with zeros in them, and of other methods as ONNX."""
 
 import json
+import re
 import time
 
 import numpy as np
@@ -21,6 +22,7 @@ from handful.methods.fine_gates import FineGates
 from handful.methods.full import Full
 from handful.methods.head import Head
 from handful.methods.peft_bridge import LoRA, PromptTuning
+from handful.methods.poly import Poly
 from handful.methods.prefix import Prefix
 from handful.methods.prune import Prune
 from handful.testing import toy_task
@@ -212,6 +214,16 @@ def test_what_can_become_of_a_smaller_model_is_known_before_training(method):
     backbone = tiny_backbone("bert")
     backbone.config.hidden_act = "sigmoid"
     assert "not 0 at 0" in check_export(method, backbone, "mean", format="compact").summary
+
+
+@pytest.mark.parametrize("method", [Prefix(), PromptTuning(), Head(), LoRA(), Poly()])
+@pytest.mark.parametrize("format", FORMATS)
+def test_what_is_advised_in_place_of_a_format_is_possible(method, format):
+    refused = check_export(method, "bert", "mean", toy_task(), format=format)
+    for advised in re.findall(r"use the format '([\w-]+)'", refused.summary):
+        assert check_export(method, "bert", "mean", toy_task(), format=advised).possible, (refused, advised)
+    assert refused.summary.count("use the format") <= 1
+    assert refused.possible or "use the format" in refused.summary
 
 
 @pytest.mark.parametrize(

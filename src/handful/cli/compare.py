@@ -45,7 +45,16 @@ def compare(
 
     found, damaged = read(runs or [DEFAULT_RUNS])
     chosen = list(dict.fromkeys(labels or labels_of(without_stages(found))))
-    results = [result for label in chosen for result in with_label(found, label)]
+    try:
+        results = [result for label in chosen for result in with_label(found, label)]
+    except ConfigError as error:
+        if not damaged:
+            raise
+        count = f"{len(damaged)} damaged run folder{'s' * (len(damaged) > 1)}"
+        raise ConfigError(
+            f"{error.message}; {count} left out above may be what is missing",
+            "train those anew: `handful fit … --again`",
+        ) from None
     if len(chosen) < 2:
         raise ConfigError(f"expected two labels or more, found {chosen[0]!r}", f"here are: {quoted(labels_of(found))}")
     if len(chosen) == 2:

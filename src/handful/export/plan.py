@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import islice
 from typing import Any, Literal, final
 
 from handful.backbone.blocks import FAMILIES, obstacles
@@ -87,6 +88,10 @@ def _plan(method: AbstractMethod, backbone: Backbone | str, pooling: str, task: 
     obstacle = _obstacle(method, backbone, format)
     if obstacle and format != "onnx" and puts_prefix(method):
         obstacle += _way_out(family, format, writes=writes)
+    elif obstacle and format in ("compact", "peft") and obstacle.startswith(f"method {method.name!r} "):
+        others = ("dense", "peft", "onnx") if format == "compact" else ("dense", "onnx")
+        possible = (name for name in others if _plan(method, backbone, pooling, task, name).possible)
+        obstacle += "".join(f"; use the format {name!r}" for name in islice(possible, 1))
     obstacle = obstacle or _pooling_obstacle(backbone, pooling, format)
     if obstacle:
         return ExportPlan(None, obstacle)
@@ -201,7 +206,7 @@ def _obstacle(method: AbstractMethod, backbone: Backbone | str, format: str) -> 
         obstacle = _shrinking_obstacle(backbone)
     elif format == "compact":
         methods = " and ".join(f"'{name}'" for name in SHRINKING)
-        obstacle = f"method {method.name!r} takes nothing out of the model, as {methods} do; use the format 'dense'"
+        obstacle = f"method {method.name!r} takes nothing out of the model, as {methods} do"
     else:
         obstacle = _dense_obstacle(method, format)
     return obstacle or (_onnx_obstacle(backbone) if format == "onnx" else None)
@@ -231,7 +236,7 @@ def _peft_obstacle(method: AbstractMethod, backbone: Backbone | str) -> str | No
         shared = puts_prefix(method)
         return (_prefix_family(family) or _window_obstacle(backbone, method.prefix_length)) if shared else None
     if not isinstance(method, Prefix | PrefixSubspace):
-        return f"method {method.name!r} adds nothing that PEFT could load; use the format 'dense'"
+        return f"method {method.name!r} adds nothing that PEFT could load"
     if obstacle := _prefix_family(family):
         return obstacle
     if method.positions == "kept":
