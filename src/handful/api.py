@@ -355,6 +355,7 @@ def _chosen_device(name: str, backbone: Backbone | None) -> str:
     """The device to load a model onto, or that of the backbone. Raises: ConfigError for another one than it is on."""
     if backbone is None:
         return str(resolve_device(name))
+    name = name.strip().lower()
     if name != AUTO_DEVICE and name not in (str(backbone.device), backbone.device.type):
         raise ConfigError(
             f"device: {name!r} was asked for, and the backbone that was given is on {backbone.device}",

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+EMPTY_NAME = "expected a name, found an empty text"
+
 
 class HandfulError(Exception):
     """Base of all errors raised on purpose; the command line prints it without a traceback.

@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from handful.api import FewShotClassifier, fit, load
+from handful.api import fit, load
 from handful.backbone import device as devices
 from handful.backbone.device import describe_device, resolve_device
 from handful.backbone.tiny import tiny_backbone
 from handful.cli import doctor
 from handful.errors import ConfigError
+from handful.estimators import FewShotClassifier
 from handful.methods.setfit_bridge import check_device
 from handful.runs.spec import resolve
 from handful.studies.engines import WorkOrder, make_engine
@@ -58,6 +59,8 @@ def machine(monkeypatch):
         ({"mps": True, "rank": 1, "world": 2}, "auto", "cpu"),
         ({"gpus": 2, "rank": 0, "world": 1}, "cuda:1", "cuda:1"),
         ({"gpus": 2, "ACCELERATE_USE_CPU": "true"}, "auto", "cpu"),
+        ({"gpus": 2}, "CPU", "cpu"),
+        ({"gpus": 2}, "CUDA:1", "cuda:1"),
     ],
 )
 def test_a_name_becomes_a_device(machine, there, name, expected):

@@ -254,3 +254,35 @@ def test_damaged_models(command, table, quick, tiny_folder, tmp_path):
     check_refused(command("fit", table(), *quick, "--model", broken), "is not a valid JSON file")
     (broken / "config.json").unlink()
     check_refused(command("fit", table(), *quick, "--model", broken), "expected a model folder, found no config.json")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (("--shots", "4", "--set", "run.shots=3"), 2, "--shots 4 contradicts --set run.shots=3; leave one of them out"),
+        (("--shots", "4", "--set", "shots=3"), 2, "--shots 4 contradicts --set shots=3"),
+        (("--method", "head", "--set", "method=lora"), 2, "--method head contradicts --set method=lora"),
+        (("--set", "run.seed=1", "--set", "run.seed=2"), 2, "--set run.seed: given twice, as 1 and 2"),
+        (("--model", ""), 2, "--model: model: expected a name, found an empty text"),
+        (("--method", " "), 2, "--method: method: expected a name, found an empty text"),
+        (("--preset", ""), 2, "--preset: preset: expected a name, found an empty text"),
+        (("--text", ""), 2, "text: expected a name, found an empty text"),
+        (("--test-fraction", "nan"), 2, "--test-fraction: expected a number from 0 to 0.9, found nan"),
+        (("--device", "0"), 2, "GPU number 0 is cuda:0"),
+        (("--device", "tpu"), 2, "leave it out, and the fastest device that is there is taken"),
+    ],
+)
+@pytest.mark.usefixtures("no_model")
+def test_options_that_are_empty_or_contradict_each_other(command, table, tmp_path, arguments, code, said):
+    check_refused(command("fit", table(), *arguments, "--output", tmp_path / "runs"), said, code=code)
+
+
+@pytest.mark.usefixtures("no_model")
+def test_test_rows_that_are_the_data(command, tmp_path):
+    for name in ("data.csv", "copy.csv"):
+        (tmp_path / name).write_bytes(AB)
+    data = tmp_path / "data.csv"
+    (tmp_path / "linked.csv").symlink_to(data)
+    same = "test: expected other rows than the labelled ones, found the same"
+    check_refused(command("check", data, "--test", tmp_path / "linked.csv"), same)
+    check_refused(command("check", data, "--test", tmp_path / "copy.csv"), "stands in the test rows too, so none is")

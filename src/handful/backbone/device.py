@@ -25,6 +25,7 @@ def resolve_device(name: str = AUTO, *, place: int = 0) -> torch.device:
     Of several processes (`accelerate launch`) each takes the GPU of its own LOCAL_RANK. Raises: ConfigError for an
     unknown name, a device that this machine lacks, and more processes than GPUs.
     """
+    name = name.strip().lower() if isinstance(name, str) else name
     check_name(name)
     kind, _, index = name.partition(":")
     if kind == AUTO:
@@ -42,8 +43,13 @@ def resolve_device(name: str = AUTO, *, place: int = 0) -> torch.device:
 
 def check_name(name: str) -> None:
     """Raises: ConfigError for what names no device at all."""
-    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name):
-        raise ConfigError(f"device: expected {DEVICES}, found {name!r}", "cuda:0 is the first GPU")
+    if isinstance(name, str) and re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name.strip().lower()):
+        return
+    number = re.fullmatch(r"(?:gpu|cuda)?:?\s*(\d+)", str(name).strip().lower())
+    hint = "leave it out, and the fastest device that is there is taken; cuda:0 is the first GPU"
+    raise ConfigError(
+        f"device: expected {DEVICES}, found {name!r}", f"GPU number {number[1]} is cuda:{number[1]}" if number else hint
+    )
 
 
 def _best() -> str:

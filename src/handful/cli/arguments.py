@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 from handful.cli.console import say
-from handful.errors import ConfigError, nearest, shown
+from handful.errors import EMPTY_NAME, ConfigError, nearest, shown
 from handful.methods import METHODS
 from handful.runs.defaults import AUTO, METHOD, MODEL, PRESET, WRITING_METHOD, WRITING_MODEL
 from handful.storage import parse_json
@@ -67,7 +67,7 @@ class RunArguments:
     test: Annotated[str | None, _option("--test", "File of test rows (hub: a split).", "a share of the rows")] = None
     test_fraction: Annotated[
         float,
-        typer.Option(min=0, max=0.9, help="Share of rows set apart as test rows, where there are none.",
+        typer.Option(help="Share of rows set apart as test rows, from 0 to 0.9, where there are none.",
                      rich_help_panel=_panel("--test-fraction")),
     ] = TEST_FRACTION  # fmt: skip
     text: Annotated[str | None, _option("--text", "Column of the text.", "text")] = None
@@ -116,8 +116,14 @@ class RunArguments:
         mapping = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         if self.data.startswith("hub:") and (of_files := {"encoding", "delimiter"} & mapping.keys()):
             raise ConfigError(f"--{min(of_files)}: data of the hub has no files to decode", "leave it out")
+        check_fraction(self.test_fraction)
         task = open_task(self.data, **mapping)
-        return with_held_out_test(task, self.test_fraction) if task.test is None and self.test_fraction else task
+        if task.test is None:
+            return with_held_out_test(task, self.test_fraction) if self.test_fraction else task
+        if self.test_fraction in (0, TEST_FRACTION):
+            return task
+        note = f"--test-fraction {self.test_fraction:g} is not used: there are test rows"
+        return replace(task, notes=(*task.notes, note))
 
     def is_auto(self) -> bool:
         """Whether the method is to be chosen by resampling."""
@@ -133,7 +139,7 @@ class RunArguments:
         """
         given, origins = self._given([])
         name = given.get("method")
-        if list(given) == ["method"] and name not in (AUTO, *METHODS):
+        if list(given) == ["method"] and str(name).strip() and name not in (AUTO, *METHODS):
             problem = f"{origins['method']}: method: unknown method {name!r}; {nearest(str(name), METHODS)}"
             raise ConfigError(f"1 wrong setting:\n  {problem}", "`handful methods` lists every method")
 
@@ -195,8 +201,24 @@ class RunArguments:
         options = {"model": self.model, "method": self.method, "preset": self.preset}
         options |= {"run.shots": self.shots, "run.seed": self.seed, "run.dev": self.dev}
         options = {name: value for name, value in options.items() if value is not None}
+        for name, value in options.items():
+            flag = name.removeprefix("run.")
+            for twin in {name: None, flag: None}:  # "shots" and "run.shots" are one setting
+                found = assigned.pop(twin, value)
+                if str(found) != value:
+                    problems.append(f"--{flag} {value} contradicts --set {twin}={found}; leave one of them out")
         origins |= dict.fromkeys(assigned, "--set") | {name: f"--{name.removeprefix('run.')}" for name in options}
-        return given | assigned | options, origins
+        settings = given | assigned | options
+        for name in ("model", "method", "preset"):
+            if isinstance(value := settings.get(name), str) and not value.strip():
+                problems.append(f"{origins[name]}: {name}: {EMPTY_NAME}; leave it out, or is a shell variable not set?")
+        return settings, origins
+
+
+def check_fraction(share: float) -> None:
+    """Raises: ConfigError for a share of test rows that is none, or nearly all; NaN among them."""
+    if not 0 <= share <= 0.9:
+        raise ConfigError(f"--test-fraction: expected a number from 0 to 0.9, found {share:g}", "0.2 is a fifth")
 
 
 def read_config(path: Path, problems: list[str]) -> dict[str, Any]:
@@ -237,12 +259,17 @@ def read_assignments(assignments: list[str], problems: list[str]) -> dict[str, A
         if not equals or not name.strip():
             problems.append(f"--set {shown(assignment)}: expected NAME=VALUE, such as training.epochs=10")
             continue
+        name = name.strip()
         try:
-            settings[name.strip()] = parse_json(text)
+            value = parse_json(text)
         except json.JSONDecodeError:
-            settings[name.strip()] = text
+            value = text
         except ValueError as error:
-            problems.append(f"--set {shown(name.strip())}: the value cannot be read: {error}")
+            problems.append(f"--set {shown(name)}: the value cannot be read: {error}")
+            continue
+        if name in settings and settings[name] != value:
+            problems.append(f"--set {name}: given twice, as {shown(settings[name])} and {shown(value)}; leave one out")
+        settings[name] = value
     return settings
 
 

@@ -17,7 +17,7 @@ import typer
 from handful.cli.arguments import Device, chosen_device
 from handful.cli.console import FitProgress, say
 from handful.data.coverage import NO_TEXTS, Coverage, coverage_sentences
-from handful.errors import ConfigError, DataError, HandfulError, RunError
+from handful.errors import EMPTY_NAME, ConfigError, DataError, HandfulError, RunError
 from handful.neutral import cell, printable
 from handful.storage import new_file
 
@@ -100,6 +100,11 @@ class ColumnOptions:
     encoding: str | None = None
     delimiter: str | None = None
 
+    def __post_init__(self) -> None:
+        for name in ("text", "encoding"):  # a pair of "" is none
+            if (value := getattr(self, name)) is not None and not value.strip():
+                raise ConfigError(f"--{name}: {EMPTY_NAME}", "leave it out, or is a shell variable not set?")
+
 
 @final
 @dataclass
@@ -143,6 +148,8 @@ def open_model(run: Path, model: str | None, task: str | None = None, device: st
 
     if model is None:
         return load(run, task=task, device=device)
+    if not model.strip():
+        raise ConfigError(f"--model: {EMPTY_NAME}", "leave it out, or is a shell variable not set?")
     record = read_run(run).record
     purpose = "lm" if record["task"]["kind"] == "generation" else "features"
     pooling = record["spec"]["run"]["pooling"]

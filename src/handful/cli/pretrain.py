@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from handful.cli.arguments import TEST_FRACTION, Device, RunArguments
+from handful.cli.arguments import TEST_FRACTION, Device, RunArguments, check_fraction
 from handful.cli.console import FitProgress, say, show_json, show_table
 from handful.cli.fit import record_warnings, show_run
 from handful.errors import ConfigError, DataError, HandfulError
@@ -35,14 +35,16 @@ def pretrain(
     rows: Annotated[
         int | None, typer.Option(min=2, help="Most labelled rows of a task.", show_default="every row")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Decides rows, start, order and draws.")] = 0,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Decides rows, start, order and draws.", show_default="0")
+    ] = None,
     preset: Annotated[str, typer.Option(help=f"A preset of the method {METHOD}.")] = PRESET,
     assignments: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="Any setting, such as method.mixing=uniform. Repeatable."),
     ] = None,
     test_fraction: Annotated[
-        float, typer.Option(min=0, max=0.9, help="Share of rows set apart as test rows, where a task has none.")
+        float, typer.Option(help="Share of rows set apart as test rows, from 0 to 0.9, where a task has none.")
     ] = TEST_FRACTION,
     delimiter: Annotated[
         str | None, typer.Option(help="Delimiter of the CSV, TSV and text files.", show_default="found")
@@ -63,11 +65,12 @@ def pretrain(
     from handful.runs.store import check_writable
 
     arguments = RunArguments(
-        data="", model=model, method=METHOD, preset=preset, seed=str(seed), assignments=assignments or [],
-        shots=None if rows is None else str(rows), device=device,
+        data="", model=model, method=METHOD, preset=preset, seed=None if seed is None else str(seed),
+        assignments=assignments or [], shots=None if rows is None else str(rows), device=device,
     )  # fmt: skip
     spec = arguments.spec()  # what is wrong with it is said before the rows are read
     check_writable(output)
+    check_fraction(test_fraction)
     task = mix_tasks(name, open_tasks(tasks, test_fraction, delimiter))
     spec = spec.suited(task.kind)
     tell_tasks(task, spec)

@@ -14,9 +14,11 @@ from handful.data.interpret import build_task, examples, repeat_notes
 from handful.data.labels import Targets
 from handful.data.nlg import RELEASES
 from handful.data.references import records
-from handful.data.tables import Table, read_table, stem, takes_delimiter
-from handful.data.task import Example, Task, TaskKind, TestRows
+from handful.data.tables import Table, as_path, read_table, stem, takes_delimiter
+from handful.data.task import Example, Task, TaskKind, TestRows, text_key
 from handful.errors import ConfigError, DataError, nearest
+
+_OTHER_TEST = "leave the test rows out, and a share of the rows is set apart; or give other rows"
 
 
 def read_task(
@@ -49,6 +51,10 @@ def read_task(
     if encoding is not None and not any(isinstance(part, str | os.PathLike) for part in given):
         raise ConfigError(f"encoding: rows in memory have none, found {encoding!r}", "leave it out")
 
+    if test is not None and _is_same(source, test):
+        what = "the rows in memory" if not isinstance(source, str | os.PathLike) else str(source)
+        raise DataError(f"test: expected other rows than the labelled ones, found the same: {what}", _OTHER_TEST)
+
     def table(part: Any) -> Table:
         is_file = isinstance(part, str | os.PathLike)
         return read_table(
@@ -60,10 +66,24 @@ def read_task(
 
     pool, *others = [table(source), *(None if part is None else table(part) for part in (test, dev))]
     task = build_task(pool, *others, wanted=Columns(text or "", text_pair, label), kind=kind, metric=metric)
+    if task.test is not None and task.pool and {text_key(row) for row in task.pool} <= task.test.text_keys():
+        raise DataError(
+            f"{pool.path}: every one of its {len(task.pool):,} rows stands in the test rows too, so none is left to "
+            "train on",
+            _OTHER_TEST,
+        )
     notes = [note for found in (pool, *others) if found for note in found.notes]
     own = pool.name if pool.in_memory else stem(Path(pool.path))
     origin = "memory" if pool.in_memory else pool.path
     return replace(task, name=name or own, origin=origin, notes=(*dict.fromkeys(notes), *task.notes))
+
+
+def _is_same(source: Any, other: Any) -> bool:
+    """Whether both are one file, by whatever path, or one object in memory."""
+    if not all(isinstance(part, str | os.PathLike) for part in (source, other)):
+        return source is other
+    first, second = as_path(source), as_path(other)
+    return first.exists() and second.exists() and first.samefile(second)
 
 
 def read_folder(path: str | Path, *, metric: str | None = None) -> Task:

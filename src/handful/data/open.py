@@ -14,7 +14,7 @@ from handful.data.nlg import RELEASES, read_nlg
 from handful.data.packaged import PACKAGED_TASKS, packaged_task
 from handful.data.tables import as_path
 from handful.data.task import Task
-from handful.errors import ConfigError, DataError, nearest
+from handful.errors import EMPTY_NAME, ConfigError, DataError, nearest
 
 
 def open_task(source: Any, **mapping: Any) -> Task:
@@ -27,6 +27,11 @@ def open_task(source: Any, **mapping: Any) -> Task:
     Raises: DataError, with the nearest name, if there is no such task; ConfigError for what this one does not take.
     """
     mapping = {key: value for key, value in mapping.items() if value is not None}
+    for key, value in mapping.items():
+        if key != "text_pair" and isinstance(value, str) and not value.strip():  # a pair of "" is none
+            if key == "delimiter" and value:
+                continue  # it may be a tab
+            raise ConfigError(f"{key}: {EMPTY_NAME}", "leave it out, or is a shell variable not set?")
     in_memory = not isinstance(source, str | os.PathLike)
     name = type(source).__name__ if in_memory else str(source)
     read = partial(read_task, source) if in_memory else _reader(name)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal, final
 
 from handful.data.split import DevRows
 from handful.data.task import TaskKind
-from handful.errors import ConfigError, nearest, shown
+from handful.errors import EMPTY_NAME, ConfigError, nearest, shown
 from handful.evaluation.landscape import CORNERS
 from handful.evaluation.predict import check_predictor
 from handful.evaluation.writing import GenerationOptions, writing_vertex
@@ -200,12 +200,17 @@ def resolve(
 def _refuse_no_text(
     method: object, model: object, preset: object, overrides: Mapping[Any, Any], origins: Mapping[str, str]
 ) -> None:
-    """Raises: ConfigError for names of another type than text, of which nothing else can be said."""
+    """Raises: ConfigError for names that are no text, or an empty one, of which nothing else can be said."""
     named = {"method": method, "model": model, "preset": preset}
     wrong = [
         f"{f'{origins[name]}: ' if name in origins else ''}{name}: expected a name, found {shown(value)}"
         for name, value in named.items()
         if value is not None and not isinstance(value, str)
+    ]
+    wrong += [
+        f"{f'{origins[name]}: ' if name in origins else ''}{name}: {EMPTY_NAME}"
+        for name, value in named.items()
+        if isinstance(value, str) and not value.strip()
     ]
     wrong += [f"settings: expected names, found {shown(name)}" for name in overrides if not isinstance(name, str)]
     if wrong:
