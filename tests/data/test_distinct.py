@@ -15,6 +15,7 @@ from handful.data.files import read_folder, read_task
 from handful.data.holdout import with_held_out_test
 from handful.data.split import Split
 from handful.data.task import Example, Task, TestRows, text_key
+from handful.errors import DataError
 
 LABELS = ("no", "yes")
 
@@ -35,10 +36,10 @@ def task_of(rows, labels=LABELS, kind="classification", **more) -> Task:
 labelled = st.lists(st.tuples(st.sampled_from("abcd"), st.integers(0, 2)), max_size=12)
 
 
-@given(labelled, st.sampled_from(["first", "drop"]))
-def test_every_row_is_kept_repeated_or_contradicting(pairs, ties):
+@given(labelled)
+def test_every_row_is_kept_repeated_or_contradicting(pairs):
     rows = [row(text, label, line) for line, (text, label) in enumerate(pairs)]
-    found = once(rows, keys(rows), ties)
+    found = once(rows, keys(rows))
     assert len(found.rows) + found.repeated + found.contradicting == len(rows)
     assert (
         len({one.text for one in found.rows}) == len(found.rows) == len({text for text, _ in pairs}) - found.unsettled
@@ -51,26 +52,24 @@ def test_every_row_is_kept_repeated_or_contradicting(pairs, ties):
     assert len(found.contradictions) == len(several)
 
 
-def test_ties_take_the_first_label_or_none():
+def test_texts_whose_labels_tie_are_left_out():
     rows = [row("a", 1, 2), row("A ", 0, 3), row("b", 0, 4), row("b", 0, 5)]
-    first, drop = once(rows, keys(rows), "first"), once(rows, keys(rows), "drop")
-    assert [(one.text, one.label) for one in first.rows] == [("a", 1), ("b", 0)]
-    assert (first.repeated, first.contradicting, first.unsettled) == (1, 1, 0)
-    assert [one.text for one in drop.rows] == ["b"]
-    assert (drop.repeated, drop.contradicting, drop.unsettled) == (1, 2, 1)
+    found = once(rows, keys(rows))
+    assert [one.text for one in found.rows] == ["b"]
+    assert (found.repeated, found.contradicting, found.unsettled) == (1, 2, 1)
 
 
 def test_numbers_are_averaged_and_references_joined():
     rows = [row("a", 1.0), row("a", 2.0), row("a", 2.0), row("b", 4.0)]
-    found = once(rows, keys(rows), "drop")
+    found = once(rows, keys(rows))
     assert [one.label for one in found.rows] == [pytest.approx(5 / 3), 4.0]
     assert (found.repeated, found.contradicting) == (0, 2)
-    (note,) = contradiction_notes(found, (), "test rows", "drop")
+    (note,) = contradiction_notes(found, (), "test rows")
     assert (
         "several numbers among the test rows: 1 (data.csv:1) and 2 (data.csv:1). Of each, their mean is taken" in note
     )
     records = [row("Name  Ann", None, references=("x", "y")), row("name ann", None, references=("y", "z"))]
-    assert [one.references for one in once(records, keys(records), "drop").rows] == [("x", "y", "z")]
+    assert [one.references for one in once(records, keys(records)).rows] == [("x", "y", "z")]
 
 
 def test_pairs_repeat_only_where_both_texts_do():
@@ -80,14 +79,14 @@ def test_pairs_repeat_only_where_both_texts_do():
 
 def test_contradictions_are_named_with_their_lines_and_labels():
     rows = [row(f"text {i % 5}", i // 5, i + 2) for i in range(10)]
-    found = once(rows, keys(rows), "first")
-    (note,) = contradiction_notes(found, LABELS, "labelled rows", "first")
+    found = once(rows, keys(rows))
+    (note,) = contradiction_notes(found, LABELS, "labelled rows")
     assert note.startswith(
         "5 texts have several labels among the labelled rows: 'no' (data.csv:2) and 'yes' (data.csv:7); 'no' "
         "(data.csv:3) and 'yes' (data.csv:8); 'no' (data.csv:4) and 'yes' (data.csv:9); and 2 more. Of each, the label "
-        "of most of its rows is taken"
+        "of most of its rows is taken; 5 without one were left out"
     )
-    assert contradiction_notes(once(rows[:5], keys(rows[:5]), "first"), LABELS, "rows", "first") == []
+    assert contradiction_notes(once(rows[:5], keys(rows[:5])), LABELS, "rows") == []
 
 
 def test_test_rows_that_repeat_change_nothing_but_a_note():
@@ -102,7 +101,7 @@ def test_test_rows_that_repeat_change_nothing_but_a_note():
         "2 texts have several labels among the test rows: 'no' (data.csv:0) and 'yes' (data.csv:9)"
         in torn.notes(LABELS)[1]
     )
-    assert torn.notes(LABELS)[1].endswith("1 without one were left out")
+    assert torn.notes(LABELS)[1].endswith("1 without one was left out")
 
 
 @pytest.mark.parametrize("times", [1, 5])
@@ -165,10 +164,34 @@ def test_near_duplicates_of_test_rows_are_counted():
 def test_the_majority_trains_and_contradictions_are_counted_apart():
     rows = [row(f"text {i}", i % 2, i) for i in range(10)]
     more = [row("text 0", 1, 20), row("text 0", 1, 21), row("text 1", 1, 22), row("text 2", 1, 23)]
-    split = Split(task_of([*rows, *more]), 10, 0)
+    split = Split(task_of([*rows, *more]), 9, 0)
     labels = {one.text: one.label for one in split.labelled}
-    assert (labels["text 0"], labels["text 1"], labels["text 2"]) == (1, 1, 0)
-    assert (split.dropped_duplicates, split.dropped_contradictions, split.dropped_overlap) == (2, 2, 0)
+    assert (labels["text 0"], labels["text 1"], labels.get("text 2")) == (1, 1, None)
+    assert (split.dropped_duplicates, split.dropped_contradictions, split.dropped_overlap) == (2, 3, 0)
+
+
+@pytest.mark.parametrize(
+    ("more", "left"), [([], "no row is left"), (["new"], "all 1 that are left"), (["c", "d"], "all 2 that are left")]
+)
+def test_where_contradictions_leave_no_two_classes_they_are_the_error(more, left):
+    torn = [row(f"text {i}", label, 2 * i + label) for i in range(10) for label in (0, 1)]
+    with pytest.raises(DataError, match=f"10 texts have several labels among the labelled rows: .*{left}") as caught:
+        Split(task_of([*torn * 3, *(row(text, 1) for text in more)]), 4, 0)
+    assert "'no' (data.csv:0) and 'yes' (data.csv:1)" in caught.value.message
+    assert "and 7 more" in caught.value.message and "correct the labels" in (caught.value.hint or "")
+
+
+def test_a_class_that_contradictions_emptied_is_said_so():
+    rows = [row(f"text {i}", i % 2, i) for i in range(8)]
+    torn = [row("torn", 2), row("torn", 1)]
+    with pytest.raises(DataError, match=r"'third' has 0 row\(s\), .* 2 have another label than the same text"):
+        Split(task_of([*rows, *torn], (*LABELS, "third")), 6, 0)
+
+
+def test_numbers_whose_means_are_one_are_named_as_contradictions():
+    torn = [row(f"text {i}", label, i) for i in range(10) for label in (1.0, 3.0)]
+    with pytest.raises(DataError, match="10 texts have several numbers"):
+        Split(task_of(torn, (), "regression"), 10, 0)
 
 
 def write(path: Path, rows) -> Path:

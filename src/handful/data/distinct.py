@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, final
+from typing import TYPE_CHECKING, final
 
 if TYPE_CHECKING:
     from handful.data.task import Example
@@ -32,12 +32,12 @@ class Distinct:
     unsettled: int = 0
 
 
-def once(rows: Sequence[Example], keys: Sequence[bytes], ties: Literal["first", "drop"]) -> Distinct:
+def once(rows: Sequence[Example], keys: Sequence[bytes]) -> Distinct:
     """One row for each of the `keys` (N), which say whether two rows have the same text.
 
-    A text that has several classes takes that of most of its rows; of equally many the first, or with "drop" none of
-    its rows is kept: there is no right answer to score. Several numbers of a text are averaged, and the references of
-    a record of generation are joined.
+    A text that has several classes takes that of most of its rows; of equally many none of its rows is kept: there is
+    no right answer to learn or to score. Several numbers of a text are averaged, and the references of a record of
+    generation are joined.
     """
     groups: dict[bytes, list[Example]] = {}
     for row, key in zip(rows, keys, strict=True):
@@ -47,7 +47,7 @@ def once(rows: Sequence[Example], keys: Sequence[bytes], ties: Literal["first", 
     kept, contradictions, repeated, contradicting, unsettled = [], [], 0, 0, 0
     for group in groups.values():
         first = {row.label: row for row in reversed(group) if row.label is not None}
-        chosen = _chosen(group, ties)
+        chosen = _chosen(group)
         if len(first) > 1:
             contradictions.append(tuple(row for row in group if row.label is not None and row is first[row.label]))
         if chosen is None:
@@ -60,45 +60,41 @@ def once(rows: Sequence[Example], keys: Sequence[bytes], ties: Literal["first", 
     return Distinct(tuple(kept), repeated, contradicting, tuple(contradictions), unsettled)
 
 
-def _chosen(group: list[Example], ties: Literal["first", "drop"]) -> Example | None:
+def _chosen(group: list[Example]) -> Example | None:
     """The row that stands for rows of one text, or None."""
     references = tuple(dict.fromkeys(text for row in group for text in row.references))
     if references:
         return replace(group[0], references=references)
     labels = [row.label for row in group if row.label is not None]
-    (label, most), *others = Counter(labels).most_common(2) or [(None, 0)]  # of equally many the first
+    (label, most), *others = Counter(labels).most_common(2) or [(None, 0)]
     if not others:
         return next((row for row in group if row.label == label), group[0])
     if any(isinstance(label, float) for label in labels):
         return replace(group[0], label=sum(labels) / len(labels))
-    tied = others[0][1] == most
-    return None if tied and ties == "drop" else next(row for row in group if row.label == label)
+    return None if others[0][1] == most else next(row for row in group if row.label == label)
 
 
-def contradiction_notes(found: Distinct, labels: Sequence[str], rows: str, ties: Literal["first", "drop"]) -> list[str]:
+def contradiction_notes(found: Distinct, labels: Sequence[str], rows: str) -> list[str]:
     """A sentence on the texts that have several labels among these `rows` ("labelled rows"); none where there are none.
 
     `labels` are the names of the classes, empty for numbers.
     """
     if not found.contradictions:
         return []
-    shown = [
-        " and ".join(f"{_label(row, labels)} ({row.source})" for row in group)
-        for group in found.contradictions[:EXAMPLES]
-    ]
-    more = len(found.contradictions) - len(shown)
-    count = len(found.contradictions)
-    what = "labels" if labels else "numbers"
-    done = "the label of most of its rows is taken, of equally many the first"
-    if not labels:
-        done = "their mean is taken"
-    elif ties == "drop":
-        unsettled = f"; {found.unsettled:,} without one were left out" if found.unsettled else ""
-        done = f"the label of most of its rows is taken{unsettled}"
-    return [
-        f"{count:,} {'text has' if count == 1 else 'texts have'} several {what} among the {rows}: "
-        f"{'; '.join(shown)}{f'; and {more:,} more' if more else ''}. Of each, {done}"
-    ]
+    done = "the label of most of its rows is taken" if labels else "their mean is taken"
+    if found.unsettled:
+        done += f"; {found.unsettled:,} without one {'was' if found.unsettled == 1 else 'were'} left out"
+    return [f"{contradictions_told(found.contradictions, labels, rows)}. Of each, {done}"]
+
+
+def contradictions_told(contradictions: Sequence[Sequence[Example]], labels: Sequence[str], rows: str) -> str:
+    """How many texts have several labels among these `rows`, with the first of them."""
+    count, more = len(contradictions), len(contradictions) - EXAMPLES
+    shown = [" and ".join(f"{_label(row, labels)} ({row.source})" for row in group) for group in contradictions]
+    return (
+        f"{count:,} {'text has' if count == 1 else 'texts have'} several {'labels' if labels else 'numbers'} among the "
+        f"{rows}: {'; '.join(shown[:EXAMPLES])}{f'; and {more:,} more' if more > 0 else ''}"
+    )
 
 
 def _label(row: Example, labels: Sequence[str]) -> str:

@@ -21,7 +21,7 @@ def with_held_out_test(task: Task, fraction: float) -> Task:
     if not 0 < fraction < 1:
         raise ConfigError(f"test fraction: expected a number between 0 and 1, found {fraction}")
     groups: dict[object, list[bytes]] = {}
-    found = once(task.pool, [text_key(row) for row in task.pool], "drop")  # what has no right answer scores nothing
+    found = once(task.pool, [text_key(row) for row in task.pool])  # what has no right answer scores nothing
     for row in found.rows:
         groups.setdefault(row.label if task.labels else None, []).append(text_key(row))
     tested: set[bytes] = set()
@@ -35,7 +35,7 @@ def with_held_out_test(task: Task, fraction: float) -> Task:
     else:
         notes = [_why_none(task, fraction, max(map(len, groups.values()), default=0), found.unsettled)]
     notes += test.repeat_notes()
-    contradictions = contradiction_notes(found, task.labels, "labelled rows", "first")
+    contradictions = contradiction_notes(found, task.labels, "labelled rows")
     notes += [note for note in contradictions if note not in task.notes]  # of a file, reading has said so
     if alike := test.count_overlap({key for row in pool for key in overlap_keys(row)}):
         notes.append(

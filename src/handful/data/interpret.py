@@ -273,8 +273,8 @@ def build_task(
 
 def repeat_notes(task: Task) -> list[str]:
     """Sentences on labelled texts that have several labels, on test rows that repeat and on such that nearly do."""
-    found = once(task.pool, [text_key(row) for row in task.pool], "first")
-    notes = contradiction_notes(found, task.labels, "labelled rows", "first")
+    found = once(task.pool, [text_key(row) for row in task.pool])
+    notes = contradiction_notes(found, task.labels, "labelled rows")
     if task.test is None:
         return notes
     return [*notes, *task.test.notes(task.labels), *alike_notes(task.test, task.pool, task)]

@@ -20,7 +20,7 @@ from typing import Literal, NamedTuple, final
 
 import torch
 
-from handful.data.distinct import once
+from handful.data.distinct import contradictions_told, once
 from handful.data.mixture import member_rows
 from handful.data.task import Example, Task, TestRows, as_member, fingerprint_rows, overlap_keys, text_key
 from handful.errors import ConfigError, DataError, nearest
@@ -44,8 +44,8 @@ class Split:
     "separate" (the task's own development rows, else pool rows after the first `shots`; at most `dev_rows`), or
     "none". Rows whose text repeats within the pool or the development rows, or stands in the test rows (for pool rows
     also in the development rows), are dropped before and counted; of generation also rows that share a long reference
-    with those of another file (`closed_keys`). A text with several labels takes that of most of its rows, of equally
-    many the first; `dropped_contradictions` counts the rows that have another one.
+    with those of another file (`closed_keys`). A text with several labels takes that of most of its rows, and is left
+    out where no label is that; `dropped_contradictions` counts the rows that have another one.
 
     Of generation, `shots` counts records, each with all of its `references` or with one drawn by the seed, and there
     are never more separate development records than shots: choosing on a full development set is not few-shot.
@@ -142,12 +142,20 @@ class _Part:
 
 
 class Kept(NamedTuple):
-    """Rows of distinct texts; how many repeated another row, stood in closed rows, or had another label."""
+    """Rows of distinct texts; how many repeated another row, stood in closed rows, or had another label; and a row for
+    each label of every text that has several (`distinct.Distinct`).
+    """
 
     rows: list[Example]
     repeated: int
     overlap: int
     contradicting: int
+    contradictions: Sequence[Sequence[Example]] = ()
+
+    @property
+    def dropped(self) -> tuple[int, int, int]:
+        """The counts of rows that were dropped."""
+        return self.repeated, self.overlap, self.contradicting
 
 
 def _divide_members(task: Task, draw: _Draw) -> list[_Part]:
@@ -172,7 +180,7 @@ def _divide(task: Task, draw: _Draw, closed: Collection[bytes]) -> _Part:
     shots = min(draw.shots, len(pool)) if draw.at_most else draw.shots
 
     generator = stream(draw.seed, "split")
-    strata = _strata(task, pool)
+    strata = _strata(task, pool, found.contradictions)
     minimum = 2 if draw.dev == "carved" else 1
     _check_enough(task, strata, shots, minimum, _left_out(task, found))
     taken = min(len(pool), shots + (dev_rows if draw.dev == "separate" else 0))
@@ -195,7 +203,7 @@ def _divide(task: Task, draw: _Draw, closed: Collection[bytes]) -> _Part:
             )
     if draw.references == "one":
         train, selection = _with_one_reference(train, draw.seed), _with_one_reference(selection, draw.seed)
-    dropped = [mine + its for mine, its in zip(found[1:], dev_found[1:], strict=True)]
+    dropped = [mine + its for mine, its in zip(found.dropped, dev_found.dropped, strict=True)]
     return _Part(train, selection, *dropped)
 
 
@@ -227,11 +235,13 @@ def _check_arguments(dev: str, dev_fraction: float, dev_rows: int, references: s
 def distinct(rows: Sequence[Example], closed: Collection[bytes]) -> Kept:
     """Rows whose text is new and not in `closed`, which are `closed_keys`: of rows that must stay apart."""
     apart = [row for row in rows if overlap_keys(row).isdisjoint(closed)] if closed else rows
-    found = once(apart, [text_key(row) for row in apart], "first")
-    return Kept(list(found.rows), found.repeated, len(rows) - len(apart), found.contradicting)
+    found = once(apart, [text_key(row) for row in apart])
+    return Kept(list(found.rows), found.repeated, len(rows) - len(apart), found.contradicting, found.contradictions)
 
 
-def _strata(task: Task, pool: Sequence[Example]) -> list[list[Example]]:
+def _strata(
+    task: Task, pool: Sequence[Example], contradictions: Sequence[Sequence[Example]] = ()
+) -> list[list[Example]]:
     """The rows of each class, or of each quantile of the target; of generation, all rows."""
     if task.kind == "generation":
         return [_with_references(pool)]
@@ -239,6 +249,15 @@ def _strata(task: Task, pool: Sequence[Example]) -> list[list[Example]]:
     if unlabelled is not None:
         raise DataError(f"{unlabelled.source}: expected a label, found none", "label every row of the pool")
     seen = Counter(row.label for row in pool)
+    if len(seen) < 2 and contradictions:
+        told = contradictions_told(contradictions, task.labels, "labelled rows")
+        left = f"all {len(pool)} that are left have one and the same" if pool else "no row is left"
+        raise DataError(
+            f"task {task.name!r}: expected labels that do not contradict each other, found that {told}. Without them "
+            f"{left}, and at least two are needed to learn",
+            "correct the labels, so that every text has one; where they depend on what the text does not say, such as "
+            "a second column, give that as --text-pair",
+        )
     if len(seen) == 1 and len(pool) > 1:
         (label,) = seen
         what = f"the target {label}" if task.kind == "regression" else f"the class {task.labels[int(label or 0)]!r}"
@@ -271,7 +290,7 @@ def _left_out(task: Task, found: Kept) -> str:
     """How many rows of the pool were dropped and why, for an error; empty where none was."""
     alike = "have the source or a long reference of" if task.kind == "generation" else "stand in"
     reasons = [f"{found.repeated} repeat another one"] if found.repeated else []
-    reasons += [f"{found.contradicting} have another label than the same text before"] if found.contradicting else []
+    reasons += [f"{found.contradicting} have another label than the same text elsewhere"] if found.contradicting else []
     reasons += [f"{found.overlap} {alike} test or development rows"] if found.overlap else []
     return f" (of {len(task.pool)} in the pool, {' and '.join(reasons)})" if reasons else ""
 
@@ -298,7 +317,7 @@ def _check_enough(
         if len(stratum) < minimum:
             name = f"class {task.labels[index]!r}" if task.labels else f"fifth {index + 1} of the target"
             raise DataError(
-                f"task {task.name!r}: {name} has {len(stratum)} row(s), needed {minimum} for {parts}",
+                f"task {task.name!r}: {name} has {len(stratum)} row(s), needed {minimum} for {parts}{left_out}",
                 "label more rows of it, or leave the class out" if task.labels else "label more rows",
             )
     if shots < smallest:

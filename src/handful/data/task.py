@@ -56,7 +56,7 @@ class TestRows:
     __slots__ = ("_examples", "_found")
 
     def __init__(self, examples: Sequence[Example]):
-        self._found: Distinct = once(examples, [text_key(row) for row in examples], "drop")
+        self._found: Distinct = once(examples, [text_key(row) for row in examples])
         self._examples = self._found.rows
 
     def __len__(self) -> int:
@@ -74,7 +74,7 @@ class TestRows:
 
     def notes(self, labels: Sequence[str]) -> list[str]:
         """Sentences on the texts that repeat, and on those that have several of these `labels`."""
-        return self.repeat_notes() + contradiction_notes(self._found, labels, "test rows", "drop")
+        return self.repeat_notes() + contradiction_notes(self._found, labels, "test rows")
 
     def sample(self, rows: int) -> TestRows:
         """At most so many of the rows, chosen by the digests of their texts: always the same; as closed as these."""

@@ -35,13 +35,13 @@ def score_new_rows(
     `seen` are the `overlap_keys` of those rows, or None where they are not known. Raises: DataError where no row is
     left, or a row has no label.
     """
-    found = once(rows, [text_key(row) for row in rows], "drop")
+    found = once(rows, [text_key(row) for row in rows])
     distinct = found.rows
     kept = [row for row in distinct if not any(key in (seen or ()) for key in overlap_keys(row))]
     notes = []
     if found.repeated:
         notes.append(f"{found.repeated:,} of {len(rows):,} rows repeat the text of another row and do not count again")
-    notes += contradiction_notes(found, trained.task.labels, "new rows", "drop")
+    notes += contradiction_notes(found, trained.task.labels, "new rows")
     if overlap := len(distinct) - len(kept):
         notes.append(f"{overlap:,} rows were left out: the model was trained or selected on them")
     if seen is None:
