@@ -118,7 +118,15 @@ SEVERAL = [
     ("billing", "billing;urgent", "urgent"),
     ("a|b", "b|c", "c"),
     ("billing, urgent", "urgent", "login"),
-    ("billing,urgent", "login,urgent", "praise"),
+    ("billing,urgent", "urgent,login", "praise"),
+    ("ship", "pay", "tech", "ship/pay", "pay/tech", "ship/tech"),
+    ("ship/pay/tech", "pay/ship", "tech/ship", "tech"),
+    ("ship", "pay", "ship & pay"),
+    ("ship", "pay", "ship &amp; pay"),
+    ("ship", "pay", "ship+pay"),
+    ("#ship", "#pay", "#ship #pay"),
+    ("ship", "pay", "ship and pay"),
+    ("ship", "pay", "pay、ship"),
     ("billing ; urgent", "Urgent", "login"),
     ("a;", "a;b;", "b"),
 ]
@@ -143,6 +151,11 @@ def test_several_labels_in_a_cell_are_asked_about(tmp_path, values):
         (("a;b", "c;d", "e"), ";"),
         (("Electronics|Phones", "Electronics|TV"), "|"),
         (("Smith, John", "Doe, Jane"), ","),
+        (("New York, NY", "Austin, TX", "Dallas, TX"), ","),
+        (("A/B test", "I/O", "R&D", "Q&A", "TCP/IP", "UDP/IP"), "/"),
+        (("R&D", "Q&A", "M&A", "C++", "C", "C#"), "&"),
+        (("0/10", "7/10", "10/10"), "/"),
+        (("ship\x1b]0;pwn\x07", "pwn", "ship"), ";"),
         (("please call back, it is urgent now", "it is urgent now and later"), ","),
     ],
 )
@@ -167,6 +180,18 @@ def test_lists_of_labels(tmp_path):
         read_task(csv(tmp_path / "lists.csv", ("['a', 'b']", "['b']"), 4))
     combined = write(tmp_path / "combined.jsonl", (["a"], ["b", "a"], ["a", "b"]), 4)
     assert read_task(combined, kind="classification").labels == ("a", "a; b")
+
+
+@pytest.mark.parametrize(
+    "values", [("3.10", "3.12"), ("1.0", "1.10"), ("1.0", "1.1", "2.0"), ("3.10", "3.1"), (0.5, 1.5)]
+)
+def test_few_fractions_that_repeat_are_classes_and_said(tmp_path, values):
+    task = read_task(write(tmp_path / "data.jsonl", values, 20))
+    assert (task.kind, set(task.labels)) == ("classification", set(map(str, values)))
+    assert noted(task, "kind classification", f"only {len(values)} different numbers", "--kind regression")
+    many = read_task(write(tmp_path / "many.jsonl", [index / 8 for index in range(12)], 5))
+    assert many.kind == "regression"
+    assert read_task(write(tmp_path / "once.jsonl", [*values * 8, 2.25])).kind == "regression"
 
 
 SENTENCES = [f"The cafe of number {i} serves French food at a low price." for i in range(20)]

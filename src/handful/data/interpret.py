@@ -5,6 +5,7 @@ Whatever is chosen for the user is written to `Task.notes` with its reason.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import replace
 from typing import Any, get_args
@@ -16,11 +17,13 @@ from handful.data.holdout import alike_notes
 from handful.data.labels import (
     LEAST_ROWS,
     MOST_CLASSES,
+    WEAK_MARKS,
     Targets,
     as_list,
     check_cells,
     check_number_of_classes,
     check_one_label,
+    class_name,
     class_names,
     name_notes,
     share_notes,
@@ -48,6 +51,9 @@ PAIR_NAMES = (
     ("question", "context"),
 )
 LABEL_NAMES = ("label", "labels", "class", "category", "target", "score", "y")
+
+MOST_FRACTIONS = 10
+"""Up to so many different numbers with fractions, each written several times, are classes, such as versions."""
 
 MOST_NUMERIC_CLASSES = 20
 """More different numbers than this in the label column are read as a regression target."""
@@ -188,7 +194,7 @@ def infer_targets(table: Table, label: str, kind: TaskKind | None) -> tuple[Targ
         names, merged = class_names(cells)
         if kind is None:
             check_number_of_classes(table, label, cells, names)
-            check_one_label(table, label, known, ",")
+            check_one_label(table, label, known, WEAK_MARKS)
         targets, values = Targets(names), set(names)
         notes += [*merged, *name_notes(cells, names)]
     if len(values) == 1:
@@ -208,6 +214,13 @@ def _is_regression(cells: list[Any], label: str, kind: TaskKind | None) -> tuple
         return False, []
     distinct, fractions = len(set(numbers)), any(not number.is_integer() for number in numbers)
     many = distinct > MOST_NUMERIC_CLASSES or (len(cells) >= LEAST_ROWS and distinct > MOST_CLASSES * len(cells))
+    times = Counter(map(class_name, cells))
+    plain = all(re.fullmatch(r"[+-]?\d+(\.\d+)?", name) for name in times if read_number(name) is not None)
+    if fractions and plain and 1 < len(times) <= MOST_FRACTIONS and min(times.values()) > 1 and not many:
+        return False, [
+            f"kind classification: the column {label!r} holds only {len(times)} different numbers, each several times; "
+            "for a target give --kind regression"
+        ]
     if fractions or many:
         reason = "numbers that are not whole" if fractions else f"{distinct} different numbers"
         return True, [f"kind regression: the column {label!r} holds {reason}; for classes give --kind classification"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import html
 import json
 import re
 import unicodedata
@@ -28,6 +29,13 @@ MOSTLY = 0.8
 
 _DOUBTFUL = {"none", "null", "nil", "na", "n/a", "n.a.", "missing", "undefined", "-", "--", "?"}
 """Names of classes, in lower case, that may stand for a missing label."""
+
+WEAK_MARKS = (",", "/", "&", "+", "#", "and", "\n", "\t", "\uff0c", "\uff1b", "\u3001", "\u2022", "\u00b7", "\\", "~")
+"""Marks between labels that are common within names too."""
+
+_MARKS = {"and": r"\s+(?:and|und|et)\s+"}
+_COMMAND = re.compile("\x1b\\][^\x07\x1b]*(?:\x07|\x1b\\\\)?|(?:\x1b\\[|\x9b)[0-?]*[ -/]*[@-~]|\x1b[ -/]*[0-~]")
+"""A control sequence of terminals, whose own marks divide nothing."""
 
 _SHOWN = 5
 _WORDS_OF_A_TEXT = 4
@@ -220,7 +228,7 @@ def check_number_of_classes(table: Table, label: str, cells: Sequence[Any], name
     )
 
 
-def check_one_label(table: Table, label: str, known: Sequence[tuple[int, Any]], marks: str = ";|") -> None:
+def check_one_label(table: Table, label: str, known: Sequence[tuple[int, Any]], marks: Sequence[str] = ";|") -> None:
     """Raises: DataError that shows cells which seem to hold several labels each.
 
     That are lists, and texts with one of the `marks` whose parts stand in other labels too, alone or in other company.
@@ -245,8 +253,12 @@ def recombined(names: Sequence[str], mark: str) -> tuple[str, tuple[str, str]] |
     """A part that stands in two of the names and these names, one of which has several parts; None where the names do
     not look like combinations: where no part recurs, or parts recur as the first alone ("Sport, tennis" and
     "Sport, golf" are places in a tree).
+
+    Marks other than ; and | are common within names, so that more is asked of them: a part of "Austin, TX" recurs in
+    "Dallas, TX". With a comma a part must be a class too, or recur in the first place and in another one; with others
+    ("TCP/IP", "R&D") all parts must be classes, or a part of several letters recur so.
     """
-    parts = {name: [part.strip() for part in name.split(mark) if part.strip()] for name in names}
+    parts = {name: _parts(name, mark) for name in names}
     joined = [name for name, own in parts.items() if len(own) > 1 and all(len(part.split()) <= 3 for part in own)]
     places: dict[str, list[tuple[str, int]]] = {}
     for name, own in parts.items():
@@ -256,7 +268,27 @@ def recombined(names: Sequence[str], mark: str) -> tuple[str, tuple[str, str]] |
         for part in parts[name]:
             found = places[part.casefold()]
             others = [other for other, _ in found if other != name]
-            alone = any(len(parts[other]) == 1 for other in others)
-            if others and (alone or any(place for _, place in found)):
-                return part, (name, others[0])
+            alone = [other for other in others if len(parts[other]) == 1]
+            moved = others and {0} < {min(place, 1) for _, place in found}
+            if mark in ";|":
+                recurs = alone or any(place for _, place in found)
+            elif mark == ",":
+                recurs = alone or moved
+            else:
+                classes = all(any(len(parts[other]) == 1 for other, _ in places[one.casefold()]) for one in parts[name])
+                recurs = classes or (moved and len(part) > 1)
+            if others and recurs:
+                return part, (name, (alone or others)[0])
     return None
+
+
+def _parts(name: str, mark: str) -> list[str]:
+    """The parts of a name at a mark, but for marks within a control sequence, an entity ("R&amp;D") or numbers."""
+    name = re.sub(r"&(#\d+|#[xX][0-9a-fA-F]+|\w+);", lambda found: html.unescape(found[0]), _COMMAND.sub("", name))
+    if mark == "#" and not re.fullmatch(r"(#[^\s#]+[\s,;]*)+", name):
+        return [name]
+    parts = [part.strip(" \t,;" if mark == "#" else None) for part in re.split(_MARKS.get(mark, re.escape(mark)), name)]
+    parts = [part for part in parts if part]
+    if mark not in (*";|,", "#") and all(re.fullmatch(r"[\d.]+", part) for part in parts):
+        return [name]  # "7/10" is a number out of ten
+    return parts
