@@ -34,7 +34,7 @@ def test_a_workbook(tmp_path):
     ]
     assert table.lines == [3, 5]
     assert table.notes == (
-        "a.xlsx: read the sheet 'sheet 1', one of 3",
+        "a.xlsx: read the sheet 'sheet 1', one of 3 ('sheet 0', 'sheet 1', 'sheet 2')",
         "a.xlsx: column 4 is empty and left out",
         "a.xlsx: 2 blank row(s) left out (line 1, 4)",
     )
@@ -79,7 +79,9 @@ def test_damage(tmp_path, name, content):
     pytest.importorskip("pyarrow" if name == "a.parquet" else "openpyxl")
     path = tmp_path / name
     path.write_bytes(content)
-    with pytest.raises(DataError, match=r"expected (a Parquet file|an Excel workbook), found a damaged one"):
+    with pytest.raises(
+        DataError, match=r"expected (a Parquet file|an Excel workbook), found a (damaged one|text file)"
+    ):
         read_table(path)
     with pytest.raises(ConfigError, match="no text to decode"):
         read_table(path, encoding="utf-8")
@@ -92,3 +94,43 @@ def test_a_truncated_workbook(tmp_path):
         path.write_bytes(whole[:end])
         with pytest.raises(DataError, match="found a damaged one"):
             read_table(path)
+
+
+INFO = [("Reviews of 2024",), ("Author", "Jo"), ("Date", "today")]
+
+
+@pytest.mark.parametrize(
+    ("columns", "options"), [(("text", "label"), {}), (("frage", "klasse"), {"text": "frage", "label": "klasse"})]
+)
+def test_the_sheet_that_is_a_table_is_read(tmp_path, columns, options):
+    path = workbook(tmp_path / "a.xlsx", INFO, [columns, ("a b", "x"), ("c d", "y")])
+    task = read_task(path, **options)
+    assert len(task.pool) == 2
+    assert "a.xlsx: read the sheet 'sheet 1', one of 2 ('sheet 0', 'sheet 1')" in task.notes
+
+
+def test_where_no_sheet_will_do_they_are_named(tmp_path):
+    path = workbook(tmp_path / "a.xlsx", INFO, [("other",)])
+    with pytest.raises(DataError, match="expected a text column 'text'") as caught:
+        read_task(path)
+    assert "read the sheet 'sheet 0', one of 2 ('sheet 0', 'sheet 1')" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [(('="a"&"b"', "x"), "expected a text in 'text', found none stored"), (("a", "=1+1"), "no row without a label")],
+)
+def test_formulas_without_a_stored_value(tmp_path, row, message):
+    path = workbook(tmp_path / "a.xlsx", [("text", "label"), row, ("c", "y")])
+    with pytest.raises(DataError, match=message) as caught:
+        read_task(path)
+    said = "1 cell holds a formula whose value is not stored (row 2): open and save it in Excel"
+    assert caught.value.hint == said
+
+
+def test_text_that_is_called_a_workbook(tmp_path):
+    path = tmp_path / "a.xlsx"
+    path.write_text("text,label\na,b\n")
+    with pytest.raises(DataError, match="expected an Excel workbook, found a text file") as caught:
+        read_task(path)
+    assert caught.value.hint == "its name is to end in .csv"

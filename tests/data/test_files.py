@@ -288,3 +288,74 @@ def test_reading_imports_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+TAGGED = [
+    {
+        "id": i,
+        "date": "2024-01-01",
+        "subject": f"my subject is {i}",
+        "body": f"long body text {i} it is",
+        "tag": "ab"[i % 2],
+    }
+    for i in range(20)
+]
+
+
+def test_hints_for_rows_in_memory_are_of_python_and_leave_out_what_says_nothing():
+    with pytest.raises(DataError) as caught:
+        read_task(TAGGED)
+    hint = (
+        'name the column: columns={"text": "subject"}; for pairs both: columns={"text": "subject", "text_pair": "body"}'
+    )
+    assert caught.value.hint == hint
+    with pytest.raises(DataError) as caught:
+        read_task(TAGGED, text="body", label="subject")
+    assert 'for another column: columns={"label": "body"}; to take' in str(caught.value.hint)
+    assert "--" not in str(caught.value)
+
+
+def test_columns_that_say_nothing_are_not_offered(tmp_path):
+    rows = "".join(f"{i},2024-01-01,{'ab'[i % 2]},{'cde'[i % 3]},text of number {i}\n" for i in range(12))
+    with pytest.raises(DataError) as caught:
+        read_task(write(tmp_path / "a.csv", f"id,date,kind,tone,text\n{rows}"))
+    assert caught.value.hint == "name the column: --label kind|tone"
+
+
+@pytest.mark.parametrize(
+    ("files", "command"),
+    [
+        (("train.csv", "test.csv"), "handful fit {}/train.csv --test {}/test.csv"),
+        (("data/train-00000-of-00001.parquet", "data/validation.jsonl"),
+         "handful fit {0}/data/train-00000-of-00001.parquet --test {0}/data/validation.jsonl"),
+        (("reviews.tsv", "README.md"), "handful fit {}/reviews.tsv"),
+        (("a.csv", "b.csv", "trains.csv"), "{} holds a.csv, b.csv, trains.csv"),
+    ],
+)  # fmt: skip
+def test_a_folder_of_files_is_told_how_to_be_read(tmp_path, files, command):
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("text,label\n")
+    with pytest.raises(DataError, match="no such file") as caught:
+        read_folder(tmp_path)
+    assert str(caught.value.hint).endswith(command.format(*[tmp_path] * 2))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message", "hint"),
+    [
+        ("a.csv", "text~label\na b~x\nc d~y\n", "found the columns 'text~label'", "--delimiter '~'"),
+        ("a.csv", "text   label\na b   x\nc d   y\n", "found the columns", "several spaces seem to part the columns"),
+        ("a.csv", '{"text": "a", "label": "x"}\n', "expected delimited text, found JSON lines", "end in .jsonl"),
+        ("a.tsv", '[\n{"text": "a"}]', "expected delimited text, found an array of JSON objects", "end in .json"),
+        ("a.jsonl", "text,label\na,x\n", "expected a JSON object", "a file of CSV is to end in .csv"),
+        ("a.jsonl", "{}\n{}\n", "a.jsonl:1: expected an object with columns", "or remove it"),
+        ("a.jsonl", '{"text": "a", "label": "x"}\n{}\n', "found an object without any", "remove it"),
+        ("a.csv", 'text,label\n"say \\"hi\\", x",a\nb,c\n', "escaped by backslashes", "save it again"),
+        ("a.csv", "text,label\n", "found only a header", "give a file with rows below the header"),
+    ],
+)
+def test_files_of_another_form_than_they_seem(tmp_path, name, content, message, hint):
+    with pytest.raises(DataError, match=message) as caught:
+        read_task(write(tmp_path / name, content))
+    assert hint in str(caught.value.hint)

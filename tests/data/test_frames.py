@@ -79,11 +79,13 @@ def test_frames(library):
         assert read_table(frame.to_batches()[0]).rows == read_table(frame.to_reader()).rows == ROWS
     if library == "pandas":
         assert read_table([row for _, row in frame.iterrows()]).rows == ROWS
-    task = open_task(frame, test=frame)
+    task = open_task(frame, test=[{"text": "so so", "label": "pos"}])
     assert (task.name, task.origin, task.labels) == (type(frame).__name__.lower(), "memory", ("neg", "pos"))
     assert task.pool[1] == Example("bad", None, 0, f"{task.name}:1")
     assert task.test is not None
-    assert len(task.test) == 3
+    assert len(task.test) == 1
+    with pytest.raises(DataError, match="expected other rows than the labelled ones, found the same"):
+        open_task(frame, test=frame)
 
 
 def test_a_frame_and_its_labels():

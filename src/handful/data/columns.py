@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
 from handful.data.cells import missing as missing
+from handful.data.layout import telling
+from handful.data.names import COMMON_NAMES
 from handful.data.tables import Table
 from handful.errors import DataError, nearest
 
 _NAMED_COLUMNS = 30
 """Columns that an error lists before it counts the rest."""
+
+
+_LOOKED_AT = 200
+"""Columns of which it is looked whether they say something, as one may be meant."""
 
 
 @final
@@ -25,6 +32,11 @@ class Columns:
     text: str = "text"
     text_pair: str | None = None
     label: str | None = "label"
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The columns of the text and its pair."""
+        return (self.text, self.text_pair) if self.text_pair else (self.text,)
 
 
 def present(table: Table, names: Sequence[str]) -> list[str]:
@@ -50,7 +62,7 @@ def only(
     if len(found) == 1:
         return found[0]
     option = option or "--" + role.replace(" ", "-")
-    known = found or table.columns
+    known = found or telling(table, table.columns[:_LOOKED_AT])
     named = f"name the column: {option} " + "|".join(known[:_NAMED_COLUMNS]) + "|…" * (len(known) > _NAMED_COLUMNS)
     hint = hint or named
     if nearest(wanted, table.columns).startswith("did you mean"):
@@ -60,7 +72,30 @@ def only(
         columns += f"; columns {' and '.join(map(str, numbers))} are all named {name!r}"
         if name in (wanted, *found) or name.lower() == wanted.lower():
             hint = f"give each of the columns named {name!r} a name of its own"
-    raise DataError(f"{table.path}: expected a {role} column {wanted!r}, found the columns {columns}", hint + more)
+    if uncut := _uncut(table):
+        hint, more = uncut, ""
+    sheet = "".join(f"; {note}" for note in table.notes if ": read the sheet " in note)
+    raise DataError(
+        f"{table.path}: expected a {role} column {wanted!r}, found the columns {columns}", hint + more + sheet
+    )
+
+
+def _uncut(table: Table) -> str | None:
+    """What to do with a table whose only name of a column holds a mark that seems to part several names."""
+    if len(table.columns) != 1 or not table.cells_are_texts or table.path.lower().endswith(".xlsx"):
+        return None
+    (name,) = table.columns
+    cells = [str(row[name]) for row in table.rows[:_LOOKED_AT]]
+    if re.search(r"\w {2,}\w", name) and all(re.search(r" {2,}", cell.strip()) for cell in cells):
+        return "several spaces seem to part the columns: save the table with tabs or commas between them"
+    marks = [mark for mark in dict.fromkeys(re.findall(r"[^\w\s\"'().-]", name)) if not name.startswith(mark)]
+    for mark in marks:
+        titles = {title.strip().lower() for title in name.split(mark)}
+        if len(titles) > 1 and not titles.isdisjoint(COMMON_NAMES) and all(mark in cell for cell in cells):
+            if f"{mark}{mark}" in name:
+                return f"{mark * 2!r} seems to part the columns, and one character can: save the table with commas"
+            return f"{mark!r} seems to part the columns: --delimiter {shlex.quote(mark)}"
+    return None
 
 
 def _named(columns: Sequence[str]) -> str:
@@ -72,7 +107,11 @@ def check_column(table: Table, name: str) -> None:
     """Raises: DataError naming the first line without this column."""
     for index, row in enumerate(table.rows):
         if name not in row:
-            found = _named(tuple(row))
+            found = _named(tuple(row)) or "an object without any"
+            if not row:
+                raise DataError(
+                    f"{table.where(index)}: expected the column {name!r}, found {found}", "fill it or remove it"
+                )
             raise DataError(
                 f"{table.where(index)}: expected the column {name!r}, found {found}",
                 nearest(name, list(row)[:_NAMED_COLUMNS]),
@@ -84,6 +123,8 @@ def check_text(table: Table, index: int, name: str, cell: Any) -> None:
     if not isinstance(cell, str):
         hint = "put it in double quotes" if not table.holder else "make it a text, with str() or astype(str)"
         hint = "fill in or remove the row" if missing(cell) else hint
+        if missing(cell) and (formula := formula_hint(table)):
+            raise DataError(f"{table.where(index)}: expected a text in {name!r}, found none stored", formula)
         raise DataError(f"{table.where(index)}: expected a text in {name!r}, found {cell!r:.80}", hint)
     if re.search("[\ud800-\udfff]", cell):
         raise DataError(
@@ -91,12 +132,20 @@ def check_text(table: Table, index: int, name: str, cell: Any) -> None:
         )
 
 
+def formula_hint(table: Table) -> str | None:
+    """What to do where an empty cell may be a formula of a workbook; None where there is no such formula."""
+    return next(
+        (note.partition(": ")[2] for note in table.notes if "a formula whose value is not stored" in note), None
+    )
+
+
 def complain_of_labels(table: Table, column: str) -> None:
     """Raises: DataError naming the rows without a label, and the words that were read as none."""
     cells = [row[column] for row in table.rows if table.missing_label(row[column])]
     words = sorted({cell.strip() for cell in cells if isinstance(cell, str) and cell.strip()})
     called = f" (or with {', '.join(map(repr, words))}, which is read as none)" if words else ""
-    hint = f"fill in or remove them; if {words[0]!r} is a class of its own, write it otherwise" if words else None
+    formula = formula_hint(table)
+    hint = f"fill in or remove them; if {words[0]!r} is a class of its own, write it otherwise" if words else formula
     complain(table, column, table.missing_label, f"without a label{called}", hint)
 
 

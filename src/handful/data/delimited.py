@@ -137,7 +137,7 @@ def _quoted(path: str, lines: Lines, dialect: Dialect) -> Iterator[Record]:
         except StopIteration:
             return
         except csv.Error as error:
-            raise _quoting_error(path, line, str(error)) from None
+            raise _quoting_error(path, line, str(error), escaped='\\"' in "".join(taken)) from None
         finally:
             csv.field_size_limit(limit)
         if any(LONE_RETURN in content for content in taken):
@@ -145,11 +145,17 @@ def _quoted(path: str, lines: Lines, dialect: Dialect) -> Iterator[Record]:
         yield Record(line, row, tuple(taken) if len(taken) > 1 else ())
 
 
-def _quoting_error(path: str, line: int, error: str) -> DataError:
+def _quoting_error(path: str, line: int, error: str, *, escaped: bool = False) -> DataError:
     if "field limit" in error:
         return DataError(
             f"{path}:{line}: a cell has more than {MAX_CELL:,} characters",
             "look for a double quote on that line which is never closed",
+        )
+    if escaped:
+        return DataError(
+            f'{path}:{line}: double quotes inside a cell are escaped by backslashes (\\"), expected doubled ones ("")',
+            "save it again with doubled quotes (in pandas to_csv without escapechar, in Spark escape='\"'), or as JSON "
+            "lines",
         )
     return DataError(
         f"{path}:{line}: the double quotes do not match ({error})", 'inside a quoted cell, write a double quote as ""'

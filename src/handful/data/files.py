@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
+from handful.data.advice import in_python
 from handful.data.cells import check_row
 from handful.data.columns import Columns
 from handful.data.interpret import build_task, examples, repeat_notes
 from handful.data.labels import Targets
 from handful.data.nlg import RELEASES
 from handful.data.references import records
-from handful.data.tables import Table, as_path, read_table, stem, takes_delimiter
+from handful.data.tables import Table, as_path, is_readable, read_table, stem, takes_delimiter
 from handful.data.task import Example, Task, TaskKind, TestRows, text_key
 from handful.errors import ConfigError, DataError, nearest
 
+_PARTS = {
+    part: re.compile(rf"({names})(?![a-z])")
+    for part, names in {"train": "train(ing)?", "test": "test(ing)?", "dev": "val|valid|validation|dev"}.items()
+}
 _OTHER_TEST = "leave the test rows out, and a share of the rows is set apart; or give other rows"
 
 
@@ -65,8 +72,17 @@ def read_task(
         )
 
     pool, *others = [table(source), *(None if part is None else table(part) for part in (test, dev))]
-    task = build_task(pool, *others, wanted=Columns(text or "", text_pair, label), kind=kind, metric=metric)
-    if task.test is not None and task.pool and {text_key(row) for row in task.pool} <= task.test.text_keys():
+    wanted = Columns(text or "", text_pair, label)
+    try:
+        task = build_task(pool, *others, wanted=wanted, kind=kind, metric=metric)
+    except DataError as error:
+        if not pool.in_memory or error.hint is None:
+            raise
+        raise DataError(error.message, in_python(error.hint)) from None
+    if pool.in_memory:
+        task = replace(task, notes=tuple(map(in_python, task.notes)))
+    keys = {text_key(row) for row in task.pool} if task.test else set()
+    if task.test and 0 < len(keys) <= len(task.test) and keys <= task.test.text_keys():
         raise DataError(
             f"{pool.path}: every one of its {len(task.pool):,} rows stands in the test rows too, so none is left to "
             "train on",
@@ -134,9 +150,36 @@ def read_folder(path: str | Path, *, metric: str | None = None) -> Task:
     return replace(task, notes=(*notes, *repeat_notes(task)))
 
 
+def files_hint(folder: Path) -> str | None:
+    """The command that reads the files of rows in a folder that is no task folder; None where there are none."""
+    places = {place: _readable(place) for place in (folder, folder / "data")}
+    for files in places.values():
+        parts = {part: [file for file in files if names.match(file.name.lower())] for part, names in _PARTS.items()}
+        data = files if len(files) == 1 and not places[folder / "data"] else parts["train"]
+        if len(data) == 1:
+            test = next((parts[part] for part in ("test", "dev") if len(parts[part]) == 1), data)
+            more = "" if test == data else f" --test {shlex.quote(str(test[0]))}"
+            return f"give the file of labelled rows: handful fit {shlex.quote(str(data[0]))}{more}"
+    found = [str(file.relative_to(folder)) for files in places.values() for file in files]
+    names = ", ".join(found[:10]) + ", …" * (len(found) > 10)
+    return (
+        f"give one file of labelled rows, and one of test rows with --test; {folder} holds {names}" if found else None
+    )
+
+
+def _readable(folder: Path) -> list[Path]:
+    """The files of a folder that can be read as tables, sorted; none where it cannot be listed."""
+    try:
+        return sorted(found for found in folder.iterdir() if is_readable(found))
+    except OSError:
+        return []
+
+
 def _task_record(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise DataError(f"{path}: no such file", "a task folder holds task.json, pool.jsonl and test.jsonl")
+        hint = None if (path.parent / "pool.jsonl").is_file() else files_hint(path.parent)
+        hint = hint or "a task folder holds task.json, pool.jsonl and test.jsonl"
+        raise DataError(f"{path}: no such file", hint)
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

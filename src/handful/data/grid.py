@@ -74,7 +74,7 @@ def grid_stream(path: str, name: str, records: Records, *, delimiter: str = "", 
     survey = _survey(path, records, delimiter)
     kept, dropped, unread = _choose(survey)
     if not survey.rows:
-        raise DataError(f"{path}: expected rows, found only a header", "give a file with labelled rows")
+        raise DataError(f"{path}: expected rows, found only a header", "give a file with rows below the header")
     _check_header(survey)
     found = [*notes, *dropped, *_row_notes(survey, delimiter)]
 
@@ -120,7 +120,7 @@ def _survey(path: str, records: Records, delimiter: str) -> _Survey:
         else:
             _add(survey, record, delimiter)
     if survey is None:
-        raise DataError(f"{path}: expected rows, found an empty file", "give a file with a header and labelled rows")
+        raise DataError(f"{path}: expected rows, found an empty file", "give a file with a header and rows")
     return survey
 
 

@@ -29,7 +29,7 @@ from handful.data.labels import (
     share_notes,
     with_numbers,
 )
-from handful.data.layout import describe_columns, flags_hint, look_at, one_hot, only_label, only_text, unused
+from handful.data.layout import describe_columns, flags_hint, look_at, one_hot, only_label, only_text, telling, unused
 from handful.data.numbers import read_number
 from handful.data.references import generation_columns, generation_task, known_layout
 from handful.data.tables import Table
@@ -91,7 +91,7 @@ def _choose_label(table: Table, label: str, text: str, pair: str | None) -> tupl
         label = found[0]
     else:
         others = [name for name in table.columns if name not in (text, pair)]
-        hint = f"name the column: --label {'|'.join(found or others)}"
+        hint = f"name the column: --label {'|'.join(found or telling(table, others))}"
         hint = hint if others else "the file has texts alone: give one whose rows have labels"
         written = [name for name in others if look_at(table, name).look == "texts"]
         more = f"; to write it for the other: --kind generation --label {written[0]}" if len(written) == 1 else ""

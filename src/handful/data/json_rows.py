@@ -96,10 +96,12 @@ def _loads(where: str, loads: Callable[..., Any]) -> Any:
     except DataError:
         raise
     except (ValueError, RecursionError) as error:  # a number of too many digits is a plain ValueError
+        is_table = isinstance(error, json.JSONDecodeError) and error.doc[:1] not in ("{", "[", '"')
+        hint = f"{_ONE_EACH}; a file of CSV is to end in .csv" if is_table else _ONE_EACH
         column = f" at column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
         raise DataError(
             f"{where}: expected a JSON object, found invalid JSON{column}: {getattr(error, 'msg', str(error))}",
-            _ONE_EACH,
+            hint,
         ) from None
 
 
@@ -131,11 +133,16 @@ def _no_rows(where: str, found: Any) -> DataError:
 
 
 def _first_columns(path: str, rows: Callable[[], Rows]) -> tuple[str, ...]:
-    for _, row in rows():
+    for line, row in rows():
+        if not row:
+            raise DataError(
+                f"{path}:{line}: expected an object with columns, found one without any ({{}})",
+                'write columns into each object, such as {"text": ...}, or remove it',
+            )
         check_names(row, path)
         return tuple(row)
     raise _empty(path)
 
 
 def _empty(path: str) -> DataError:
-    return DataError(f"{path}: expected rows, found an empty file", "give a file with labelled rows")
+    return DataError(f"{path}: expected rows, found an empty file", "give a file with one JSON object for each row")

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, final
 
 from handful.data.cells import missing
+from handful.data.layout import telling
 from handful.data.numbers import read_number, read_numbers
 from handful.data.tables import Table
 from handful.errors import DataError, nearest
@@ -208,7 +209,7 @@ def check_number_of_classes(table: Table, label: str, cells: Sequence[Any], name
     if len(cells) < LEAST_ROWS or len(names) <= MOST_CLASSES * len(cells):
         return
     single = sum(times == 1 for times in Counter(map(class_name, cells)).values())
-    others = [name for name in table.columns if name != label]
+    others = telling(table, [name for name in table.columns if name != label])
     texts = sum(len(str(cell).split()) >= _WORDS_OF_A_TEXT for cell in cells)
     numbers = sum(read_number(cell) is not None for cell in cells)
     if texts * 2 > len(cells):

@@ -94,6 +94,14 @@ def unused(table: Table, used: Collection[str | None]) -> list[str]:
     return [f"{table.name}: columns that are not read: {', '.join(map(str, shown))}{more}"] if shown else []
 
 
+def telling(table: Table, names: Sequence[str]) -> list[str]:
+    """Those of the columns that can be told to hold something: no ids, dates or constants. All, where none is left."""
+    if len(table.rows) < LEAST_ROWS:
+        return list(names)
+    silent = ("empty", "constant", "index", "id", "date")
+    return [name for name in names if look_at(table, name).look not in silent] or list(names)
+
+
 def only_text(table: Table, taken: Collection[str | None]) -> Column | None:
     """The one column, apart from those that are `taken`, that can be the text; None where none or several can.
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, final
 
+from handful.data.advice import in_python
 from handful.data.cells import missing
 from handful.data.columns import Columns
 from handful.data.derived import told, with_derived
@@ -48,7 +49,8 @@ class UnlabelledRows:
         if name not in cells:
             found = ", ".join(map(repr, cells)) or "nothing"
             where = self.table.where(line)
-            raise DataError(f"{where}: expected the column {name!r}, found {found}", nearest(name, cells))
+            hint = nearest(name, cells) if cells else "fill in or remove the row"
+            raise DataError(f"{where}: expected the column {name!r}, found {found}", hint)
         if missing(cells[name]):
             return ""
         if not isinstance(cells[name], str):
@@ -69,7 +71,13 @@ def unlabelled_rows(
     """The rows of a file or of anything else that `stream_table` reads; see `columns_as_trained` for the columns."""
     stream = stream_table(source, encoding=encoding, delimiter=delimiter)
     head, made = with_derived(_table(stream, list(islice(stream, HEAD_ROWS))))
-    columns, notes = columns_as_trained(head, kind, wanted or Columns("", None, None), trained_on)
+    try:
+        columns, notes = columns_as_trained(head, kind, wanted or Columns("", None, None), trained_on)
+    except DataError as error:
+        if not head.in_memory:
+            raise
+        known = [repr(name) for name in (trained_on or Columns()).texts if name]
+        raise DataError(error.message, f"call the columns as in training: {', '.join(known)}") from None
     notes += told(made, (columns.text, columns.text_pair))
     return UnlabelledRows(stream, columns, (*stream.notes, *notes))
 
@@ -95,6 +103,17 @@ def labelled_rows(
     Raises: DataError naming the lines of what is wrong: a label that is none of the task's classes, say.
     """
     table, made = with_derived(read_table(source, encoding=encoding, delimiter=delimiter, labelled=True))
+    try:
+        return _labelled(table, made, task, wanted)
+    except DataError as error:
+        if not table.in_memory or error.hint is None:
+            raise
+        raise DataError(error.message, in_python(error.hint)) from None
+
+
+def _labelled(
+    table: Table, made: Mapping[str, str], task: Task, wanted: Columns | None
+) -> tuple[tuple[Example, ...], list[str]]:
     wanted = wanted or Columns("", None, "label")
     if task.kind == "generation":
         wanted, notes = _as_trained(table, wanted, task.columns)

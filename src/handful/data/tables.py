@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -119,6 +120,11 @@ def stream_table(
     return _delimited_stream(path, file, _DELIMITED[suffix], delimiter)
 
 
+def is_readable(path: Path) -> bool:
+    """Whether a path is a file whose ending says that it can be read."""
+    return path.is_file() and _suffix(path) in SUFFIXES
+
+
 def takes_delimiter(source: Any) -> bool:
     """Whether a source is a file of delimited text, by its ending."""
     return isinstance(source, str | os.PathLike) and _suffix(Path(source)) in _DELIMITED
@@ -155,12 +161,25 @@ def as_path(source: str | os.PathLike[str]) -> Path:
 
 def _delimited_stream(path: Path, file: TextFile, usual: str, delimiter: str | None) -> TableStream:
     if not any(line.strip() for line in file.lines()):
-        raise DataError(f"{path}: expected rows, found an empty file", "give a file with a header and labelled rows")
+        raise DataError(f"{path}: expected rows, found an empty file", "give a file with a header and rows")
+    _refuse_json(path, next(line for line in file.lines() if line.strip()).strip())
     if _suffix(path) == ".txt" and delimiter is None and not _has_header(file):
         return _texts_stream(path, file)
     dialect, notes = find_dialect(str(path), file.lines, usual, delimiter)
     records: Callable[[], Iterator[Any]] = partial(read_records, str(path), file.lines, dialect)
     return grid_stream(str(path), path.name, records, delimiter=dialect.delimiter, notes=notes)
+
+
+def _refuse_json(path: Path, first: str) -> None:
+    """Raises: DataError where the first line of a file of delimited text is JSON."""
+    try:
+        found = json.loads(first) if first[:1] in "{[" else None
+    except (ValueError, RecursionError):
+        found = [{}] if re.match(r'\[\s*($|\{\s*($|"[^"]*"\s*:))', first) else None
+    is_array = isinstance(found, list) and all(isinstance(row, dict) for row in found)
+    if (isinstance(found, dict) and found) or is_array:
+        what, ending = ("an array of JSON objects", ".json") if is_array else ("JSON lines", ".jsonl")
+        raise DataError(f"{path}: expected delimited text, found {what}", f"its name is to end in {ending}")
 
 
 def _has_header(file: TextFile) -> bool:
