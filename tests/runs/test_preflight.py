@@ -81,7 +81,7 @@ def test_a_skeleton_is_the_backbone_without_content(tmp_path, family, pooling):
         ("prefix", {"layers": [0, 4]}, ConfigError, "layers: expected 0 <= first < stop <= 3"),
         ("lora", {"target_modules": ["qurey"]}, ConfigError, "did you mean 'query'?"),
         ("head", {"shots": 50}, DataError, "expected at least 50 distinct labelled rows"),
-        ("prefix", {"positions": "shifted", "prefix_length": 255}, ConfigError, "leaves no room"),
+        ("prefix", {"positions": "shifted", "prefix_length": 255}, ConfigError, "expected at least 8"),
     ],
 )
 def test_it_refuses_what_the_run_would(tiny_folder, method, overrides, error, said):

@@ -141,7 +141,9 @@ def attach(task: Task, spec: RunSpec, backbone: Backbone) -> AbstractAdapter:
     """A fresh adapter. Raises: ConfigError as `check_method` does."""
     check_method(task, spec, backbone)
     with backbone.sharing.alone():
-        return spec.method.attach(backbone, task, generator=stream(spec.options.seed, "init")).to(backbone.device)
+        adapter = spec.method.attach(backbone, task, generator=stream(spec.options.seed, "init"))
+        elsewhere = any(tensor.device != backbone.device for tensor in (*adapter.parameters(), *adapter.buffers()))
+        return adapter.to(backbone.device) if elsewhere else adapter  # a skeleton's tensors cannot be moved
 
 
 def train(
