@@ -262,7 +262,6 @@ def test_damaged_models(command, table, quick, tiny_folder, tmp_path):
         (("--shots", "4", "--set", "run.shots=3"), 2, "--shots 4 contradicts --set run.shots=3; leave one of them out"),
         (("--shots", "4", "--set", "shots=3"), 2, "--shots 4 contradicts --set shots=3"),
         (("--method", "head", "--set", "method=lora"), 2, "--method head contradicts --set method=lora"),
-        (("--set", "run.seed=1", "--set", "run.seed=2"), 2, "--set run.seed: given twice, as 1 and 2"),
         (("--model", ""), 2, "--model: model: expected a name, found an empty text"),
         (("--method", " "), 2, "--method: method: expected a name, found an empty text"),
         (("--preset", ""), 2, "--preset: preset: expected a name, found an empty text"),

@@ -99,7 +99,12 @@ class RunArguments:
     ] = None
     assignments: Annotated[
         list[str],
-        _option("--set", "Any setting, such as training.epochs=10. Repeatable.", "the preset's", "NAME=VALUE"),
+        _option(
+            "--set",
+            "Any setting, such as training.epochs=10. Repeatable, the last counts.",
+            "the preset's",
+            "NAME=VALUE",
+        ),
     ] = field(default_factory=list)
     config: Annotated[
         Path | None,
@@ -267,8 +272,6 @@ def read_assignments(assignments: list[str], problems: list[str]) -> dict[str, A
         except ValueError as error:
             problems.append(f"--set {shown(name)}: the value cannot be read: {error}")
             continue
-        if name in settings and settings[name] != value:
-            problems.append(f"--set {name}: given twice, as {shown(settings[name])} and {shown(value)}; leave one out")
         settings[name] = value
     return settings
 
