@@ -164,6 +164,18 @@ def test_names_with_marks_that_do_not_recombine_are_classes(tmp_path, values, ma
     assert set(read_task(csv(tmp_path / "data.csv", values, 10)).labels) == set(values)
 
 
+@pytest.mark.parametrize(
+    "values", [("billing,urgent", "login,urgent", "praise"), ("Austin, TX", "Dallas, TX"), ("TCP/IP", "UDP/IP")]
+)
+def test_names_that_share_a_part_are_classes_and_said(tmp_path, values):
+    task = read_task(csv(tmp_path / "data.csv", values, 10))
+    assert noted(task, repr(values[0]), repr(values[1]), "share the part", "one class each")
+    apart = read_task(
+        csv(tmp_path / "apart.csv", ("New York, NY", "Austin, TX", "I/O", "Sport, golf", "Sport, run"), 9)
+    )
+    assert not any("share the part" in note for note in apart.notes)
+
+
 def test_lists_of_labels(tmp_path):
     single = read_task(write(tmp_path / "one.jsonl", (["a"], ["b"], "a"), 4))
     assert single.labels == ("a", "b")

@@ -27,6 +27,7 @@ from handful.data.labels import (
     class_names,
     name_notes,
     share_notes,
+    shared_part_notes,
     with_numbers,
 )
 from handful.data.layout import describe_columns, flags_hint, look_at, one_hot, only_label, only_text, telling, unused
@@ -195,6 +196,7 @@ def infer_targets(table: Table, label: str, kind: TaskKind | None) -> tuple[Targ
         if kind is None:
             check_number_of_classes(table, label, cells, names)
             check_one_label(table, label, known, WEAK_MARKS)
+            notes += shared_part_notes(names)
         targets, values = Targets(names), set(names)
         notes += [*merged, *name_notes(cells, names)]
     if len(values) == 1:

@@ -15,6 +15,7 @@ from typing import Any, final
 
 from handful.data.cells import missing
 from handful.data.layout import telling
+from handful.data.likeness import alike_notes, rating_notes
 from handful.data.numbers import read_number, read_numbers
 from handful.data.tables import Table
 from handful.errors import DataError, nearest
@@ -175,6 +176,7 @@ def name_notes(cells: Sequence[Any], names: Sequence[str]) -> list[str]:
             "classes whose names differ in case, white space, Unicode form or invisible characters alone are kept "
             f"apart: {shown}{more}; where they mean the same, write them alike"
         )
+    notes += alike_notes(names, _folded) + rating_notes(names)
     if doubtful := [name for name in names if name.lower() in _DOUBTFUL]:
         which = " and ".join(map(repr, doubtful))
         notes.append(f"{which} is read as the name of a class; where it stands for a missing label, remove those rows")
@@ -250,14 +252,26 @@ def check_one_label(table: Table, label: str, known: Sequence[tuple[int, Any]], 
         )
 
 
-def recombined(names: Sequence[str], mark: str) -> tuple[str, tuple[str, str]] | None:
+def shared_part_notes(names: Sequence[str]) -> list[str]:
+    """A sentence on names that share a part behind a mark, which is too little to take them for several labels."""
+    for mark in WEAK_MARKS:
+        if found := recombined(names, mark, sure=False):
+            part, (one, other) = found
+            return [
+                f"the labels {one!r} and {other!r} share the part {part!r} and are read as one class each; where they "
+                "are several labels each, make one file per label"
+            ]
+    return []
+
+
+def recombined(names: Sequence[str], mark: str, sure: bool = True) -> tuple[str, tuple[str, str]] | None:
     """A part that stands in two of the names and these names, one of which has several parts; None where the names do
     not look like combinations: where no part recurs, or parts recur as the first alone ("Sport, tennis" and
     "Sport, golf" are places in a tree).
 
     Marks other than ; and | are common within names, so that more is asked of them: a part of "Austin, TX" recurs in
     "Dallas, TX". With a comma a part must be a class too, or recur in the first place and in another one; with others
-    ("TCP/IP", "R&D") all parts must be classes, or a part of several letters recur so.
+    ("TCP/IP", "R&D") all parts must be classes, or a part of several letters recur so. Without `sure` less will do.
     """
     parts = {name: _parts(name, mark) for name in names}
     joined = [name for name, own in parts.items() if len(own) > 1 and all(len(part.split()) <= 3 for part in own)]
@@ -271,7 +285,7 @@ def recombined(names: Sequence[str], mark: str) -> tuple[str, tuple[str, str]] |
             others = [other for other, _ in found if other != name]
             alone = [other for other in others if len(parts[other]) == 1]
             moved = others and {0} < {min(place, 1) for _, place in found}
-            if mark in ";|":
+            if mark in ";|" or not sure:
                 recurs = alone or any(place for _, place in found)
             elif mark == ",":
                 recurs = alone or moved
