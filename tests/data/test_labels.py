@@ -155,6 +155,7 @@ def test_several_labels_in_a_cell_are_asked_about(tmp_path, values):
         (("A/B test", "I/O", "R&D", "Q&A", "TCP/IP", "UDP/IP"), "/"),
         (("R&D", "Q&A", "M&A", "C++", "C", "C#"), "&"),
         (("0/10", "7/10", "10/10"), "/"),
+        (("AC/DC", "DC"), "/"),
         (("ship\x1b]0;pwn\x07", "pwn", "ship"), ";"),
         (("please call back, it is urgent now", "it is urgent now and later"), ","),
     ],

@@ -219,8 +219,9 @@ def _is_regression(cells: list[Any], label: str, kind: TaskKind | None) -> tuple
     times = Counter(map(class_name, cells))
     plain = all(re.fullmatch(r"[+-]?\d+(\.\d+)?", name) for name in times if read_number(name) is not None)
     if fractions and plain and 1 < len(times) <= MOST_FRACTIONS and min(times.values()) > 1 and not many:
+        written = sum(read_number(name) is not None for name in times)
         return False, [
-            f"kind classification: the column {label!r} holds only {len(times)} different numbers, each several times; "
+            f"kind classification: the column {label!r} holds only {written} different numbers, each several times; "
             "for a target give --kind regression"
         ]
     if fractions or many:

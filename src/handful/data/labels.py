@@ -284,7 +284,7 @@ def recombined(names: Sequence[str], mark: str, sure: bool = True) -> tuple[str,
             found = places[part.casefold()]
             others = [other for other, _ in found if other != name]
             alone = [other for other in others if len(parts[other]) == 1]
-            moved = others and {0} < {min(place, 1) for _, place in found}
+            moved = others and {0} < {min(place, 1) for other, place in found if len(parts[other]) > 1}
             if mark in ";|" or not sure:
                 recurs = alone or any(place for _, place in found)
             elif mark == ",":
