@@ -22,6 +22,12 @@ def task() -> Task:
     return Task("letters", "classification", ("ab", "z9"), "accuracy", tuple(rows[:24]), TestRows(rows[24:]))
 
 
+@pytest.fixture(scope="module")
+def shared(task, tiny_folder):
+    """A model that is trained once for all that only asks it."""
+    return handful.fit(task, model=str(tiny_folder), method="head", settings=QUICK, shots=16, test_fraction=None)
+
+
 @pytest.fixture
 def fitted(task, tiny_folder, tmp_path):
     """A model trained into a folder."""
@@ -164,6 +170,54 @@ def test_mistakes_are_errors_of_ours(task, call, error, said):
 def test_what_is_no_text_is_refused(fitted, texts, said):
     with pytest.raises(DataError, match=said):
         fitted.predict(texts)
+
+
+@pytest.mark.parametrize(
+    ("texts", "said"),
+    [
+        ([("a", "b")], "row 0: expected a single text, found a pair: the run predicts single texts"),
+        (["a", ("a", "b")], "row 1: expected a single text, found a pair"),
+        (np.array([["a", "b"], ["c", "d"]]), "row 0: expected a single text, found a pair"),
+        (["a \ud83d"], "row 0: the text in 'text' holds half of a surrogate pair"),
+        ([Example("a", source="x"), Example("\udc80")], "row 1: the text in 'text' holds half of a surrogate pair"),
+        (5, "expected a sequence of texts, found 5"),
+        (None, "expected a sequence of texts, found None"),
+        (np.array("abc"), "expected a sequence of texts, found array"),
+        (b"abc", "expected a path or rows, found bytes"),
+    ],
+)
+def test_what_the_run_cannot_read_is_refused(shared, texts, said):
+    with pytest.raises(DataError, match=said):
+        shared.predict(texts)
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ["", TEXTS[0]],
+        [None, TEXTS[0]],
+        [float("nan"), TEXTS[0]],
+        np.array([None, TEXTS[0]], object),
+        pandas.Series([pandas.NA, TEXTS[0]]),
+        pandas.DataFrame({"text": [None, TEXTS[0]]}),
+    ],
+)
+def test_a_missing_text_is_an_empty_one(shared, texts):
+    with pytest.warns(UserWarning, match="1 of 2 texts have no tokens"):
+        assert shared.predict(texts) == [None, shared.predict(TEXTS[:1])[0]]
+
+
+def test_options_are_dicts(shared, task):
+    calls = [
+        lambda: handful.fit(task, columns="text"),
+        lambda: handful.fit(task, settings="shots"),
+        lambda: shared.evaluate([], columns="text"),
+    ]
+    for call in calls:
+        with pytest.raises(ConfigError, match=r"expected a dict, found '(text|shots)'"):
+            call()
+    with pytest.raises(ConfigError, match=r"(?s)no such option as lable.*did you mean 'label'"):
+        shared.evaluate([], columns={"lable": "x"})
 
 
 def test_another_backbone_is_refused(fitted, make_model):

@@ -205,6 +205,45 @@ def test_labels_of_mixed_types_are_refused(classifier):
         classifier.fit(TEXTS[:4], np.array(["a", 1, "a", 1], dtype=object))
 
 
+def test_a_list_of_mixed_labels_is_refused_before_numpy_makes_texts_of_it(classifier):
+    for labels in (["a", 1] * 20, [True, 1] * 20, [np.bool_(True), "a"] * 20):
+        with pytest.raises(DataError, match="expected labels of one type, found"):
+            classifier.fit(TEXTS, labels)
+    assert classifier.fit(TEXTS, [0, 1.0] * 20).classes_.tolist() == [0.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        (["ship", "ship "] * 20, "differ in case, white space, .* kept apart: 'ship' and 'ship '"),
+        ([f"id{i}" for i in range(40)], "40 different values in 40 rows, 40 of them once: it holds a name or number"),
+        (["none", "some"] * 20, "'none' is read as the name of a class"),
+    ],
+)
+def test_labels_that_may_not_be_meant_are_warned_of(classifier, labels, said):
+    with pytest.warns(UserWarning, match=said):
+        classifier.fit(TEXTS, labels)
+
+
+def test_a_word_for_no_value_is_no_label_as_in_fit(classifier):
+    with pytest.raises(DataError, match=r"found none for 20 \(rows 0, .*\); 'nan' is read as none"):
+        classifier.fit(TEXTS, ["nan", "a"] * 20)
+
+
+def test_half_a_surrogate_pair_is_named_by_its_row(classifier):
+    with pytest.raises(DataError, match="row 1: the text in 'text' holds half of a surrogate pair"):
+        classifier.fit(["x", "x\udc80"], ["a", "b"])
+    with pytest.raises(DataError, match=r"y\[1\]: the text in 'y' holds half"):
+        classifier.fit(["x", "y"], ["a", "b\udc80"])
+
+
+def test_an_index_in_another_order_is_warned_of(classifier):
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"text": TEXTS, "label": LABELS})
+    with pytest.warns(UserWarning, match="same index in another order"):
+        classifier.fit(frame["text"].iloc[::-1], frame["label"])
+
+
 def test_a_column_of_labels_is_taken_with_a_warning(classifier):
     with pytest.warns(DataConversionWarning):
         classifier.fit(TEXTS, np.array(LABELS)[:, None])

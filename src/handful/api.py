@@ -13,12 +13,13 @@ import numpy as np
 from handful.backbone.device import AUTO as AUTO_DEVICE
 from handful.backbone.device import resolve_device
 from handful.backbone.load import Backbone
+from handful.data.cells import check_row, missing
 from handful.data.columns import Columns
 from handful.data.holdout import with_held_out_test
 from handful.data.new_rows import labelled_rows, unlabelled_rows
 from handful.data.open import open_task
 from handful.data.task import Example, Task
-from handful.errors import ConfigError, DataError
+from handful.errors import ConfigError, DataError, nearest, shown
 from handful.evaluation.baseline import Baseline, beside
 from handful.evaluation.estimate import Estimate
 from handful.evaluation.evaluate import Written, longest_row
@@ -112,7 +113,7 @@ class FittedModel:
     def _rows(self, texts: Texts) -> list[Example]:
         """The rows of what is to be predicted: a table's by the columns of training, or else by their names."""
         if not _is_table(texts):
-            return as_examples(texts)
+            return as_examples(texts, blank=True)
         task = self._trained.task
         table = unlabelled_rows(texts, kind=task.kind, trained_on=task.columns)
         if not (rows := [row for row, _ in table]):
@@ -230,7 +231,11 @@ class FittedModel:
             raise DataError(
                 "expected one task to score, found a multi-task run", "take one: handful.load(..., task=NAME)"
             )
+        _check_options("columns", columns, "text")
+        known = ("text", "text_pair", "label", "encoding", "delimiter")
         named = {"text": "", "text_pair": None, "label": "label", **(columns or {})}
+        if unknown := sorted(map(str, named.keys() - {*known})):
+            raise ConfigError(f"columns: no such option as {', '.join(unknown)}", nearest(unknown[0], known))
         options = {name: named.pop(name, None) for name in ("encoding", "delimiter")}
         rows, notes = labelled_rows(data, task, wanted=Columns(**named), **options)
         found = score_new_rows(self._trained, rows, self._seen, on_written)
@@ -295,6 +300,8 @@ def fit(
     Raises: ConfigError, DataError, ModelError or RunError, all before training where it can be known then.
     """
 
+    _check_options("columns", columns, "text")
+    _check_options("settings", settings, "shots")
     check_auto(method == AUTO, budget=budget, starts=start is not None)
     where = _chosen_device(device, backbone)
     started = read_start(Path(start)) if start else None
@@ -364,23 +371,41 @@ def _chosen_device(name: str, backbone: Backbone | None) -> str:
     return str(backbone.device)
 
 
-def as_examples(texts: Sequence[Text] | Sequence[Example]) -> list[Example]:
-    """Unlabelled rows from texts or pairs. Raises: DataError for anything else, with its position, and for none."""
+def as_examples(texts: Sequence[Text] | Sequence[Example], *, blank: bool = False) -> list[Example]:
+    """Unlabelled rows from texts or pairs. With `blank`, a missing text (None, NaN, pandas' NA) is an empty one.
+
+    Raises: DataError for anything else, with its position, for half a surrogate pair, and for no texts.
+    """
     if isinstance(texts, str):
         raise DataError("expected a sequence of texts, found one string", "put it into a list")
+    try:
+        items = iter(texts)
+    except TypeError:  # a number, or an array without dimensions
+        raise DataError(f"expected a sequence of texts, found {shown(texts)}", "put the texts into a list") from None
     rows = []
-    for position, item in enumerate(texts):
-        parts = item if isinstance(item, list | tuple | np.ndarray) else (item,)
+    item: Any
+    for position, item in enumerate(items):
+        several = isinstance(item, list | tuple) or (isinstance(item, np.ndarray) and item.ndim > 0)
+        parts = ["" if blank and missing(part) else part for part in (item if several else (item,))]
         if isinstance(item, Example):
+            check_row({"text": item.text, "text_pair": item.text_pair}, f"row {position}")
             rows.append(replace(item, label=None))
         elif len(parts) in (1, 2) and all(isinstance(part, str) for part in parts):
             text, *pair = map(str, parts)  # str: numpy's texts are of a type of their own
+            check_row({"text": text, "text_pair": pair[0] if pair else ""}, f"row {position}")
             rows.append(Example(text, pair[0] if pair else None, source=f"row {position}"))
         else:
-            raise DataError(f"row {position}: expected a text or a pair of texts, found {item!r}")
+            raise DataError(f"row {position}: expected a text or a pair of texts, found {shown(item)}")
     if not rows:
         raise DataError("expected texts, found none")
     return rows
+
+
+def _check_options(name: str, value: Any, example: str) -> None:
+    """Raises: ConfigError for options that are no mapping, such as a lone text."""
+    if value is not None and not isinstance(value, Mapping):
+        put = f"{{{example!r}: {value!r:.40}}}" if isinstance(value, str) else f"{{{example!r}: …}}"
+        raise ConfigError(f"{name}: expected a dict, found {shown(value)}", f"write {name}={put}")
 
 
 def _is_table(texts: Any) -> bool:

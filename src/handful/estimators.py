@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, Self, final
@@ -15,7 +16,8 @@ from sklearn.utils.validation import check_is_fitted, column_or_1d
 
 from handful.api import as_examples, fit
 from handful.backbone.device import AUTO as AUTO_DEVICE
-from handful.data.cells import missing_label
+from handful.data.cells import check_row, missing_label
+from handful.data.labels import name_notes, no_classes
 from handful.data.task import Example, Task, TaskKind
 from handful.errors import DataError
 from handful.evaluation.predict import Predictions
@@ -68,7 +70,7 @@ class AbstractFewShotEstimator(BaseEstimator):
 
     def _predictions(self, X: Any) -> Predictions:
         check_is_fitted(self)
-        return self.model_.predictions(as_examples(_texts(X)))
+        return self.model_.predictions(as_examples(_texts(X), blank=True))
 
     def __sklearn_tags__(self) -> Tags:
         """X is one text per row, or a pair of texts; the target is required."""
@@ -104,9 +106,13 @@ class FewShotClassifier(ClassifierMixin, AbstractFewShotEstimator):
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Train on texts and as many labels. Rows of weight 0 are left out.
 
+        Labels are taken as they are; a warning says where that seems not to be meant: names that differ in white space
+        or case alone, or nearly as many classes as rows. As in `handful.fit`, a text such as "nan" is no label.
+
         Raises: DataError for labels that are missing or of mixed types, and for what is no text.
         """
         rows, labels = _rows_and_targets(self, X, y)
+        _check_types(y)
         if labels.dtype == object and len({type(label) for label in labels.tolist()}) > 1:
             types = sorted({type(label).__name__ for label in labels.tolist()})
             raise DataError(f"y: expected labels of one type, found {' and '.join(types)}", "convert them, e.g. to str")
@@ -116,6 +122,7 @@ class FewShotClassifier(ClassifierMixin, AbstractFewShotEstimator):
             weights = weights * compute_sample_weight(self.class_weight, labels)  # pyright: ignore[reportArgumentType]
         kept = weights > 0
         self.classes_ = np.unique(labels[kept])
+        _warn_of_labels(labels[kept].tolist(), self.classes_.tolist())
         indices = np.searchsorted(self.classes_, labels[kept])
         self._prior = np.bincount(indices, weights[kept]) / weights[kept].sum()
         rows = [
@@ -179,10 +186,56 @@ def _rows_and_targets(estimator: BaseEstimator, X: Any, y: Any) -> tuple[list[Ex
         place for place, target in enumerate(targets.tolist()) if missing_label(target, cells_are_texts=False)
     ]:
         shown = ", ".join(map(str, absent[:5])) + (", …" if len(absent) > 5 else "")
+        given = y if isinstance(y, list | tuple) else targets.tolist()  # numpy writes a NaN among texts as "nan"
+        words = sorted({given[place].strip() for place in absent if isinstance(given[place], str)} - {""})
+        called = f"; {' and '.join(map(repr, words))} is read as none" if words else ""
         raise DataError(
-            f"y: expected a label for every row, found none for {len(absent)} (rows {shown})", "drop these rows"
+            f"y: expected a label for every row, found none for {len(absent)} (rows {shown}){called}",
+            f"drop these rows; if {words[0]!r} is a class of its own, write it otherwise"
+            if words
+            else "drop these rows",
         )
+    _warn_of_order(X, y)
     return rows, targets
+
+
+def _check_types(y: Any) -> None:
+    """Raises: DataError for a list of labels of mixed types, which numpy would make texts or numbers of."""
+    if not isinstance(y, list | tuple):
+        return
+    types = {bool: "bool", np.bool_: "bool", str: "str", bytes: "bytes", int: "number", float: "number"}
+    types |= {np.integer: "number", np.floating: "number"}
+    found = {next((name for kind, name in types.items() if isinstance(label, kind)), "") for label in y} - {""}
+    if len(found) > 1:
+        raise DataError(
+            f"y: expected labels of one type, found {' and '.join(sorted(found))}", "convert them, e.g. to str"
+        )
+
+
+def _warn_of_labels(labels: list[Any], classes: list[Any]) -> None:
+    """Warn of classes that may not be meant, in the sentences of `handful.fit`."""
+    names = [name for name in classes if isinstance(name, str)]
+    for name in names:
+        check_row({"y": name}, f"y[{labels.index(name)}]")
+    said = name_notes((), names)
+    if found := no_classes(labels, list(map(str, classes))):
+        said.append(f"y has {found[0]}")
+    for sentence in said:
+        warnings.warn(sentence, stacklevel=3)
+
+
+def _warn_of_order(X: Any, y: Any) -> None:
+    """Warn of an X and a y from pandas that hold the same index in another order: rows are paired by position."""
+    ours: Any = getattr(X, "index", None)
+    its: Any = getattr(y, "index", None)
+    if not hasattr(ours, "equals") or not hasattr(its, "equals") or ours.equals(its):  # a list has an index() too
+        return
+    if set(ours) == set(its):
+        warnings.warn(
+            "X and y have the same index in another order and are paired by position, as scikit-learn does; to pair "
+            "them by index give y.loc[X.index]",
+            stacklevel=4,
+        )
 
 
 def _texts(X: Any) -> Any:

@@ -36,7 +36,7 @@ def test_repeats_and_rows_of_training_do_not_count(command, table, finished):
     ("rows", "message"),
     [
         ([("a", "ab", ""), ("b", "abc", "")], "data.csv:3: the label 'abc' is none of the 2 classes"),
-        ([("a", "ab", ""), ("b", "", "")], "expected no row without a label, found 1 (line 3)"),
+        ([("", "ab", ""), ("b", "", "")], "1 of 2 rows have an empty text"),
     ],
 )
 def test_wrong_labels_are_said_before_the_model_is_loaded(command, table, finished, monkeypatch, rows, message):

@@ -76,6 +76,28 @@ def test_wrong_stdin(command, finished, stdin, content, message):
     assert message in outcome.err
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("text,id\nparcel late,1\n", "save it as a file: --input FILE.csv"),
+        ('\n"id";"text"\n1;a\n', "found the header of a table in its first line"),
+        ("id\tsentence\n1\ta\n", "save it as a file: --input FILE.tsv"),
+        ("text\nparcel late\n", "leave the first line out"),
+        ('{"text": "a"}\n', "save it as a file: --input FILE.jsonl"),
+    ],
+)
+def test_a_table_is_no_list_of_texts(command, finished, stdin, monkeypatch, content, message):
+    monkeypatch.setattr("handful.cli.predict.open_model", lambda *_: pytest.fail("the model was loaded"))
+    stdin(content.encode())
+    outcome = command("predict", finished, "--input", "-")
+    assert outcome.code == 1 and message in outcome.err and outcome.out == ""
+
+
+def test_a_text_that_has_a_delimiter_is_one(command, finished, stdin):
+    stdin(b"a long text, with commas\n{text}\n")
+    assert len(as_rows(command("predict", finished, "--input", "-").out)) == 2
+
+
 def test_a_predictor_and_its_errors(command, table, finished):
     data = table(TEXTS, "text", "other")
     by = {

@@ -97,6 +97,17 @@ def test_a_frame_and_its_labels():
     assert read_table((frame["text"], frame["label"])).rows == ROWS[::-1]
 
 
+def test_columns_with_other_indexes_are_refused():
+    pandas = package("pandas")
+    frame = pandas.DataFrame({"text": TEXTS, "label": LABELS})
+    backwards = frame.iloc[::-1]
+    refused((backwards["text"], frame["label"]), "the labels and the texts have different indexes.*hint: .*loc")
+    refused((backwards[["text"]], frame["label"]), "the labels and the texts have different indexes")
+    refused({"text": backwards["text"], "label": frame["label"]}, "'label' and the dict: 'text' have different indexes")
+    assert read_table((backwards["text"].tolist(), LABELS)).rows[0]["text"] == "fine"
+    assert read_table({"text": frame["text"], "label": LABELS}).rows == ROWS
+
+
 def test_cells_of_every_type_become_plain():
     pandas = package("pandas")
     frame = pandas.DataFrame(

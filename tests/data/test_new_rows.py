@@ -63,6 +63,85 @@ def test_missing_texts_are_empty_and_other_types_are_refused_by_line(tmp_path):
         assert "wrong.jsonl:2" in str(caught.value) and said in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        ("parcel late\nbill paid\n", "classification"),
+        ("the parcel is late,17\nthe bill is paid,18\n", "classification"),
+        ("late,17\npaid for,18\n", "classification"),
+        ("parcel late;my parcel\nbill paid;my bill\n", "pair-classification"),
+        ("parcel late\nbill paid\n", "generation"),
+    ],
+)
+def test_a_first_row_of_data_is_no_header(tmp_path, content, kind):
+    path, options = write(tmp_path / "new.csv", content), {"kind": kind, "trained_on": Columns("text", None, "label")}
+    if kind == "pair-classification":
+        options |= {"wanted": Columns("parcel late", "my parcel", None), "trained_on": None}
+        assert len(list(unlabelled_rows(path, **options))) == 1  # whoever names the columns means them
+        return
+    with pytest.raises(DataError, match=r"(?s)expected a header, found what looks like a row of data.*a header line"):
+        unlabelled_rows(path, **options)
+    first = content.partition("\n")[0].split(",")[0]
+    (row,) = [row for row, _ in unlabelled_rows(path, wanted=Columns(first, None, None), **options)]
+    assert row.text
+
+
+@pytest.mark.parametrize("header", ["what,17x", "id,Customer comment", "0", "Customer comment"])
+def test_names_that_may_be_names_are_a_header(tmp_path, header):
+    path = write(tmp_path / "new.csv", "\n".join([header, *[",".join("ab"[: header.count(",") + 1])] * 2]) + "\n")
+    column = Columns("Customer comment", None, "label")
+    wanted = None if header != "what,17x" else Columns("what", None, None)
+    assert len(list(unlabelled_rows(path, kind="classification", trained_on=column, wanted=wanted))) == 2
+
+
+def test_the_name_of_the_only_column_is_said_and_that_of_a_class_is_a_row(tmp_path):
+    found = unlabelled_rows(write(tmp_path / "new.csv", "what\na\n"), kind="classification")
+    assert found.notes == ("new.csv: read 'what', the first row, as the name of the only column",)
+    three = Task("t", "classification", ("fair", "neg", "pos"), "accuracy", ())
+    rows = [f"the bill {i} is paid in full,{'neg' if i % 2 else 'fair'}\n" for i in range(9)]
+    with pytest.raises(DataError, match="found what looks like a row of data in the first line \\('late', 'pos'\\)"):
+        labelled_rows(write(tmp_path / "new.csv", "late,pos\n" + "".join(rows)), three)
+
+
+def test_a_line_of_json_without_the_text_is_an_empty_text(tmp_path):
+    rows = ['{"id": 0}', '{"id": 1, "text": "a"}', '{"id": 2}']
+    found = unlabelled_rows(write(tmp_path / "new.jsonl", "\n".join(rows)), kind="classification", trained_on=Columns())
+    assert [row.text for row, _ in found] == ["", "a", ""]
+
+
+def test_rows_without_a_text_or_a_label_are_left_out_and_named(tmp_path):
+    path = write(tmp_path / "new.csv", "id,text,label\n1,a,pos\n2,,neg\n3,c,\n4,d,NA\n5,e,neg\n")
+    rows, notes = labelled_rows(path, TASK)
+    assert [row.text for row in rows] == ["a", "e"]
+    assert notes[-2:] == [
+        "new.csv: 1 of 5 rows have an empty text and are left out (line 3)",
+        "new.csv: 2 of 5 rows have no label (or 'NA', which is read as none) and are left out (line 4, 5)",
+    ]
+    with pytest.raises(DataError, match=r"expected rows with a text and a label, found none: .* an empty text"):
+        labelled_rows(write(path, "id,text,label\n1,,pos\n"), TASK)
+    rows, _ = labelled_rows([{"text": "a", "label": "pos"}, {"text": "b"}, {"label": "neg"}], TASK)
+    assert [row.text for row in rows] == ["a"]
+    numbers, notes = labelled_rows(
+        [{"text": "a", "label": 1.5}, {"text": "b", "label": None}], Task("t", "regression", (), "mse", ())
+    )
+    assert [row.label for row in numbers] == [1.5] and "1 of 2 rows have no label" in notes[-1]
+    task = Task("t", "generation", (), "bleu", (), columns=Columns("source", None, "target"))
+    written, notes = labelled_rows([{"source": "a", "target": "b"}, {"source": "", "target": "c"}], task)
+    assert [row.text for row in written] == ["a"] and "1 of 2 rows have an empty text" in notes[-1]
+
+
+def test_few_labels_of_other_classes_are_left_out_and_said(tmp_path):
+    lines = [f"t {i},{'neg' if i % 2 else 'pos'}" for i in range(30)]
+    rows, notes = labelled_rows(write(tmp_path / "new.csv", "\n".join(["text,label", "x,lost", *lines])), TASK)
+    assert len(rows) == 30
+    assert notes[-1] == (
+        "new.csv: 1 of 31 rows have a label that is none of the 2 classes ('lost'; line 2) and are left out; the run "
+        "gets every such row wrong"
+    )
+    with pytest.raises(DataError, match=r"new\.csv:2: the label 'lost' is none of the 2 classes"):
+        labelled_rows(write(tmp_path / "new.csv", "\n".join(["text,label", "x,lost", *lines[:19]])), TASK)
+
+
 def test_labelled_rows_have_the_classes_of_the_task(tmp_path):
     path = write(tmp_path / "new.csv", "id,text,label\n1,a,pos\n2,b,neg\n")
     rows, _ = labelled_rows(path, TASK)

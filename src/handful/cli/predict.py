@@ -8,7 +8,9 @@ import json
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated, Any, cast, final
 
@@ -17,6 +19,8 @@ import typer
 from handful.cli.arguments import Device, chosen_device
 from handful.cli.console import FitProgress, say
 from handful.data.coverage import NO_TEXTS, Coverage, coverage_sentences
+from handful.data.delimited import DELIMITERS
+from handful.data.names import clean_name, is_header
 from handful.errors import EMPTY_NAME, ConfigError, DataError, HandfulError, RunError
 from handful.neutral import cell, printable
 from handful.storage import new_file
@@ -179,7 +183,10 @@ def read_input(source: str, asked: ColumnOptions, task: Task) -> Rows:
             raise DataError(
                 "stdin gives one text per line, but the run predicts pairs", "give a file: --input pairs.csv"
             )
-        return _lines_of_stdin(asked.encoding)
+        lines = iter(_lines_of_stdin(asked.encoding))
+        first = next(lines)  # a table is refused before the model is loaded
+        _check_is_text(first[0].text, task)
+        return chain([first], lines)
     rows = unlabelled_rows(
         source, kind=task.kind, wanted=Columns(asked.text or "", asked.text_pair, None), trained_on=task.columns,
         encoding=asked.encoding, delimiter=asked.delimiter,
@@ -189,6 +196,29 @@ def read_input(source: str, asked: ColumnOptions, task: Task) -> Rows:
     for _ in rows:  # reading twice costs little, and what is wrong with a row is said before the model is loaded
         pass
     return rows
+
+
+def _check_is_text(line: str, task: Task) -> None:
+    """Raises: DataError where the first line of stdin begins a table: a header or a JSON object."""
+    named = {"text", *filter(None, (task.columns.text, task.columns.text_pair) if task.columns else ())}
+    for delimiter in DELIMITERS:
+        titles = [clean_name(title.strip().strip('"')) for title in line.split(delimiter)]
+        names = all(title in named or len(title.split()) == 1 for title in titles)
+        if names and (not named.isdisjoint(titles) or is_header(titles)):
+            ending = ".tsv" if delimiter == "\t" else ".csv"
+            raise DataError(
+                f"stdin gives one text per line, found the header of a table in its first line ({line!r:.80})",
+                f"save it as a file: --input FILE{ending}; for texts alone, leave the first line out",
+            )
+    if line.startswith("{") and line.endswith("}"):
+        row = None
+        with suppress(ValueError, RecursionError):
+            row = json.loads(line)
+        if isinstance(row, dict):
+            raise DataError(
+                f"stdin gives one text per line, found a JSON object in its first line ({line!r:.80})",
+                "save it as a file: --input FILE.jsonl",
+            )
 
 
 def _lines_of_stdin(encoding: str | None) -> Rows:

@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import Any
 
 from handful.data.cells import NAMED_PLACES, check_row, missing, plain, repeated
-from handful.data.mappings import as_list, is_column, rows_of_mapping
+from handful.data.mappings import as_list, check_order, is_column, rows_of_mapping
 from handful.data.names import check_names, clean_name
 from handful.data.stream import TableStream, place
 from handful.errors import DataError
@@ -201,7 +201,8 @@ def _stream(
 
 
 def _texts_and_labels(texts: Any, labels: Any) -> TableStream:
-    """Rows of any form, such as texts or a frame, with their labels."""
+    """Rows of any form, such as texts or a frame, with their labels. Raises: DataError where their indexes differ."""
+    check_order({"the texts": texts, "the labels": labels})
     stream, labels = memory_stream(texts), as_list(labels)
     rows = [row for _, row in stream]
     if len(rows) != len(labels):

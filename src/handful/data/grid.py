@@ -38,13 +38,13 @@ class _Column:
             return
         self.filled = True
         self.whole_numbers = self.whole_numbers and text.isascii() and text.isdigit()
-        self.numbers = self.numbers and _is_number(text)
+        self.numbers = self.numbers and is_number(text)
         if len(text) <= _KNOWN_LENGTH and (text in self.values or len(self.values) < _KNOWN_VALUES):
             self.values[text] += 1
 
     def has(self, cell: str) -> bool:
         """Whether a cell is a value of this column, as far as that can be known."""
-        return bool(cell) and (cell in self.values or (self.filled and self.numbers and _is_number(cell)))
+        return bool(cell) and (cell in self.values or (self.filled and self.numbers and is_number(cell)))
 
 
 @final
@@ -241,10 +241,10 @@ def _check_header(survey: _Survey) -> None:
         return
     for position, title in enumerate(survey.header):
         column = survey.columns[position]
-        number = column.filled and column.numbers and _is_number(title)
+        number = column.filled and column.numbers and is_number(title)
         if title.isdigit():  # "0" and "1" are what pandas calls columns without names
-            number = number and column.values[title] > 1 and sum(map(_is_number, titles)) == 1
-        if number or (not _is_number(title) and column.values[title] > 1):
+            number = number and column.values[title] > 1 and sum(map(is_number, titles)) == 1
+        if number or (not is_number(title) and column.values[title] > 1):
             raise DataError(
                 f"{survey.path}:{survey.header_line}: expected a header, found a row of data "
                 f"({title!r} is a value of column {position + 1} too)",
@@ -294,7 +294,8 @@ def _check_swallowed(survey: _Survey, delimiter: str) -> None:
             )
 
 
-def _is_number(text: str) -> bool:
+def is_number(text: str) -> bool:
+    """Whether Python reads a text as a number."""
     try:
         float(text)
     except ValueError:

@@ -61,7 +61,7 @@ class Targets:
         """
         if self.labels:
             name = class_name(cell)
-            index = self._index.get(name, self._index.get(_whole(name)))
+            index = self._class(name)
             if index is None:
                 raise DataError(
                     f"{where}: the label {name!r} is none of the {len(self.labels)} classes", nearest(name, self.labels)
@@ -74,6 +74,13 @@ class Targets:
                 "correct the row, or say that the labels are classes: --kind classification",
             )
         return number
+
+    def knows(self, cell: Any) -> bool:
+        """Whether a cell names one of the classes."""
+        return self._class(class_name(cell)) is not None
+
+    def _class(self, name: str) -> int | None:
+        return self._index.get(name, self._index.get(_whole(name)))
 
 
 def class_name(cell: Any) -> str:
@@ -208,10 +215,22 @@ def share_notes(counts: Counter[str], metric: str | None) -> list[str]:
 
 def check_number_of_classes(table: Table, label: str, cells: Sequence[Any], names: Sequence[str]) -> None:
     """Raises: DataError, with what the column seems to hold, where it has nearly as many classes as rows."""
-    if len(cells) < LEAST_ROWS or len(names) <= MOST_CLASSES * len(cells):
+    if (found := no_classes(cells, names)) is None:
         return
-    single = sum(times == 1 for times in Counter(map(class_name, cells)).values())
     others = telling(table, [name for name in table.columns if name != label])
+    said, hint = found
+    raise DataError(
+        f"{table.path}: the column {label!r} has {said}",
+        f"{hint}; for another column: --label {'|'.join(others) or 'COLUMN'}; to take every value as a class all the "
+        "same: --kind classification",
+    )
+
+
+def no_classes(cells: Sequence[Any], names: Sequence[str]) -> tuple[str, str] | None:
+    """What labels with nearly as many classes as rows seem to be, and what to do; None for others."""
+    if len(cells) < LEAST_ROWS or len(names) <= MOST_CLASSES * len(cells):
+        return None
+    single = sum(times == 1 for times in Counter(map(class_name, cells)).values())
     texts = sum(len(str(cell).split()) >= _WORDS_OF_A_TEXT for cell in cells)
     numbers = sum(read_number(cell) is not None for cell in cells)
     if texts * 2 > len(cells):
@@ -223,11 +242,10 @@ def check_number_of_classes(table: Table, label: str, cells: Sequence[Any], name
         what, hint = "a name or number of its own in every row", "an id is no label"
     else:
         what, hint = "names of which most stand in one row", "classes need several rows each"
-    raise DataError(
-        f"{table.path}: the column {label!r} has {len(names):,} different values in {len(cells):,} rows, {single:,} of "
-        f"them once: it holds {what}, and no classes",
-        f"{hint}; for another column: --label {'|'.join(others) or 'COLUMN'}; to take every value as a class all the "
-        "same: --kind classification",
+    return (
+        f"{len(names):,} different values in {len(cells):,} rows, {single:,} of them once: it holds {what}, and no "
+        "classes",
+        hint,
     )
 
 

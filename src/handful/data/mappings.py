@@ -54,6 +54,7 @@ def rows_of_mapping(source: Mapping[Any, Any], where: str) -> tuple[list[Mapping
             f"{where}: expected columns as lists, found {source[wrong[0]]!r:.80} under {wrong[0]!r:.80}",
             "give the columns as lists of one length; one row alone goes into a list",
         )
+    check_order({f"{where}: {key!r:.80}": column for key, column in source.items()})
     return _zipped({key: as_list(column) for key, column in source.items()}, where), None
 
 
@@ -76,6 +77,18 @@ def _zipped(columns: dict[Any, list[Any]], where: str) -> list[Mapping[Any, Any]
             f"{where}: expected columns of one length, found that {shown}", "give every column a cell for each row"
         )
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def check_order(columns: Mapping[str, Any]) -> None:
+    """Raises: DataError for columns of pandas with different indexes, which position and index pair differently."""
+    indexed = [(name, column.index) for name, column in columns.items() if hasattr(column, "iloc")]
+    for name, index in indexed[1:]:
+        first, other = indexed[0]
+        if len(index) == len(other) and not index.equals(other):
+            raise DataError(
+                f"{name} and {first} have different indexes, so it is not clear which rows belong together",
+                "to pair them by index, give one of them as column.loc[other.index]; by position, both as lists",
+            )
 
 
 def is_column(value: Any) -> bool:

@@ -13,6 +13,7 @@ import torch
 from handful.data.batching import EncodedRows
 from handful.data.coverage import NO_TEXTS, Coverage
 from handful.data.task import Example, Task
+from handful.errors import DataError
 from handful.evaluation.evaluate import encode_for
 from handful.evaluation.predict import Predictions, num_points, predict_rows
 from handful.evaluation.writing import GenerationOptions, write
@@ -127,6 +128,7 @@ def _encode(
     generation: GenerationOptions | None = None,
 ) -> tuple[list[int], EncodedRows]:
     """The places of the rows that have tokens of their own, and these rows tokenised, under the task's instruction."""
+    _check_shape(rows, task)
     given = [place for place, row in enumerate(rows) if not is_empty(row)]
     read = [rows[place] for place in given]
     texts = [replace(row, label=None, instruction=row.instruction or task.instruction) for row in read]
@@ -136,6 +138,26 @@ def _encode(
     marks = [adapter.backbone.tokenizer.num_special_tokens_to_add(pair) for pair in (False, True)]
     kept = [index for index, row in enumerate(texts) if encoded.lengths[index] > marks[row.text_pair is not None]]
     return [given[index] for index in kept], encoded.subset(kept)
+
+
+def _check_shape(rows: Sequence[Example], task: Task) -> None:
+    """Raises: DataError for a pair where the task is of single texts, and for one text where it is of pairs."""
+    pairs = task.kind == "pair-classification"
+    if task.members or (task.kind == "regression" and task.columns is None):
+        return  # rows of several kinds, or of one that nothing says
+    if task.kind == "regression" and task.columns is not None:
+        pairs = task.columns.text_pair is not None
+    for row in rows:
+        if row.text_pair is not None and not pairs:
+            raise DataError(
+                f"{row.source}: expected a single text, found a pair: the run predicts single texts",
+                "give a list of texts; join the two where both are to be read",
+            )
+        if row.text_pair is None and pairs:
+            raise DataError(
+                f"{row.source}: expected a pair of texts, found one: the run predicts pairs",
+                "give every row a second text",
+            )
 
 
 def is_empty(row: Example) -> bool:
