@@ -203,7 +203,7 @@ def test_killed_at_random_moments_a_study_ends_with_the_same_bytes(
     whole = Study(recipe, tmp_path / "whole", data)
     begun = time.monotonic()
     whole.run(SequentialEngine(), lambda event: None)
-    patience = (time.monotonic() - begun) / 12
+    patience = (time.monotonic() - begun) / 20  # on a machine that gets twice as fast, still more than 20 kills
     study = Study(recipe, tmp_path / "killed", data)
     moments = random.Random(7)
     killed = 0
