@@ -151,7 +151,9 @@ def test_rows_that_a_stage_would_have_seen_are_told_before_the_first_job(toy):
     rows = [line for part in ("pool", "test") for line in (folder / f"data/letters/{part}.jsonl").open()]
     shown = "".join(f"{json.loads(line)['text']},{json.loads(line)['label']}\n" for line in rows)
     (folder / "tickets.csv").write_text("text,label\n" + shown)
-    with pytest.raises(DataError, match=r"mixture holds \d+ of the 30 training rows of letters and \d+ of its \d+ test"):
+    with pytest.raises(
+        DataError, match=r"mixture holds \d+ of the 30 training rows of letters and \d+ of its \d+ test"
+    ):
         Recipe.from_dict(record).check_rows(folder / "data")
     record["tasks"][1]["members"][1]["name"] = "letters"  # the task itself, with its own test rows
     del record["tasks"][1]["members"][1]["path"]

@@ -25,7 +25,7 @@ FEW = 20_000
 
 def test_variables_of_a_worker_keep_few_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", raising=False)
-    assert worker_variables(2)["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == "64"
+    assert worker_variables(2)["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == "24"
     monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "9")
     assert worker_variables(2)["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == "9"
 

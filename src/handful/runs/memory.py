@@ -6,11 +6,11 @@ import ctypes
 import gc
 import sys
 
-FEW_KERNELS = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64"}
+FEW_KERNELS = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "24"}
 """Environment of whatever computes for long, read with torch's first operation.
 
 oneDNN keeps the kernels of 1,024 shapes, and every batch of another number of tokens has its own: hundreds of megabytes
-over a large file or a long study. A forward needs a dozen at a time.
+over a large file. A forward needs a dozen at a time, and making them anew cost a fit nothing that could be measured.
 """
 
 
