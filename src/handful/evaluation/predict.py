@@ -36,14 +36,17 @@ class Predictions:
     @cached_property
     def probabilities(self) -> np.ndarray:
         """(N, C): the mean over points of softmax(logits)."""
-        return self.point_probabilities.mean(0)
+        points = self.point_probabilities
+        return points[0] if len(points) == 1 else points.mean(0)
 
     @property
     def point_probabilities(self) -> np.ndarray:
         """(S, N, C), one set per point. Not kept: it is S times as large as what is derived from it."""
         first = np.ascontiguousarray(np.moveaxis(self.scores, -1, 0))  # sums over a short last axis are slow
-        powers = np.exp(first - first.max(0))
-        return np.moveaxis(powers / powers.sum(0), 0, -1)
+        powers = first - first.max(0)
+        np.exp(powers, out=powers)
+        powers /= powers.sum(0)
+        return np.moveaxis(powers, 0, -1)
 
     @cached_property
     def values(self) -> np.ndarray:
