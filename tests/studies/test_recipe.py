@@ -154,7 +154,7 @@ def test_missing_task_and_too_few_rows_are_told_together(tmp_path: Path) -> None
     wrong = Recipe.from_dict(toy.to_dict() | {"tasks": ["letters", "lettres"], "shots": [16, 400], "methods": ["head"]})
     with pytest.raises(DataError) as caught:
         wrong.check_rows(tmp_path)
-    assert "at least 400 distinct labelled rows, found 28" in caught.value.message
+    assert "at least 400 distinct labelled rows, found 27" in caught.value.message
     assert "'lettres': no such folder" in caught.value.message and "did you mean 'letters'" in caught.value.message
 
 

@@ -59,6 +59,7 @@ def test_jobs_of_many_methods_leave_nothing_behind(tmp_path: Path) -> None:
     methods = ["head", "prefix", "prefix-subspace", "lora", "bias", *(["setfit"] if find_spec("setfit") else [])]
     worker = order(tmp_path, methods, jobs=3 * len(methods))
     tensors, resident = [], []
+    gc.collect()  # what tests before this one have left is not the worker's
     gc.disable()  # what only a collection frees must be freed by the worker's own
     try:
         for number in range(3 * len(methods)):
