@@ -42,8 +42,8 @@ class Predictions:
     @property
     def point_probabilities(self) -> np.ndarray:
         """(S, N, C), one set per point. Not kept: it is S times as large as what is derived from it."""
-        first = np.ascontiguousarray(np.moveaxis(self.scores, -1, 0))  # sums over a short last axis are slow
-        powers = first - first.max(0)
+        powers = np.array(np.moveaxis(self.scores, -1, 0), order="C")  # sums over a short last axis are slow
+        powers -= powers.max(0)
         np.exp(powers, out=powers)
         powers /= powers.sum(0)
         return np.moveaxis(powers, 0, -1)
@@ -56,7 +56,8 @@ class Predictions:
     @cached_property
     def labels(self) -> np.ndarray:
         """(N,): the most probable class index; -1 where a text has no tokens."""
-        return np.where(self.blank, -1, self.probabilities.argmax(1))  # argmax of NaN would be class 0
+        most = self.scores[0] if len(self.scores) == 1 else self.probabilities  # of one point: in the same order
+        return np.where(self.blank, -1, most.argmax(1))  # argmax of NaN would be class 0
 
     @cached_property
     def blank(self) -> np.ndarray:
