@@ -24,7 +24,7 @@ WORDS = "the a parcel never arrived late good bad service refund please help my 
 
 def main() -> None:
     """Train once, predict each file, and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description="CPU seconds and peak memory of predict by number of rows.")
     parser.add_argument("--rows", type=int, nargs="+", default=[1_000, 10_000, 100_000])
     counts = parser.parse_args().rows
     with tempfile.TemporaryDirectory() as name:
