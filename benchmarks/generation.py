@@ -3,9 +3,10 @@
     python benchmarks/generation.py [--data ../shared/data] [--rounds 20] [--output FILE.jsonl]
 
 Table 1, step: forward, backward, clipping and AdamW on the same batch of real records, plain prompt beside scaled ones.
-Table 2, write: `handful.evaluation.writing.write` on an unchanged model, beside `generate` of transformers over batches
-of the same size in the order of the file, padded on the right, as its documentation shows it. Both write greedily and
-must write the same texts; ratios of time are then inverse ratios of tokens per second, which are printed too.
+Table 2, write: `handful.evaluation.text.generate.write` on an unchanged model, beside `generate` of transformers over
+batches of the same size in the order of the file, padded on the right, as its documentation shows it. Both write
+greedily and must write the same texts; ratios of time are then inverse ratios of tokens per second, which are printed
+too.
 
 One process, one thread, variants interleaved in random order; CPU seconds, ratios within each round, percentile
 bootstrap of the median over rounds.
@@ -27,7 +28,7 @@ from handful.backbone.load import Backbone, load_backbone
 from handful.data.files import read_folder
 from handful.data.task import Task
 from handful.evaluation.evaluate import encode_for
-from handful.evaluation.writing import GenerationOptions, write
+from handful.evaluation.text.generate import GenerationOptions, write
 from handful.methods import method_class
 from handful.methods.head import AbstractHeadedAdapter
 from handful.randomness import stream

@@ -35,9 +35,9 @@ from handful.data.batching import Batch, encode_generation, encode_mixed
 from handful.data.files import read_folder
 from handful.data.mixture import mix_tasks
 from handful.data.task import Example, Task
-from handful.methods.inventory import PolyAdapter
 from handful.methods.label_text import LabelTextHead
-from handful.methods.poly import Poly
+from handful.methods.poly.adapter import PolyAdapter
+from handful.methods.poly.method import Poly
 from handful.randomness import stream
 from handful.training.fit import batch_loss
 

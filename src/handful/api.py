@@ -24,15 +24,15 @@ from handful.evaluation.baseline import Baseline, beside
 from handful.evaluation.estimate import Estimate
 from handful.evaluation.evaluate import Written, longest_row
 from handful.evaluation.predict import Predictions, check_predictor
+from handful.evaluation.text.generate import GenerationOptions, writing_vertex
 from handful.evaluation.texts import GeneratedTexts, PredictedTexts, generate_texts, predict_texts
-from handful.evaluation.writing import GenerationOptions, writing_vertex
 from handful.export.folder import Card
 from handful.export.formats import ExportReport, export
 from handful.export.plan import best_format
 from handful.export.speedup import check_speedup, with_speedup
 from handful.methods.base import check_settings
 from handful.methods.head import AbstractHeadedAdapter
-from handful.methods.poly import Poly
+from handful.methods.poly.method import Poly
 from handful.randomness import stream
 from handful.runs.card import escaped_label, recorded_baseline
 from handful.runs.defaults import AUTO, PRESET, check_auto

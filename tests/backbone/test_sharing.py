@@ -23,7 +23,7 @@ from handful.backbone.tiny import tiny_backbone
 from handful.errors import ConfigError
 from handful.evaluation.evaluate import encode_rows
 from handful.evaluation.predict import predict_rows
-from handful.evaluation.writing import GenerationOptions, token_nll, write
+from handful.evaluation.text.generate import GenerationOptions, token_nll, write
 from handful.export.formats import export
 from handful.methods import method_class
 from handful.testing import toy_task

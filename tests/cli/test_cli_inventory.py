@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import handful
-from handful.methods.routing_measures import usage
+from handful.methods.poly.routing_measures import usage
 from handful.runs.card import headline
 from handful.runs.store import read_run
 from handful.testing import toy_task

@@ -13,19 +13,19 @@ from handful.backbone.tiny import tiny_model, tiny_tokenizer
 from handful.data.task import Example, Task
 from handful.errors import ConfigError, ModelError, RunError
 from handful.evaluation.evaluate import encode_for
-from handful.evaluation.writing import GenerationOptions
+from handful.evaluation.text.generate import GenerationOptions
 from handful.export import folder
 from handful.export.formats import check_export, export
 from handful.export.plan import SHRINKING
 from handful.methods.bias import Bias
-from handful.methods.fine_gates import FineGates
 from handful.methods.full import Full
-from handful.methods.matrix_gates import MatrixGatesAdapter
+from handful.methods.gates.fine_gates import FineGates
+from handful.methods.gates.prune import Prune
+from handful.methods.gates.published import MatrixGatesAdapter
 from handful.methods.peft_bridge import IA3, LoRA, PromptTuning
 from handful.methods.prefix import Prefix
 from handful.methods.prefix_subspace import PrefixSubspace
 from handful.methods.prompt import Prompt
-from handful.methods.prune import Prune
 from handful.methods.scaled_prompt import ScaledPrompt
 
 RECORDS = tuple(

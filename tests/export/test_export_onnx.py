@@ -19,7 +19,7 @@ from handful.export.formats import check_export, export
 from handful.export.plan import best_format, recorded_format
 from handful.methods.head import Head
 from handful.methods.peft_bridge import LoRA
-from handful.methods.poly import Poly
+from handful.methods.poly.method import Poly
 from handful.methods.prefix import STOCK_PREFIX_FAMILIES, Prefix
 from handful.methods.prefix_subspace import PrefixSubspace
 from handful.testing import toy_task

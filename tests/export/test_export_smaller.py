@@ -18,13 +18,13 @@ from handful.export import plan as planning
 from handful.export import verify
 from handful.export.formats import FORMATS, check_export, export
 from handful.export.size import Clock, measure
-from handful.methods.fine_gates import FineGates
 from handful.methods.full import Full
+from handful.methods.gates.fine_gates import FineGates
+from handful.methods.gates.prune import Prune
 from handful.methods.head import Head
 from handful.methods.peft_bridge import LoRA, PromptTuning
-from handful.methods.poly import Poly
+from handful.methods.poly.method import Poly
 from handful.methods.prefix import Prefix
-from handful.methods.prune import Prune
 from handful.testing import toy_task
 
 

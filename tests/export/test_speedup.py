@@ -10,7 +10,7 @@ from handful.evaluation.evaluate import encode_for
 from handful.export import speedup
 from handful.export.shrink import shrink
 from handful.export.speedup import SpeedCurve, check_speedup, measure_curve, with_speedup
-from handful.methods.group_gates import plan_budget
+from handful.methods.gates.structured import plan_budget
 from handful.runs.spec import resolve
 from handful.testing import toy_task
 

@@ -17,7 +17,7 @@ from handful.backbone.tiny import tiny_model, tiny_tokenizer
 from handful.data.batching import encode
 from handful.data.task import Example
 from handful.export.formats import export
-from handful.methods.fine_gates import FineGates
+from handful.methods.gates.fine_gates import FineGates
 from handful.methods.head import Head
 from handful.methods.peft_bridge import LoRA
 from handful.methods.prefix import Prefix

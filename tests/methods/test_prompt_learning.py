@@ -10,7 +10,7 @@ from handful.backbone.load import token_targets
 from handful.backbone.tiny import tiny_backbone
 from handful.data.batching import encode_generation
 from handful.data.task import Example, Task
-from handful.evaluation.writing import GenerationOptions, token_nll, write
+from handful.evaluation.text.generate import GenerationOptions, token_nll, write
 from handful.methods.prompt import Prompt
 from handful.methods.scaled_prompt import ScaledPrompt
 from handful.training.config import TrainingConfig

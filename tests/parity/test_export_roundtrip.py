@@ -16,7 +16,7 @@ from handful.data.batching import encode
 from handful.export.dense import export_dense
 from handful.export.peft import export_peft
 from handful.methods.peft_bridge import LoRA
-from handful.methods.poly import Poly
+from handful.methods.poly.method import Poly
 from handful.methods.prefix import Prefix
 from handful.methods.prefix_subspace import PrefixSubspace
 from handful.testing import toy_task

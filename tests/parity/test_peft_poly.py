@@ -13,8 +13,8 @@ from handful.backbone.trunk import recomputing
 from handful.data.mixture import mix_tasks
 from handful.data.task import Example, Task
 from handful.evaluation.evaluate import encode_for
-from handful.evaluation.writing import GenerationOptions
-from handful.methods.poly import Poly
+from handful.evaluation.text.generate import GenerationOptions
+from handful.methods.poly.method import Poly
 from handful.testing import toy_task
 
 peft = pytest.importorskip("peft")

@@ -15,7 +15,7 @@ import torch
 from handful.data.task import Example
 from handful.evaluation.estimate import bootstrap_score, wilson
 from handful.evaluation.landscape import triangle_grid
-from handful.methods.routing_measures import discreteness, sparsity, usage
+from handful.methods.poly.routing_measures import discreteness, sparsity, usage
 from handful.runs.store import Run, write_run
 
 SKILL = {"head": 0.70, "prefix": 0.745, "lora": 0.775, "prefix-subspace": 0.79}

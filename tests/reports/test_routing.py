@@ -11,7 +11,7 @@ import torch
 from handful.backbone.tiny import tiny_model, tiny_tokenizer
 from handful.data.latent_skills import latent_skills
 from handful.data.mixture import mix_tasks
-from handful.methods.routing_measures import discreteness, skill_weights, sparsity, task_similarity, usage
+from handful.methods.poly.routing_measures import discreteness, skill_weights, sparsity, task_similarity, usage
 from handful.reports.baseline import BASELINE
 from handful.reports.figure import SHARES
 from handful.reports.html import render_page

@@ -12,7 +12,7 @@ from handful.backbone.tiny import tiny_backbone, tiny_model
 from handful.data.mixture import mix_tasks
 from handful.data.split import Split
 from handful.errors import ConfigError, RunError
-from handful.methods.poly import Poly
+from handful.methods.poly.method import Poly
 from handful.methods.prefix import Prefix
 from handful.runs.inventory import inherited
 from handful.runs.seen import start_notes

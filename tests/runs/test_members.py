@@ -17,7 +17,7 @@ from handful.data.task import Example, Task, TestRows
 from handful.errors import ConfigError, DataError
 from handful.evaluation.estimate import Estimate, mean_of, wilson
 from handful.methods.head import Head
-from handful.methods.poly import Poly
+from handful.methods.poly.method import Poly
 from handful.runs.experiment import attach, distinct_rows, make_split, open_trained, run
 from handful.runs.members import describe_task, recorded_task, weighted
 from handful.runs.spec import resolve

@@ -23,7 +23,7 @@ from handful.data.task import TaskKind
 from handful.errors import RunError
 from handful.evaluation.evaluate import encode_rows
 from handful.evaluation.predict import predict_rows
-from handful.evaluation.writing import GenerationOptions, token_nll
+from handful.evaluation.text.generate import GenerationOptions, token_nll
 from handful.export import speedup
 from handful.methods import method_class
 from handful.runs.spec import resolve

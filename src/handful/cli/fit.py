@@ -55,7 +55,7 @@ def fit(
     arguments.check_method()
     task = arguments.task()  # what is wrong with data is said before torch is imported, which takes seconds
     from handful.export.speedup import check_speedup, with_speedup
-    from handful.methods.poly import Poly
+    from handful.methods.poly.method import Poly
     from handful.runs.experiment import run
     from handful.runs.inventory import inherited, with_inherited
     from handful.runs.start import names_of, read_start

@@ -40,7 +40,7 @@ def describe(cls: Any) -> dict[str, Any]:
     """A method as JSON values: its fields, those of training, of the run and of writing, presets and search space."""
     from dataclasses import asdict
 
-    from handful.evaluation.writing import GenerationOptions
+    from handful.evaluation.text.generate import GenerationOptions
     from handful.methods.base import describe_settings
     from handful.runs.spec import RunOptions
     from handful.training.config import TrainingConfig

@@ -16,9 +16,9 @@ from handful.data.task import Example, Task, TestRows, as_member
 from handful.errors import ConfigError, DataError
 from handful.evaluation.baseline import Baseline, constant_baseline
 from handful.evaluation.estimate import Estimate, bootstrap_score
-from handful.evaluation.generation import usual_metrics
 from handful.evaluation.predict import Predictions, predict_rows
-from handful.evaluation.writing import GenerationOptions, write, writing_vertex
+from handful.evaluation.text.generate import GenerationOptions, write, writing_vertex
+from handful.evaluation.text.metrics import usual_metrics
 from handful.methods.base import AbstractAdapter
 from handful.methods.head import AbstractHeadedAdapter
 from handful.methods.prompt import LEAST_ROOM

@@ -14,8 +14,8 @@ from numpy.typing import ArrayLike
 
 from handful.data.task import TaskKind
 from handful.errors import ConfigError, DataError, nearest
-from handful.evaluation.generation import GENERATION_METRICS
 from handful.evaluation.metric import Metric, Needs
+from handful.evaluation.text.metrics import GENERATION_METRICS
 
 SMALLEST_PROBABILITY = float(np.finfo(np.float64).eps)
 _LARGEST_NLL = -log(SMALLEST_PROBABILITY)

@@ -16,7 +16,7 @@ from handful.data.task import Example, Task
 from handful.errors import DataError
 from handful.evaluation.evaluate import encode_for
 from handful.evaluation.predict import Predictions, num_points, predict_rows
-from handful.evaluation.writing import GenerationOptions, write
+from handful.evaluation.text.generate import GenerationOptions, write
 from handful.methods.base import AbstractAdapter
 from handful.methods.head import AbstractHeadedAdapter
 

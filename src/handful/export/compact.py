@@ -19,7 +19,7 @@ from handful.backbone.load import Backbone
 from handful.backbone.resize import build_ragged, class_path, save_model, stock_class
 from handful.data.task import Task
 from handful.errors import ModelError
-from handful.evaluation.writing import GenerationOptions
+from handful.evaluation.text.generate import GenerationOptions
 from handful.export.folded import Folded
 from handful.export.folder import Card, ExportJob, ExportReport
 from handful.export.loaders import Loader

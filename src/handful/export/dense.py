@@ -17,7 +17,7 @@ from handful.backbone.load import Backbone
 from handful.backbone.resize import class_path, save_model
 from handful.data.task import Task
 from handful.evaluation.evaluate import longest_row
-from handful.evaluation.writing import GenerationOptions
+from handful.evaluation.text.generate import GenerationOptions
 from handful.export.folded import Folded
 from handful.export.folder import Card, ExportJob, ExportReport
 from handful.export.loaders import Loader

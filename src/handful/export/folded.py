@@ -29,9 +29,9 @@ from handful.export.precision import KeepFloat64
 from handful.export.shrink import Shrinkage, Shrunk, count, sample_inputs, shrink
 from handful.export.size import LENGTH, Scores, Size, measure, tensor_bytes, weight_bytes
 from handful.methods.head import AbstractHeadedAdapter
-from handful.methods.inventory import PolyAdapter
+from handful.methods.poly.adapter import PolyAdapter
+from handful.methods.poly.skills import PrefixSkills
 from handful.methods.prefix import AbstractPrefixAdapter, inject
-from handful.methods.skills import PrefixSkills
 
 
 @final

@@ -23,7 +23,7 @@ from handful.data.task import Example, Task
 from handful.errors import ConfigError, RunError
 from handful.evaluation.estimate import Estimate
 from handful.evaluation.evaluate import encode_for
-from handful.evaluation.writing import GenerationOptions
+from handful.evaluation.text.generate import GenerationOptions
 from handful.export.loaders import Loader
 from handful.export.plan import ExportPlan, method_of
 from handful.export.size import Size

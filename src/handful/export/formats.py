@@ -10,7 +10,7 @@ from typing import Any
 from handful.backbone.load import Backbone
 from handful.data.task import Task
 from handful.errors import ConfigError, nearest
-from handful.evaluation.writing import GenerationOptions
+from handful.evaluation.text.generate import GenerationOptions
 from handful.export.compact import export_compact
 from handful.export.dense import export_dense, export_sentence_transformers
 from handful.export.folder import Card, ExportReport

@@ -25,7 +25,7 @@ from handful.backbone.load import Backbone
 from handful.data.task import Task
 from handful.errors import RunError
 from handful.evaluation.evaluate import longest_row
-from handful.evaluation.writing import GenerationOptions
+from handful.evaluation.text.generate import GenerationOptions
 from handful.export.folded import Folded, Scorer, labelled
 from handful.export.folder import Card, ExportJob, ExportReport
 from handful.export.loaders import Loader

@@ -29,18 +29,18 @@ from handful.backbone.low_rank import LowRank
 from handful.data.task import Task
 from handful.errors import ConfigError
 from handful.evaluation.evaluate import longest_row
-from handful.evaluation.writing import GenerationOptions
+from handful.evaluation.text.generate import GenerationOptions
 from handful.export.folded import FoldedPrefix, labelled
 from handful.export.folder import Card, ExportJob, ExportReport
 from handful.export.loaders import Loader
 from handful.export.plan import ExportPlan, check_export, longest_in_sight, planned
 from handful.methods.base import AbstractAdapter
 from handful.methods.head import AbstractHeadedAdapter
-from handful.methods.inventory import PolyAdapter
 from handful.methods.peft_bridge import PeftAdapter
-from handful.methods.poly import Poly
+from handful.methods.poly.adapter import PolyAdapter
+from handful.methods.poly.method import Poly
+from handful.methods.poly.skills import AbstractMatrixSkills
 from handful.methods.prompt import LEAST_ROOM, PromptAdapter
-from handful.methods.skills import AbstractMatrixSkills
 
 __all__ = ["ExportPlan", "ExportReport", "check_export", "export_peft"]
 

@@ -18,7 +18,7 @@ from handful.methods import method_class
 from handful.methods.base import AbstractAdapter, AbstractMethod
 from handful.methods.head import AbstractHeadedAdapter, Head, HeadAdapter
 from handful.methods.peft_bridge import IA3, LoRA, Peft, PromptTuning
-from handful.methods.poly import Poly
+from handful.methods.poly.method import Poly
 from handful.methods.prefix import STOCK_PREFIX_FAMILIES, Prefix
 from handful.methods.prefix_subspace import PrefixSubspace
 from handful.methods.prompt import LEAST_ROOM, Prompt

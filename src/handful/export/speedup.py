@@ -31,9 +31,9 @@ from handful.errors import ConfigError
 from handful.export.plan import SHRINKING, adds_layer
 from handful.export.shrink import sample_inputs
 from handful.export.size import LENGTH, cpu_name, in_turns, pick_rows, threads
-from handful.methods.fine_gates import FineGates
-from handful.methods.group_gates import Budget, plan_budget
-from handful.methods.prune import Prune
+from handful.methods.gates.fine_gates import FineGates
+from handful.methods.gates.prune import Prune
+from handful.methods.gates.structured import Budget, plan_budget
 from handful.runs.defaults import AUTO
 from handful.runs.experiment import check_method, make_split, open_checked
 from handful.runs.spec import Choice, RunSpec

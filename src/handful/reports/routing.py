@@ -13,8 +13,8 @@ import torch
 
 from handful.evaluation.estimate import Estimate
 from handful.evaluation.metrics import get_metric
-from handful.methods.routing import Gate, gated_weights, lead_at, led
-from handful.methods.routing_measures import task_similarity
+from handful.methods.poly.routing import Gate, gated_weights, lead_at, led
+from handful.methods.poly.routing_measures import task_similarity
 from handful.reports.gates import matrix_name
 from handful.studies.results import Result
 

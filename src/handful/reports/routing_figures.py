@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from handful.errors import RunError
-from handful.methods.routing_measures import discreteness, sparsity, task_similarity, usage
+from handful.methods.poly.routing_measures import discreteness, sparsity, task_similarity, usage
 from handful.reports.figure import SHARE_LIMITS, SHARES, Curves, Dendrogram, Figure, Panel, RoutingMap
 from handful.reports.routing import (
     LOGITS,

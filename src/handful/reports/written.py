@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from handful.errors import DataError, in_words
-from handful.evaluation.content_scores import slot_errors
 from handful.evaluation.estimate import Estimate, estimate_over_seeds
 from handful.evaluation.metrics import get_metric
+from handful.evaluation.text.content_scores import slot_errors
 from handful.reports.figure import Dots, Figure, Panel
 from handful.reports.table import Table, Value, numbers_table
 from handful.runs.store import PREDICTIONS

@@ -24,11 +24,11 @@ from handful.data.task import Task, TaskKind
 from handful.errors import ConfigError, RunError
 from handful.evaluation.calibration import fit_temperature
 from handful.evaluation.evaluate import encode_for, longest_reference, longest_row
-from handful.evaluation.generation import check_writing
 from handful.evaluation.landscape import measure_landscape
 from handful.evaluation.metrics import check_metric
 from handful.evaluation.predict import predict_rows
-from handful.evaluation.writing import GenerationOptions, token_nll
+from handful.evaluation.text.generate import GenerationOptions, token_nll
+from handful.evaluation.text.metrics import check_writing
 from handful.methods import method_class
 from handful.methods.base import AbstractAdapter
 from handful.randomness import stream

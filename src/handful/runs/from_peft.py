@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from handful.errors import ConfigError, ModelError, RunError
 from handful.methods.base import AbstractAdapter
-from handful.methods.inventory import PolyAdapter
+from handful.methods.poly.adapter import PolyAdapter
 from handful.methods.prompt import PEFT_CONFIG, PEFT_WEIGHTS, PromptAdapter
 
 _ROOT = "base_model.model."

@@ -19,9 +19,9 @@ from handful.data.seen import SeenRows
 from handful.errors import DataError, RunError, nearest
 from handful.evaluation.baseline import Baseline, mean_baseline
 from handful.evaluation.estimate import Estimate
-from handful.methods.inventory import PolyAdapter
-from handful.methods.poly import Poly
-from handful.methods.routing_measures import routing_measures
+from handful.methods.poly.adapter import PolyAdapter
+from handful.methods.poly.method import Poly
+from handful.methods.poly.routing_measures import routing_measures
 from handful.randomness import stream
 from handful.runs.card import run_card
 from handful.runs.experiment import Trained, open_trained

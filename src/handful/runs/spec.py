@@ -13,7 +13,7 @@ from handful.data.task import TaskKind
 from handful.errors import EMPTY_NAME, ConfigError, nearest, shown
 from handful.evaluation.landscape import CORNERS
 from handful.evaluation.predict import check_predictor
-from handful.evaluation.writing import GenerationOptions, writing_vertex
+from handful.evaluation.text.generate import GenerationOptions, writing_vertex
 from handful.methods import method_class
 from handful.methods.base import AbstractMethod, Preset, check_settings, convert_settings, setting, wrong_settings
 from handful.runs.defaults import METHOD, MODEL, PRESET, WRITING_METHOD, WRITING_MODEL

@@ -9,7 +9,7 @@ import torch
 from handful.backbone.load import Backbone
 from handful.errors import ConfigError, ModelError, RunError
 from handful.methods.base import AbstractAdapter, AbstractMethod
-from handful.methods.poly import Poly
+from handful.methods.poly.method import Poly
 from handful.methods.prompt import PEFT_CONFIG, Prompt, read_peft_prompt
 from handful.runs.from_peft import PeftPoly, PeftPrompt, peft_type, read_peft_poly
 from handful.runs.store import Run, read_run

@@ -16,7 +16,7 @@ from handful.data.split import Split
 from handful.data.task import Task
 from handful.evaluation.evaluate import encode_for, encode_rows
 from handful.evaluation.predict import predict_rows
-from handful.evaluation.writing import write
+from handful.evaluation.text.generate import write
 from handful.methods.head import AbstractHeadedAdapter
 from handful.runs.experiment import make_split, train
 from handful.runs.members import num_test_rows

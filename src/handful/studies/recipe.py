@@ -28,7 +28,7 @@ from handful.data.seen import SeenRows
 from handful.data.task import Task
 from handful.errors import ConfigError, DataError, HandfulError, nearest, shown
 from handful.methods import METHODS, method_class
-from handful.methods.poly import Poly
+from handful.methods.poly.method import Poly
 from handful.methods.search_space import SearchSpace
 from handful.runs.experiment import make_split
 from handful.runs.inventory import sizes

@@ -24,7 +24,7 @@ from handful.errors import ConfigError, HandfulError
 from handful.evaluation.evaluate import encode_for
 from handful.evaluation.metrics import get_metric, score
 from handful.evaluation.predict import Predictions, predict_rows
-from handful.evaluation.writing import token_nll
+from handful.evaluation.text.generate import token_nll
 from handful.methods.search_space import SearchSpace
 from handful.randomness import stream
 from handful.runs.experiment import Training, make_split, open_backbone, train

@@ -15,7 +15,7 @@ from handful.data.batching import EncodedRows
 from handful.data.task import TaskKind
 from handful.evaluation.metrics import get_metric, score
 from handful.evaluation.predict import Predictions, predict_rows
-from handful.evaluation.writing import token_nll
+from handful.evaluation.text.generate import token_nll
 from handful.methods.base import AbstractAdapter
 from handful.training.config import TrainingConfig, Validation
 

@@ -8,9 +8,9 @@ from math import inf
 
 from handful.data.task import Example, Task, TaskKind
 from handful.errors import DataError
-from handful.evaluation import content_scores, java_scores, overlap_scores
 from handful.evaluation.metric import Metric
-from handful.evaluation.overlap_scores import Bleu, combine_mean, require_sacrebleu
+from handful.evaluation.text import content_scores, java_scores, overlap_scores
+from handful.evaluation.text.overlap_scores import Bleu, combine_mean, require_sacrebleu
 
 _TEXTS: frozenset[TaskKind] = frozenset({"generation"})
 

@@ -22,13 +22,13 @@ from handful.backbone.resize import possible_groups
 from handful.data.batching import Batch, EncodedRows
 from handful.data.task import Task
 from handful.errors import ConfigError
-from handful.methods.gated import AbstractGatedAdapter, GatedSide
-from handful.methods.importance import activations, gradients, magnitudes
+from handful.methods.gates.adapter import AbstractGatedAdapter, GatedSide
+from handful.methods.gates.importance import activations, gradients, magnitudes
 from handful.methods.simplex import midpoint_weights, mix
 
 if TYPE_CHECKING:
-    from handful.methods.fine_gates import FineGates
-    from handful.methods.prune import Prune
+    from handful.methods.gates.fine_gates import FineGates
+    from handful.methods.gates.prune import Prune
 
 Groups = Literal["auto", "units", "units-and-heads"]
 

@@ -13,8 +13,8 @@ from handful.backbone.attention import AttentionSite
 from handful.backbone.blocks import FAMILIES, find_blocks, inputs, obstacles, outputs
 from handful.backbone.load import Backbone
 from handful.backbone.low_rank import AbstractUpdate, LowRank, Rescale, Updating, mix_factors
+from handful.methods.poly.routing import Sharing, router_of
 from handful.methods.prefix import KeyValuePrefix, chosen_sites, inject, shifts_positions
-from handful.methods.routing import Sharing, router_of
 from handful.methods.targets import Targets, choose_lora_targets, linear_layers
 
 SkillKind = Literal["lora", "ia3", "prefix"]

@@ -19,11 +19,11 @@ from handful.data.mixture import mix_tasks
 from handful.data.task import Example, Task
 from handful.errors import ConfigError, DataError
 from handful.evaluation.evaluate import encode_for
-from handful.methods.alignment import first_batches, task_alignment
 from handful.methods.head import frozen_features
 from handful.methods.label_text import SHARPNESS, label_embeddings
-from handful.methods.poly import Poly
-from handful.methods.routing import FixedRouting
+from handful.methods.poly.alignment import first_batches, task_alignment
+from handful.methods.poly.method import Poly
+from handful.methods.poly.routing import FixedRouting
 from handful.testing import toy_task
 from handful.training.config import TrainingConfig
 from handful.training.fit import batch_loss, fit

@@ -15,12 +15,11 @@ from handful.backbone.low_rank import fold_updates
 from handful.data.batching import Batch, EncodedRows
 from handful.data.task import Task
 from handful.errors import ConfigError, DataError
-from handful.methods.alignment import first_batches, task_alignment
 from handful.methods.base import ParameterGroup
 from handful.methods.head import AbstractHeadedAdapter, frozen_features
 from handful.methods.label_text import LabelTextHead, has_texts, label_embeddings
-from handful.methods.prefix import shifts_positions
-from handful.methods.routing import (
+from handful.methods.poly.alignment import first_batches, task_alignment
+from handful.methods.poly.routing import (
     AbstractRouting,
     FixedRouting,
     HyperRouting,
@@ -29,12 +28,19 @@ from handful.methods.routing import (
     led,
     logistic_noise,
 )
-from handful.methods.routing_measures import routing_measures
-from handful.methods.skills import AbstractMatrixSkills, AbstractSkills, LowRankSkills, PrefixSkills, RescalingSkills
+from handful.methods.poly.routing_measures import routing_measures
+from handful.methods.poly.skills import (
+    AbstractMatrixSkills,
+    AbstractSkills,
+    LowRankSkills,
+    PrefixSkills,
+    RescalingSkills,
+)
+from handful.methods.prefix import shifts_positions
 from handful.methods.targets import lowest_layer
 
 if TYPE_CHECKING:
-    from handful.methods.poly import Poly
+    from handful.methods.poly.method import Poly
 
 
 @final

@@ -15,8 +15,8 @@ from handful.backbone.tiny import tiny_backbone
 from handful.data.latent_skills import latent_skills
 from handful.data.mixture import mix_tasks
 from handful.evaluation.evaluate import encode_for
-from handful.methods.poly import Poly
-from handful.methods.routing_measures import skill_weights, task_similarity
+from handful.methods.poly.method import Poly
+from handful.methods.poly.routing_measures import skill_weights, task_similarity
 from handful.training.config import TrainingConfig
 from handful.training.fit import fit
 

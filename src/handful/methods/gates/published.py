@@ -10,12 +10,12 @@ from torch import nn
 from handful.backbone.blocks import find_blocks, matrix
 from handful.backbone.load import Backbone
 from handful.data.task import Task
-from handful.methods.gated import AbstractGatedAdapter, matrix_sides
-from handful.methods.gates import deviation, kurtosis_weights, location, open_probability
+from handful.methods.gates.adapter import AbstractGatedAdapter, matrix_sides
+from handful.methods.gates.distribution import deviation, kurtosis_weights, location, open_probability
 from handful.methods.simplex import midpoint_weights, mix
 
 if TYPE_CHECKING:
-    from handful.methods.fine_gates import FineGates
+    from handful.methods.gates.fine_gates import FineGates
 
 
 _MORE = (

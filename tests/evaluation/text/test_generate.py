@@ -10,7 +10,7 @@ from handful.data.batching import NO_LOSS, Batch, encode_generation
 from handful.data.task import Example, Task
 from handful.errors import ConfigError, ModelError
 from handful.evaluation.evaluate import encode_for
-from handful.evaluation.writing import GenerationOptions, token_nll, write
+from handful.evaluation.text.generate import GenerationOptions, token_nll, write
 from handful.methods import method_class, method_names
 from handful.runs.spec import resolve
 from handful.training.config import TrainingConfig

@@ -28,11 +28,11 @@ from handful.data.task import Task
 from handful.errors import ConfigError
 from handful.methods.base import AbstractMethod, Preset, setting
 from handful.methods.head import HEAD_INIT, HeadInit
-from handful.methods.inventory import PolyAdapter
+from handful.methods.poly.adapter import PolyAdapter
+from handful.methods.poly.routing import Gate, Sharing
+from handful.methods.poly.skills import SkillKind, chosen_matrices
 from handful.methods.prefix import check_prefix
-from handful.methods.routing import Gate, Sharing
 from handful.methods.search_space import EPOCHS, OneOf, SearchSpace, around
-from handful.methods.skills import SkillKind, chosen_matrices
 from handful.methods.targets import Targets, check_targets
 
 Routing = Literal["learned", "shared", "private", "expert", "hypernetwork"]

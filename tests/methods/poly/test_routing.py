@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy.stats import kstest, logistic
 
-from handful.methods.routing import (
+from handful.methods.poly.routing import (
     START,
     FixedRouting,
     HyperRouting,
@@ -18,7 +18,7 @@ from handful.methods.routing import (
     straight_through,
     surplus,
 )
-from handful.methods.routing_measures import skill_weights
+from handful.methods.poly.routing_measures import skill_weights
 
 
 def generator(seed=0):

@@ -27,12 +27,12 @@ from handful.backbone.load import Backbone
 from handful.data.task import Task
 from handful.errors import ConfigError, ModelError
 from handful.methods.base import AbstractMethod, Preset, setting
-from handful.methods.gated import matching_obstacles
-from handful.methods.gates import Squash
-from handful.methods.group_gates import MULTIPLE, Closing, GroupGatesAdapter, Groups, plan_budget
+from handful.methods.gates.adapter import matching_obstacles
+from handful.methods.gates.distribution import Squash
+from handful.methods.gates.importance import Importance
+from handful.methods.gates.published import MatrixGatesAdapter
+from handful.methods.gates.structured import MULTIPLE, Closing, GroupGatesAdapter, Groups, plan_budget
 from handful.methods.head import HEAD_INIT, HeadInit
-from handful.methods.importance import Importance
-from handful.methods.matrix_gates import MatrixGatesAdapter
 from handful.methods.search_space import EPOCHS, SearchSpace, around
 
 _SHEET = "Svirsky et al., their code (sheet {})"

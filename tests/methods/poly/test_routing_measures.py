@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from handful.methods.routing_measures import discreteness, skill_weights, sparsity, task_similarity, usage
+from handful.methods.poly.routing_measures import discreteness, skill_weights, sparsity, task_similarity, usage
 
 ON, OFF = 40.0, -40.0
 

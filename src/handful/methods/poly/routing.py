@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from handful.methods.routing_measures import skill_weights
+from handful.methods.poly.routing_measures import skill_weights
 
 Gate = Literal["gumbel", "sigmoid", "straight-through"]
 Sharing = Literal["fine", "layer", "block", "coder", "coarse"]

@@ -6,7 +6,13 @@ import pytest
 import torch
 from scipy.stats import kurtosis
 
-from handful.methods.gates import KURTOSIS_TEMPERATURE, deviation, kurtosis_weights, location, open_probability
+from handful.methods.gates.distribution import (
+    KURTOSIS_TEMPERATURE,
+    deviation,
+    kurtosis_weights,
+    location,
+    open_probability,
+)
 
 CLOSING_LOGIT = math.atanh(0.5)
 """Under "tanh" a gate is closed at m ≤ −0.5493 and wholly open at m ≥ 0.5493."""

@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 from handful.data.files import read_folder
 from handful.data.task import Example, Task, TestRows
 from handful.errors import ConfigError, DataError
-from handful.evaluation import java_scores, overlap_scores
-from handful.evaluation.content_scores import SlotError, missing_entities, slot_errors
 from handful.evaluation.estimate import Estimate, bootstrap_score, wilson
-from handful.evaluation.generation import GENERATION_METRICS, check_writing, usual_metrics
 from handful.evaluation.metrics import METRICS, check_metric, get_metric, score
-from handful.evaluation.overlap_scores import longest_common_subsequence, penn_tokens, split_dart
+from handful.evaluation.text import java_scores, overlap_scores
+from handful.evaluation.text.content_scores import SlotError, missing_entities, slot_errors
+from handful.evaluation.text.metrics import GENERATION_METRICS, check_writing, usual_metrics
+from handful.evaluation.text.overlap_scores import longest_common_subsequence, penn_tokens, split_dart
 
 WITH_JAVA = ("meteor", "meteor-e2e", "cider-e2e")
 WITHOUT_JAVA = [metric.name for metric in GENERATION_METRICS if metric.name not in WITH_JAVA]

@@ -16,12 +16,12 @@ from handful.backbone.tiny import TINY_FAMILIES, tiny_backbone, tiny_config, tin
 from handful.data.task import Example, Task
 from handful.errors import ConfigError, ModelError
 from handful.evaluation.evaluate import encode_for
-from handful.evaluation.writing import GenerationOptions
+from handful.evaluation.text.generate import GenerationOptions
 from handful.export.shrink import shrink
-from handful.methods.fine_gates import FineGates
-from handful.methods.group_gates import Budget, plan_budget
-from handful.methods.importance import _input_squares
-from handful.methods.prune import Prune
+from handful.methods.gates.fine_gates import FineGates
+from handful.methods.gates.importance import _input_squares
+from handful.methods.gates.prune import Prune
+from handful.methods.gates.structured import Budget, plan_budget
 from handful.runs.spec import resolve
 from handful.testing import toy_task
 from handful.training.config import TrainingConfig

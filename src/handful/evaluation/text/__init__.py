@@ -1,0 +1,1 @@
+"""What language models generate: decoding, likelihood and the metrics of texts."""

@@ -1,0 +1,1 @@
+"""FineGates as published, pruning by learned gates, and what both need."""

@@ -1,0 +1,1 @@
+"""Poly: skills shared by many tasks, and the routing between them."""
