@@ -41,7 +41,7 @@ from handful.runs.inventory import inherited, take_task, with_inherited
 from handful.runs.rescore import NewScores, score_new_rows
 from handful.runs.scoring import untested_in
 from handful.runs.seen import seen_rows
-from handful.runs.spec import RunSpec, full_names, resolve
+from handful.runs.spec import MethodLike, RunSpec, full_names, name_of, resolve
 from handful.runs.start import check_start, names_of, read_start
 from handful.runs.store import Run, read_run
 from handful.studies.auto import BUDGET, candidate_specs, choose
@@ -265,7 +265,7 @@ class FittedModel:
 def fit(
     data: Any,
     *,
-    method: str | None = None,
+    method: MethodLike | None = None,
     model: str | None = None,
     preset: str = PRESET,
     test: Any = None,
@@ -288,10 +288,13 @@ def fit(
     name, or a `Task`; `test` is rows of the same forms. Without test rows, `test_fraction` of the rows are set apart
     first (None: no test score). `output` is the folder for run folders; without it nothing is written. `columns` says
     how to read them (text, text_pair, label, kind, metric, encoding, delimiter). Settings go by dotted name in
-    `settings`, or by bare name as keyword: `shots=100, learning_rate=0.01, num_vertices=3`. Where no `method` or
-    `model` is named, the kind of the task decides; the method "auto" is chosen by resampling the training rows within
-    `budget` seconds; `spec.choices` says why. `start` is a run to start from, or a prompt that PEFT has
-    saved, whose method and model are taken where none is named; an inventory of many tasks also decides the sizes.
+    `settings`, or by bare name as keyword: `shots=100, learning_rate=0.01, num_vertices=3`. `method` is a name, a class
+    or an object with its settings, of handful or of anybody: `method=Prefix(prefix_length=5)`. An object has all the
+    settings of its method: others beside it are refused, and `preset` adds those of training and of the run alone.
+    Where no `method` or `model` is named, the kind of the task decides; the method "auto" is chosen by resampling the
+    training rows within `budget` seconds; `spec.choices` says why. `start` is a run to start from, or a prompt that
+    PEFT has saved, whose method and model are taken where none is named; an inventory of many tasks also decides the
+    sizes.
     `speedup` is how many times as fast the export is to be, by "fine-gates" or "prune", instead of a budget of
     parameters: it is measured on this machine, once, and `spec.choices` says what follows from it.
     `device` is auto (a CUDA device, else Apple's mps, else the CPU), cpu, cuda, cuda:N or mps; a `backbone` that is
@@ -302,30 +305,33 @@ def fit(
 
     _check_options("columns", columns, "text")
     _check_options("settings", settings, "shots")
-    check_auto(method == AUTO, budget=budget, starts=start is not None)
+    name = name_of(method)
+    check_auto(name == AUTO, budget=budget, starts=start is not None)
     where = _chosen_device(device, backbone)
     started = read_start(Path(start)) if start else None
     common = inherited(started)
     given = {**(settings or {}), **overrides}
     if speedup is not None:
-        check_speedup(method, speedup, given)
-    if common and method not in (Poly.name, None):
-        raise ConfigError(f"method: an inventory is of the method {Poly.name!r}, found {method!r}", "leave it out")
+        check_speedup(name, speedup, given)
+    if common and (name not in (Poly.name, None) or isinstance(method, Poly)):
+        found = "an object, whose sizes the inventory decides" if isinstance(method, Poly) else repr(name)
+        raise ConfigError(f"method: an inventory is of the method {Poly.name!r}, found {found}", "leave it out")
     if started:
-        method, model = (mine or its for mine, its in zip((method, model), names_of(started), strict=True))
+        its_method, its_model = names_of(started)
+        method, model = method or its_method, model or its_model
     if common:
         method, given = Poly.name, {**common, **full_names(Poly.name, given)}
     task = data if isinstance(data, Task) else open_task(data, test=test, **(columns or {}))
     if task.test is None and test_fraction:
         task = with_held_out_test(task, test_fraction)
 
-    def resolved(name: str | None) -> RunSpec:
-        spec = resolve(name, model=model, preset=preset, overrides=given, kind=task.kind)
+    def resolved(method: MethodLike | None) -> RunSpec:
+        spec = resolve(method, model=model, preset=preset, overrides=given, kind=task.kind)
         return with_inherited(replace(spec, device=where), common)
 
-    specs = candidate_specs(resolved, task.kind) if method == AUTO else [resolved(method)]
+    specs = candidate_specs(resolved, task.kind) if name == AUTO else [resolved(method)]
     spec = specs[0]
-    if method == AUTO:
+    if name == AUTO:
         backbone = backbone or open_backbone(spec, task.kind)
         spec = choose(task, specs, backbone=backbone, budget=budget or BUDGET).spec
     if speedup is not None:

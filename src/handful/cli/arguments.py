@@ -15,13 +15,13 @@ import typer
 
 from handful.cli.console import say
 from handful.errors import EMPTY_NAME, ConfigError, nearest, shown
-from handful.methods import METHODS
+from handful.methods import is_method, method_names
 from handful.runs.defaults import AUTO, METHOD, MODEL, PRESET, WRITING_METHOD, WRITING_MODEL
 from handful.storage import parse_json
 
 if TYPE_CHECKING:
     from handful.data.task import Task, TaskKind
-    from handful.runs.spec import RunSpec
+    from handful.runs.spec import MethodLike, RunSpec
 
 TEST_FRACTION = 0.2
 Speedup = Annotated[
@@ -144,8 +144,8 @@ class RunArguments:
         """
         given, origins = self._given([])
         name = given.get("method")
-        if list(given) == ["method"] and str(name).strip() and name not in (AUTO, *METHODS):
-            problem = f"{origins['method']}: method: unknown method {name!r}; {nearest(str(name), METHODS)}"
+        if list(given) == ["method"] and str(name).strip() and name != AUTO and not is_method(str(name)):
+            problem = f"{origins['method']}: method: unknown method {name!r}; {nearest(str(name), method_names())}"
             raise ConfigError(f"1 wrong setting:\n  {problem}", "`handful methods` lists every method")
 
     def has_settings(self) -> bool:
@@ -165,7 +165,7 @@ class RunArguments:
         kind: TaskKind | None = None,
         method: str | None = None,
         common: Mapping[str, Any] | None = None,
-        otherwise: tuple[str | None, str | None] = (None, None),
+        otherwise: tuple[MethodLike | None, str | None] = (None, None),
     ) -> RunSpec:
         """The resolved run: options win over `--set`, `--set` over the file, the file over `common`, that over the
         preset.

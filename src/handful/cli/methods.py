@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from handful.cli.console import show, show_json, show_table
+from handful.cli.console import say, show, show_json, show_table
+from handful.errors import ConfigError
 
 if TYPE_CHECKING:
     from handful.methods.search_space import SearchSpace
@@ -18,15 +19,15 @@ def methods(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """List the methods, or one method's fields: type, default, bounds, reason; and its presets."""
-    from handful.methods import method_class, method_names
+    from handful.methods import method_class
 
     if name is None:
-        listed = [
-            {"name": n, "summary": method_class(n).summary, "source": method_class(n).source} for n in method_names()
-        ]
+        listed, problems = list_methods()
         show_json(listed) if as_json else show_table(
-            ("method", "what it is", "source"), [list(m.values()) for m in listed]
+            ("method", "what it is", "source"), [list(m.values())[:3] for m in listed]
         )
+        for problem in problems:
+            say(problem)
         return
     cls = method_class(name)
     if as_json:
@@ -34,6 +35,25 @@ def methods(
         return
     _show(describe(cls))
     _show_space(cls.search_space)
+
+
+def list_methods() -> tuple[list[dict[str, Any]], list[str]]:
+    """Every method that works, of other packages too, and in words what is wrong with the others."""
+    from handful.methods import METHODS, method_class, method_names, own_method_class, package_of, plugins
+
+    listed, problems = [], []
+    for name in method_names():
+        try:
+            cls = method_class(name)
+        except ConfigError as error:
+            problems.append(f"{error.message}; {error.hint}")
+            if name not in METHODS:
+                continue
+            cls = own_method_class(name)
+        package = {} if name in METHODS else {"package": package_of(plugins()[name][0])}
+        source = cls.source if name in METHODS else f"{cls.source} ({package['package']})"
+        listed.append({"name": name, "summary": cls.summary, "source": source, **package})
+    return listed, problems
 
 
 def describe(cls: Any) -> dict[str, Any]:

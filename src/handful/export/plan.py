@@ -14,7 +14,6 @@ from handful.backbone.load import Backbone
 from handful.backbone.stock_head import family_pooling, head_obstacle, layers_added
 from handful.data.task import Task
 from handful.errors import ConfigError, nearest
-from handful.methods import method_class
 from handful.methods.base import AbstractAdapter, AbstractMethod
 from handful.methods.head import AbstractHeadedAdapter, Head, HeadAdapter
 from handful.methods.peft_bridge import IA3, LoRA, Peft, PromptTuning
@@ -24,6 +23,7 @@ from handful.methods.prefix_subspace import PrefixSubspace
 from handful.methods.prompt import LEAST_ROOM, Prompt
 from handful.methods.scaled_prompt import ScaledPrompt
 from handful.runs.members import recorded_task
+from handful.runs.spec import recorded_method
 
 FORMATS = {
     "peft": "an adapter folder that stock PEFT loads onto the pretrained model",
@@ -186,8 +186,7 @@ def recorded_format(record: Mapping[str, Any], task: Task | None = None) -> tupl
 
     `task` is the one to export of an inventory, by default its first.
     """
-    settings, backbone = dict(record["spec"]["method"]), record["backbone"]
-    method = method_class(settings.pop("name")).from_settings(settings)
+    method, backbone = recorded_method(record), record["backbone"]
     task = task or recorded_task((record["task"].get("members") or [record["task"]])[0])
     where = (method, backbone["family"], str(backbone["pooling"]), task)
     format = best_format(*where, record["adapter"])

@@ -6,19 +6,22 @@ parameters are exactly what is trained, counted and saved.
 
 from __future__ import annotations
 
+import inspect
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, get_type_hints
 
 import torch
-from pydantic import ConfigDict, Field, ValidationError, create_model
+from pydantic import ConfigDict, Field, PydanticSchemaGenerationError, ValidationError, create_model
 from pydantic.fields import FieldInfo
 from torch import nn
 
-from handful.errors import ConfigError, nearest, shown
+from handful.errors import ConfigError, in_words, nearest, shown
+from handful.methods import METHODS
 from handful.methods.search_space import SearchSpace
 
 if TYPE_CHECKING:
@@ -94,8 +97,21 @@ class AbstractMethod(ABC):
 @cache
 def _settings_model(cls: type):
     hints = get_type_hints(cls, include_extras=True)
-    definitions: dict[str, Any] = {f.name: (hints[f.name], f.default) for f in fields(cls)}
-    return create_model(cls.__name__, __config__=ConfigDict(extra="forbid", allow_inf_nan=False), **definitions)
+    definitions: dict[str, Any] = {f.name: (hints[f.name], _default(f)) for f in fields(cls)}
+    try:
+        return create_model(cls.__name__, __config__=ConfigDict(extra="forbid", allow_inf_nan=False), **definitions)
+    except PydanticSchemaGenerationError as error:
+        raise ConfigError(
+            f"{cls.__name__}: the type of a setting cannot be checked: {error.message.splitlines()[0]}",
+            "settings are numbers, texts, booleans, None, and tuples, lists or dicts of these",
+        ) from None
+
+
+def _default(field: Any) -> Any:
+    """The default of a dataclass's field, `...` where it has none."""
+    if field.default_factory is not MISSING:
+        return field.default_factory()
+    return ... if field.default is MISSING else field.default
 
 
 def describe_settings(cls: type) -> list[dict[str, Any]]:
@@ -161,6 +177,69 @@ def convert_settings(instance: Any) -> None:
     given = {f.name: getattr(instance, f.name) for f in fields(instance)}
     for name, value in check_settings(type(instance), given).items():
         object.__setattr__(instance, name, value)
+
+
+def path_of(cls: type) -> str:
+    """Where a method's class is, "module:class"."""
+    return f"{cls.__module__}:{cls.__qualname__}"
+
+
+def is_ours(cls: type[AbstractMethod]) -> bool:
+    """Whether its name alone says which class it is."""
+    return METHODS.get(cls.name) == path_of(cls)
+
+
+def check_class(cls: object, where: str = "") -> None:
+    """Raises: ConfigError where a class is no method; `where` says in the error which one is meant."""
+    where = where or f"method {getattr(cls, '__name__', cls)}"
+    base = "a class derived from handful.methods.base.AbstractMethod"
+    if not (inspect.isclass(cls) and issubclass(cls, AbstractMethod)):
+        raise ConfigError(f"{where}: expected {base}, found {shown(cls)}", "docs/guides/method.md shows a whole method")
+    problems = []
+    if missing := sorted(getattr(cls, "__abstractmethods__", ())):
+        problems.append(f"expected all abstract methods implemented, found none of {', '.join(missing)}")
+    if "__dataclass_fields__" not in vars(cls):
+        problems.append("expected the decorator @dataclass(frozen=True), found none")
+    for name in ("name", "summary", "source"):
+        if not (isinstance(value := getattr(cls, name, None), str) and value.strip()):
+            problems.append(f"expected a class attribute {name!r} with a text, found {shown(value)}")
+    presets = getattr(cls, "presets", None)
+    if not (isinstance(presets, Mapping) and isinstance(presets.get("default"), Preset)):
+        problems.append(f"expected a class attribute 'presets' with a Preset 'default', found {shown(presets)}")
+    if not problems:
+        reserved = sorted({"name"} & {f.name for f in fields(cls)})
+        problems += [f"expected another name for the setting {name!r}, which run.json needs" for name in reserved]
+        problems += [f"expected a default for {f.name!r}, found none" for f in fields(cls) if _default(f) is ...]
+        try:
+            _settings_model(cls)
+        except (ConfigError, NameError, TypeError) as error:  # annotations are only read here
+            problems.append(in_words(error))
+    if problems:
+        raise ConfigError(f"{where} is no complete method:\n  " + "\n  ".join(problems), f"see `{base.split()[-1]}`")
+
+
+def check_object(method: AbstractMethod) -> None:
+    """Raises: ConfigError where a run of this method could not be saved and loaded again."""
+    cls = type(method)
+    check_class(cls)
+    if "<" in cls.__qualname__:
+        raise ConfigError(
+            f"method {cls.name!r}: expected a class at the top of a module, found {path_of(cls)}",
+            "a saved run finds the class again by its module and name: move it out of the function",
+        )
+    try:
+        stored = json.loads(json.dumps(method.settings(), allow_nan=False))
+        again = cls.from_settings(stored)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"method {cls.name!r}: its settings cannot be saved as JSON: {in_words(error)}",
+            "settings are numbers, texts, booleans, None, and tuples, lists or dicts of these",
+        ) from None
+    if again != method:
+        raise ConfigError(
+            f"method {cls.name!r}: its settings, saved as JSON, make another method: {shown(again)}",
+            "annotate each field with the type that it has, such as tuple[int, ...]",
+        )
 
 
 @dataclass(frozen=True)

@@ -29,15 +29,15 @@ from handful.evaluation.metrics import check_metric
 from handful.evaluation.predict import predict_rows
 from handful.evaluation.text.generate import GenerationOptions, token_nll
 from handful.evaluation.text.metrics import check_writing
-from handful.methods import method_class
-from handful.methods.base import AbstractAdapter
+from handful.methods import package_at
+from handful.methods.base import AbstractAdapter, is_ours, path_of
 from handful.randomness import stream
 from handful.runs.card import run_card
 from handful.runs.members import describe_task, first_of_members, num_test_rows, recorded_task, weighted
 from handful.runs.memory import peak_memory
 from handful.runs.scoring import AnyScores, OnWritten, describe_scores, prediction_records, score_task, untested_in
 from handful.runs.seen import seen_rows, start_notes
-from handful.runs.spec import RunOptions, RunSpec
+from handful.runs.spec import RunOptions, RunSpec, recorded_method
 from handful.runs.start import Start, carried_over, check_backbone, check_start
 from handful.runs.store import LANDSCAPE, METRICS, Run, check_writable, read_run, refuse_foreign, write_run
 from handful.storage import clear_leftovers, exists, is_folder, open_append, parse_json, remove, short_name, write_file
@@ -48,6 +48,12 @@ from handful.training.process_group import ProcessGroup
 
 WARM_ROWS = 8
 """Rows on which a saved adapter is compared with the one in memory."""
+
+
+OF_SESSION = (
+    "the class of the method ({}) belongs to this script or notebook: other programs can load the run where the class "
+    "is in a module"
+)
 
 
 @final
@@ -348,6 +354,9 @@ def describe(training: Training, scores: AnyScores | None, key: str, scoring_sec
     trained, split, result = training.trained, training.split, training.result
     task, backbone, generation = trained.task, trained.backbone, trained.spec.generation
     coverage = training.coverage | ({"test": scores.coverage} if scores else {})
+    path = path_of(type(trained.spec.method))
+    package = None if is_ours(type(trained.spec.method)) else package_at(path)
+    own_notes = [OF_SESSION.format(path)] * path.startswith("__main__:")
     return {
         "key": key,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -356,7 +365,8 @@ def describe(training: Training, scores: AnyScores | None, key: str, scoring_sec
         "spec": trained.spec.resolved(),
         "preset": trained.spec.preset,
         "choices": [{"name": c.name, "value": c.value, "reason": c.reason} for c in trained.spec.choices],
-        "notes": [*training.notes, *getattr(trained.adapter, "notes", ())],
+        "notes": [*training.notes, *getattr(trained.adapter, "notes", ()), *own_notes],
+        "method_package": package,
         "task": describe_task(task),
         "rows": {
             "train": len(split.train), "dev": len(split.dev), "test": num_test_rows(task),
@@ -427,8 +437,7 @@ def open_trained(saved: Run, *, backbone: Backbone | None = None, device: str = 
     record = saved.record
     spec_record, task_record = record["spec"], record["task"]
     weights = saved.weights()
-    method_settings = dict(spec_record["method"])
-    method = method_class(method_settings.pop("name")).from_settings(method_settings)
+    method = recorded_method(record)
     spec = RunSpec(
         spec_record["model"], method, TrainingConfig.from_settings(spec_record["training"]),
         RunOptions(**spec_record["run"]), record["preset"], start=spec_record.get("start", ""),

@@ -165,6 +165,7 @@ class _Options(_Part):
 class _Spec(_Part):
     model: str
     method: _Method
+    method_path: str | None = None
     training: dict[str, Any]
     run: _Options
     start: str = ""
@@ -195,6 +196,7 @@ class _Record(_Part):
     preset: str
     choices: list[_Choice]
     notes: list[str]
+    method_package: str | None = None
     task: _Task
     rows: _Rows
     backbone: _Backbone

@@ -10,12 +10,23 @@ from typing import Annotated, Any, ClassVar, Literal, final
 
 from handful.data.split import DevRows
 from handful.data.task import TaskKind
-from handful.errors import EMPTY_NAME, ConfigError, nearest, shown
+from handful.errors import EMPTY_NAME, ConfigError, RunError, in_words, nearest, shown
 from handful.evaluation.landscape import CORNERS
 from handful.evaluation.predict import check_predictor
 from handful.evaluation.text.generate import GenerationOptions, writing_vertex
-from handful.methods import method_class
-from handful.methods.base import AbstractMethod, Preset, check_settings, convert_settings, setting, wrong_settings
+from handful.methods import import_class, method_class, own_method_class
+from handful.methods.base import (
+    AbstractMethod,
+    Preset,
+    check_class,
+    check_object,
+    check_settings,
+    convert_settings,
+    is_ours,
+    path_of,
+    setting,
+    wrong_settings,
+)
 from handful.runs.defaults import METHOD, MODEL, PRESET, WRITING_METHOD, WRITING_MODEL
 from handful.training.config import TrainingConfig
 
@@ -124,6 +135,7 @@ class RunSpec:
             "training": self.training.settings(),
             "run": asdict(self.options),
         }
+        found |= {} if is_ours(type(self.method)) else {"method_path": path_of(type(self.method))}
         found |= {"start": self.start} if self.start else {}
         return found | ({"generation": self.generation.settings()} if self.generation else {})
 
@@ -143,8 +155,12 @@ class RunSpec:
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
+MethodLike = str | AbstractMethod | type[AbstractMethod]
+"""A method by name, as an object with its settings, or as a class, which is the method with its default settings."""
+
+
 def resolve(
-    method: str | None = None,
+    method: MethodLike | None = None,
     *,
     model: str | None = None,
     preset: str = PRESET,
@@ -156,16 +172,18 @@ def resolve(
 
     `overrides` has dotted names, such as "method.prefix_length", "training.epochs", "run.shots" or
     "generation.beams"; a bare name is looked up in all four. `origins` says where "method", "preset" or an override was
-    given, such as a file, for errors. Raises: ConfigError with everything that is wrong at once.
+    given, such as a file, for errors. A method object has all its settings: of a preset it takes those of training and
+    of the run alone, and settings of the method beside it are refused.
+    Raises: ConfigError with everything that is wrong at once.
     """
     _refuse_no_text(method, model, preset, overrides or {}, origins or {})
     method, model, defaults = _with_defaults(method, model, kind)
     problems: dict[str, str] = {}
     cls, chosen = None, Preset("none")
     try:
-        cls = method_class(method)
+        cls = class_of(method)
         if preset not in cls.presets:
-            problems["preset"] = f"method {method!r} has no preset {preset!r}; {nearest(preset, cls.presets)}"
+            problems["preset"] = f"method {cls.name!r} has no preset {preset!r}; {nearest(preset, cls.presets)}"
         chosen = cls.presets.get(preset, chosen)
     except ConfigError as error:
         problems["method"] = f"{error.message}; {error.hint}"
@@ -174,8 +192,11 @@ def resolve(
         {_full_name(name, names): value for name, value in (overrides or {}).items()}, names, problems
     )
     built: dict[str, Any] = {}
+    if isinstance(method, AbstractMethod):
+        chosen = _beside_object(method, preset, chosen, parts["method"], problems)
+        built["method"] = method
     for section, settings, preset_values in (
-        ("method", cls, chosen.settings),
+        ("method", None if built else cls, chosen.settings),
         ("training", TrainingConfig, chosen.training),
         ("run", RunOptions, chosen.run),
         ("generation", GenerationOptions if parts["generation"] else None, {}),
@@ -188,7 +209,7 @@ def resolve(
         lines = [f"{where.get(name, '')}{name}: {problem}" for name, problem in problems.items()]
         raise ConfigError(
             f"{len(lines)} wrong setting{'s' * (len(lines) > 1)}:\n  " + "\n  ".join(lines),
-            f"`handful methods {method}` lists every field" if cls else "`handful methods` lists every method",
+            f"`handful methods {cls.name}` lists every field" if cls else "`handful methods` lists every method",
         )
     choices = (*defaults, *_choices(chosen, parts, preset))
     spec = RunSpec(
@@ -197,11 +218,68 @@ def resolve(
     return spec.suited(kind) if kind else spec
 
 
+def class_of(method: MethodLike) -> type[AbstractMethod]:
+    """The class of a method. Raises: ConfigError for an unknown name, and for what cannot be saved with a run."""
+    if isinstance(method, str):
+        return method_class(method)
+    if isinstance(method, AbstractMethod):
+        check_object(method)
+        return type(method)
+    check_class(method)
+    return method
+
+
+def name_of(method: MethodLike | None) -> str | None:
+    """The name of a method, however it is given."""
+    return method if method is None or isinstance(method, str) else method.name
+
+
+def _beside_object(
+    method: AbstractMethod, name: str, preset: Preset, given: dict[str, Any], problems: dict[str, str]
+) -> Preset:
+    """The preset without what it says of the method; settings of the method beside the object go into `problems`."""
+    cls = type(method).__name__
+    problems |= {
+        f"method.{key}": f"expected no setting of the method beside an object; put it into {cls}({key}={value!r})"
+        for key, value in given.items()
+    }
+    found = method.settings()
+    others = {key: value for key, value in preset.settings.items() if found.get(key) != value} if name != PRESET else {}
+    if others:
+        values = ", ".join(f"{key}={value!r}" for key, value in others.items())
+        problems["preset"] = f"{name!r} is for other settings than the object's; make it {cls}({values}, …)"
+    given.clear()
+    return replace(preset, settings={})
+
+
+def recorded_method(record: Mapping[str, Any]) -> AbstractMethod:
+    """The method of a run by its record.
+
+    Raises: ConfigError for an unknown name or wrong settings; RunError where the package of another's is missing.
+    """
+    settings, path = dict(record["spec"]["method"]), record["spec"].get("method_path")
+    name = settings.pop("name")
+    if path is None:
+        return own_method_class(name).from_settings(settings)
+    package = record.get("method_package")
+    of = f"of the package {package} ({path})" if package else f"of another package than handful ({path})"
+    try:
+        cls = import_class(path)
+        check_class(cls)
+    except Exception as error:  # noqa: BLE001 - code of another package can fail in any way when it is imported
+        hint = f"install it: pip install {package.replace(' ', '==')}" if package else "put its module on the path"
+        found = f"this run is of the method {name!r} {of}, which cannot be imported: {in_words(error)}"
+        raise RunError(found, f"{hint}, then try again") from None
+    return cls.from_settings(settings)
+
+
 def _refuse_no_text(
     method: object, model: object, preset: object, overrides: Mapping[Any, Any], origins: Mapping[str, str]
 ) -> None:
     """Raises: ConfigError for names that are no text, or an empty one, of which nothing else can be said."""
     named = {"method": method, "model": model, "preset": preset}
+    if isinstance(method, AbstractMethod) or (isinstance(method, type) and issubclass(method, AbstractMethod)):
+        del named["method"]
     wrong = [
         f"{f'{origins[name]}: ' if name in origins else ''}{name}: expected a name, found {shown(value)}"
         for name, value in named.items()
@@ -218,9 +296,9 @@ def _refuse_no_text(
         raise ConfigError(f"{count}:\n  " + "\n  ".join(wrong), "`handful methods` and `handful models` list names")
 
 
-def full_names(method: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
+def full_names(method: MethodLike, overrides: Mapping[str, Any]) -> dict[str, Any]:
     """The overrides of a method under their dotted names: "epochs" and "training.epochs" are one setting."""
-    names = _names(method_class(method))
+    names = _names(class_of(method))
     return {_full_name(name, names): value for name, value in overrides.items()}
 
 
@@ -282,8 +360,10 @@ def _sort_overrides(
     return parts
 
 
-def _with_defaults(method: str | None, model: str | None, kind: TaskKind | None) -> tuple[str, str, tuple[Choice, ...]]:
-    """The names of a method and a model, and the choices that were made where none was named."""
+def _with_defaults(
+    method: MethodLike | None, model: str | None, kind: TaskKind | None
+) -> tuple[MethodLike, str, tuple[Choice, ...]]:
+    """A method and the name of a model, and the choices that were made where none was named."""
     names, what = (WRITING_METHOD, WRITING_MODEL), "texts to write"
     if kind != "generation":
         names, what = (METHOD, MODEL), "labels"

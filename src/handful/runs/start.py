@@ -12,6 +12,7 @@ from handful.methods.base import AbstractAdapter, AbstractMethod
 from handful.methods.poly.method import Poly
 from handful.methods.prompt import PEFT_CONFIG, Prompt, read_peft_prompt
 from handful.runs.from_peft import PeftPoly, PeftPrompt, peft_type, read_peft_poly
+from handful.runs.spec import MethodLike, recorded_method
 from handful.runs.store import Run, read_run
 
 Start = Run | PeftPrompt | PeftPoly
@@ -24,11 +25,14 @@ def read_start(folder: Path) -> Start:
     return read_peft_poly(folder) if peft_type(folder) == "POLY" else PeftPrompt(folder, read_peft_prompt(folder))
 
 
-def names_of(start: Start | None) -> tuple[str | None, str | None]:
-    """The method and the model of a run that starts from this, where no others are named; None for what is unknown."""
+def names_of(start: Start | None) -> tuple[MethodLike | None, str | None]:
+    """The method and the model of a run that starts from this, where no others are named; None for what is unknown.
+
+    A method is its name, or its class where it is not ours.
+    """
     if isinstance(start, Run):
         spec = start.record["spec"]
-        return spec["method"]["name"], spec["model"]
+        return type(recorded_method(start.record)) if "method_path" in spec else spec["method"]["name"], spec["model"]
     return {PeftPoly: Poly.name, PeftPrompt: Prompt.name}.get(type(start)), None
 
 

@@ -27,7 +27,7 @@ from handful.data.overlap import refuse_another_task
 from handful.data.seen import SeenRows
 from handful.data.task import Task
 from handful.errors import ConfigError, DataError, HandfulError, nearest, shown
-from handful.methods import METHODS, method_class
+from handful.methods import is_method, method_class
 from handful.methods.poly.method import Poly
 from handful.methods.search_space import SearchSpace
 from handful.runs.experiment import make_split
@@ -124,7 +124,7 @@ class Recipe(Table):
             for task in self.tasks:
                 wrong = _complaints(where, lambda: self._spec(method, task, self.shots[0], self.seeds[0]))  # noqa: B023
                 problems += [line for line in wrong if line not in problems]
-            if method.method in METHODS:
+            if is_method(method.method):
                 problems += _complaints(where, lambda: self.space(method))  # noqa: B023
             problems += self._wrong_start(index, method)
         return problems
@@ -281,7 +281,9 @@ def _with_fewer_test_rows(task: Task, rows: int) -> Task:
 
 def _takes_steps(method: MethodEntry) -> bool:
     """Whether the preset trains in steps: common settings of training are not for a method that is fitted at once."""
-    preset = method_class(method.method).presets.get(method.preset) if method.method in METHODS else None
+    preset = None
+    with suppress(ConfigError):  # which is told where it stands
+        preset = method_class(method.method).presets.get(method.preset)
     return preset is None or preset.training.get("epochs") != 0
 
 

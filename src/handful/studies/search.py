@@ -126,7 +126,7 @@ def with_overrides(spec: RunSpec, overrides: Mapping[str, Any]) -> RunSpec:
     parts = {part: spec.resolved()[part] for part in ("method", "training", "run")}
     settings = {f"{part}.{name}": value for part, values in parts.items() for name, value in values.items()}
     del settings["method.name"]
-    changed = resolve(spec.method.name, model=spec.model, preset=spec.preset, overrides={**settings, **overrides})
+    changed = resolve(type(spec.method), model=spec.model, preset=spec.preset, overrides={**settings, **overrides})
     kept = tuple(choice for choice in spec.choices if choice.name not in overrides)
     return replace(spec, method=changed.method, training=changed.training, options=changed.options, choices=kept)
 
