@@ -169,6 +169,13 @@ def trained(tmp_path_factory, tiny_folder) -> Path:
     return root
 
 
+OPTIONAL = {
+    "study": {"name": "s", "job": "j", "label": "l", "trials": 2, "start": None},
+    "made_of": ["0" * 8], "signatures": {"bleu": "x"}, "members": {},
+}  # fmt: skip
+"""What only some records have."""
+
+
 @pytest.mark.filterwarnings("ignore::handful.runs.record.WrittenBefore")
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @FUZZ
@@ -178,7 +185,7 @@ def test_run_folders(trained, tiny_backbone, data):
     from handful.api import load
 
     (original,) = (trained / "runs").glob("*/run.json")
-    record = json.loads(original.read_text())
+    record = json.loads(original.read_text()) | OPTIONAL
     path = data.draw(st.sampled_from(places(record)[1:]))
     try:
         changed = put(record, path, data.draw(VALUES | st.just(...)))

@@ -12,7 +12,7 @@ import torch
 
 from handful.errors import RunError
 from handful.evaluation.estimate import wilson
-from handful.runs.record import WrittenBefore
+from handful.runs.record import WrittenBefore, sealed
 from handful.runs.store import check_writable, find_runs, new_folder, read_run, write_run
 
 WEIGHTS = {"head.weight": torch.arange(6.0).view(2, 3), "prefix.keys_values": torch.randn(2, 2)[:, :1]}
@@ -155,6 +155,19 @@ def test_an_old_run_has_no_checksum_and_is_read_with_a_warning(tmp_path, unseal)
     record = {**json.loads((folder / "run.json").read_text()), "task": 3}
     (folder / "run.json").write_text(json.dumps(record))
     with pytest.raises(RunError, match=r"run\.json: damaged: not the record of a run \(task: .*, found 3\)"):
+        read_run(folder)
+
+
+@pytest.mark.parametrize(
+    "change", [{"backbone": {"parameters": 0}}, {"study": None}, {"rows": {"test": -1}}, {"fit": {"seconds": None}}]
+)
+def test_values_that_no_run_has_are_refused_though_the_checksum_is_right(tmp_path, change):
+    folder = write(tmp_path / "a").folder
+    record = json.loads((folder / "run.json").read_text())
+    ((name, value),) = change.items()
+    record[name] = {**record[name], **value} if value else value
+    (folder / "run.json").write_text(json.dumps(sealed(record, record["weights_sha256"], record["files"])))
+    with pytest.raises(RunError, match=rf"damaged: not the record of a run \({name}"):
         read_run(folder)
 
 

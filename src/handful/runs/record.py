@@ -59,6 +59,7 @@ def _metric(name: str) -> str:
 
 
 Count = Annotated[int, Field(ge=0, lt=2**63)]
+Positive = Annotated[int, Field(ge=1, lt=2**63)]
 Score = Annotated[dict[str, Any], AfterValidator(_estimate)]
 Constant = Annotated[dict[str, Any], AfterValidator(_baseline)]
 Metric = Annotated[str, AfterValidator(_metric)]
@@ -130,7 +131,7 @@ class _Backbone(_Part):
     kind: str
     pooling: str | None
     fingerprint: str
-    parameters: Count
+    parameters: Positive
     device: str = "cpu"
     device_name: str = "cpu"
     dtype: str = "float32"
@@ -155,7 +156,7 @@ class _Method(_Part):
 
 @final
 class _Options(_Part):
-    shots: Annotated[int, Field(ge=1, lt=2**63)] | None
+    shots: Positive | None
     seed: Annotated[int, Field(ge=0)]
     pooling: str
     max_length: int
@@ -208,7 +209,7 @@ class _Record(_Part):
     members: dict[str, dict[str, Score]] = {}
     signatures: dict[str, str] = {}
     made_of: list[str] = []
-    study: _Study | None = None
+    study: _Study = Field(default=None)  # absent, or a table: never null
     weights_sha256: str
     files: dict[str, str] = {}
 
