@@ -26,6 +26,7 @@ from handful.runs.store import read_run
 from handful.studies.recipe import Recipe, read_recipe
 
 CASES = int(os.environ.get("HANDFUL_FUZZ", "60"))
+pytestmark = pytest.mark.timeout(300 if CASES <= 100 else 0)
 FUZZ = settings(
     max_examples=CASES, deadline=None, database=None, derandomize=CASES < 1000,
     suppress_health_check=list(HealthCheck),
@@ -154,18 +155,25 @@ def test_recipe_files(tmp_path, text):
         RunArguments("data.csv", config=path).spec()
 
 
+TRAINED = ("prefix-subspace", "poly", "fine-gates", "prune")
+"""Methods whose records hold different things."""
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, tiny_folder) -> Path:
-    """A finished run, beside a copy that tests write over."""
+    """Finished runs, in `runs/METHOD`."""
     from handful.cli.main import run
 
     root = tmp_path_factory.mktemp("trained")
     rows = "".join(f"{'aaaa' if i % 2 else 'zz 99'} {i},{'ab' if i % 2 else 'z9'}\n" for i in range(40))
     (root / "data.csv").write_text("text,label\n" + rows)
-    arguments = ["fit", str(root / "data.csv"), "--model", str(tiny_folder), "--output", str(root / "runs")]
-    assert run([*arguments, "--set", "training.epochs=1", "--set", "run.max_length=16"]) == 0
-    (folder,) = (path.parent for path in (root / "runs").glob("*/run.json"))
-    shutil.copytree(folder, root / "changed" / "run")
+    for method in TRAINED:
+        arguments = ["fit", str(root / "data.csv"), "--model", str(tiny_folder), "--method", method, "--dev", "carved"]
+        for setting in ("epochs=2", "selection=best", "run.max_length=16"):
+            arguments += ["--set", setting]
+        assert run([*arguments, "--output", str(root / "runs")]) == 0
+        (folder,) = (path.parent for path in (root / "runs").glob(f"*-{method}-*/run.json"))
+        folder.rename(root / "runs" / method)
     return root
 
 
@@ -184,8 +192,8 @@ def test_run_folders(trained, tiny_backbone, data):
     """Of an older format, or sealed again: then nothing but the values themselves says what is wrong."""
     from handful.api import load
 
-    (original,) = (trained / "runs").glob("*/run.json")
-    record = json.loads(original.read_text()) | OPTIONAL
+    method, folder = data.draw(st.sampled_from(TRAINED)), trained / "changed" / "run"
+    record = json.loads((trained / "runs" / method / "run.json").read_text()) | OPTIONAL
     path = data.draw(st.sampled_from(places(record)[1:]))
     try:
         changed = put(record, path, data.draw(VALUES | st.just(...)))
@@ -197,7 +205,8 @@ def test_run_folders(trained, tiny_backbone, data):
         text = json.dumps(changed)
     except (TypeError, ValueError):  # no JSON has that
         return
-    folder = trained / "changed" / "run"
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(trained / "runs" / method, folder)
     (folder / "run.json").write_text(text)
     if not only_ours(lambda: read_run(folder)):
         assert not only_ours(lambda: read_report([trained / "changed"]))

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,6 +19,8 @@ from handful.errors import HandfulError
 
 CASES = int(os.environ.get("HANDFUL_FUZZ_CASES", "60"))
 """Of each test; a search sets more."""
+
+pytestmark = pytest.mark.timeout(300 if CASES <= 100 else 0)
 
 SUFFIXES = [".csv", ".tsv", ".txt", ".jsonl", ".json", ".ndjson", ".csv.gz", ".json.gz", ".parquet", ".xlsx"]
 ENCODINGS = [

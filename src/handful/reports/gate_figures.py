@@ -107,8 +107,10 @@ def sparsity_figure(results: Sequence[Result]) -> Figure | None:
 
 def _closes(history: Sequence[Mapping[str, float]]) -> bool:
     """Whether gates close in training, or could have; what is cut before has no course to show."""
-    removed = {point.get("removed") for point in history}
-    return None not in removed and (len(removed) > 1 or removed == {0})
+    if any(point.get(share) is None for point in history for share in _SHARES):
+        return False
+    removed = {point["removed"] for point in history}
+    return len(removed) > 1 or removed == {0}
 
 
 class Where(NamedTuple):

@@ -138,13 +138,25 @@ class _Backbone(_Part):
 
 
 @final
+class _Evaluation(_Part):
+    """One point of the history; beside the score stands what the adapter says of itself."""
+
+    __pydantic_extra__: dict[str, float | None]
+
+    step: Count
+    epoch: Count
+    score: float
+    deviation: float
+
+
+@final
 class _Fit(_Part):
     parameters: Count
     steps: Count
     chosen_step: Count
     seconds: float
     stopped: str | None
-    history: list[dict[str, Any]]
+    history: list[_Evaluation]
     scoring_seconds: float
     peak_memory_mb: float | None
 
