@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import ast
 import html
-import json
 import re
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, final
 
@@ -18,6 +15,7 @@ from handful.data.layout import telling
 from handful.data.likeness import alike_notes, rating_notes
 from handful.data.numbers import read_number, read_numbers
 from handful.data.tables import Table
+from handful.data.written_lists import read_list
 from handful.errors import DataError, nearest
 
 LEAST_ROWS = 8
@@ -101,12 +99,8 @@ def as_list(cell: Any) -> list[Any] | None:
         return cell
     if not isinstance(cell, str) or not re.fullmatch(r"""\s*\[\s*["'].*["']\s*\]\s*""", cell, re.DOTALL):
         return None
-    for read in (json.loads, ast.literal_eval):  # which reads literals and runs nothing
-        with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
-            found = read(cell.strip())
-            if isinstance(found, list) and all(isinstance(part, str) for part in found):
-                return found
-    return None
+    found = read_list(cell)
+    return found if found is not None and all(isinstance(part, str) for part in found) else None
 
 
 def _whole(name: str) -> str:
