@@ -4,10 +4,16 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.special import log_softmax, softmax
+from scipy.special import expit, log_softmax, softmax
 
 from handful.errors import ConfigError, DataError
-from handful.evaluation.calibration import apply_temperature, fit_temperature, reliability
+from handful.evaluation.calibration import (
+    apply_sigmoid_temperature,
+    apply_temperature,
+    fit_sigmoid_temperature,
+    fit_temperature,
+    reliability,
+)
 from handful.evaluation.estimate import wilson
 from handful.evaluation.metrics import expected_calibration_error, score
 
@@ -120,3 +126,42 @@ def test_a_table_by_hand():
 def test_wrong_input_is_named(call, kind, text):
     with pytest.raises(kind, match=text):
         call()
+
+
+# ------------------------------------------------------------------------------------------------- of several labels
+
+
+def draw_sets(rows, num_labels, temperature, seed):
+    """Logits (N, C) that are too large by the temperature, and targets (N, C) drawn from the true probabilities."""
+    generator = np.random.default_rng(seed)
+    logits = generator.normal(-1.0, 2.0, size=(rows, num_labels))
+    return logits * temperature, (generator.random(logits.shape) < expit(logits)).astype(int)
+
+
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 4.0])
+def test_it_finds_the_temperature_of_label_sets(temperature):
+    logits, targets = draw_sets(2000, 4, temperature, seed=0)
+    fitted = fit_sigmoid_temperature(logits, targets)
+    assert fitted == pytest.approx(temperature, rel=0.1)
+    np.testing.assert_allclose(apply_sigmoid_temperature(logits, fitted), expit(logits / fitted))
+
+
+def test_one_label_is_two_classes():
+    logits, targets = draw_sets(50, 1, 2.5, seed=1)
+    classes = np.hstack([np.zeros_like(logits), logits])
+    assert fit_sigmoid_temperature(logits, targets) == pytest.approx(fit_temperature(classes, targets[:, 0]), rel=1e-4)
+    np.testing.assert_allclose(apply_sigmoid_temperature(logits, 2.0)[:, 0], apply_temperature(classes, 2.0)[:, 1])
+
+
+def test_few_label_sets_give_a_moderate_temperature():
+    targets = np.eye(3, dtype=int)
+    assert 0.2 < fit_sigmoid_temperature(6.0 * targets - 3, targets) < 1
+    assert fit_sigmoid_temperature(np.zeros((5, 3)), np.zeros((5, 3), int)) == pytest.approx(1.0, abs=1e-4)
+    assert fit_sigmoid_temperature([[1e6, -1e6]], [[0, 1]]) == pytest.approx(20, rel=1e-4)
+
+
+def test_wrong_label_sets():
+    with pytest.raises(DataError, match="targets of 0 and 1"):
+        fit_sigmoid_temperature([[0.0, 1.0]], [[0, 2]])
+    with pytest.raises(ConfigError, match="temperature above 0, found -1"):
+        apply_sigmoid_temperature([[0.0]], -1)

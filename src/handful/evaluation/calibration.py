@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import isfinite, log
 from typing import cast, final
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.special import softmax
+from scipy.special import expit, softmax
 
 from handful.errors import ConfigError
 from handful.evaluation.estimate import Estimate, wilson
+from handful.evaluation.label_set_metrics import check_indicators
 from handful.evaluation.metrics import (
     METRICS,
     bin_by_confidence,
@@ -38,8 +40,6 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
     in most settings, by 0.06 to 0.35 when T = 1 was right, against 0.03 with the prior. Prior deviations of 0.5
     and 2 did about as well, and from 200 rows on none of them mattered. Raises: DataError.
     """
-    from scipy.optimize import fminbound  # slow to import, and only fitting needs it
-
     scores = check_numbers("logits", logits, "NC")
     targets = check_classes("labels", labels, scores.shape[1])
     check_same_length(scores, targets)
@@ -48,6 +48,33 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
     def loss(log_temperature: float) -> float:
         likelihoods = np.logaddexp.reduce(-behind / np.exp(log_temperature), axis=1)
         return float(likelihoods.mean() + log_temperature**2 / (2 * len(targets)))
+
+    return _best_temperature(loss)
+
+
+def fit_sigmoid_temperature(logits: ArrayLike, targets: ArrayLike) -> float:
+    """The temperature T that makes sigmoid(logits / T) most likely, of several labels per text; 0.05 to 20.
+
+    `logits` and `targets`, zeros and ones, (N, C), come from rows the model was not trained on. One T serves all
+    labels: it cannot mend a label whose probabilities are all too high. ln T minimises the mean over rows and labels
+    of the binary cross-entropy, with the prior of `fit_temperature`: the labels of a row are not independent, so that a
+    row counts once, as there. Raises: DataError.
+    """
+    scores = check_numbers("logits", logits, "NC")
+    truth = check_indicators("targets", targets)
+    check_same_length(scores, truth)
+    against = np.where(truth == 1, -scores, scores)  # (N, C) logit of what is not true
+
+    def loss(log_temperature: float) -> float:
+        surprises = np.logaddexp(0, against / np.exp(log_temperature))
+        return float(surprises.mean() + log_temperature**2 / (2 * len(truth)))
+
+    return _best_temperature(loss)
+
+
+def _best_temperature(loss: Callable[[float], float]) -> float:
+    """The temperature at which a loss of its logarithm is least."""
+    from scipy.optimize import fminbound  # slow to import, and only fitting needs it
 
     # The prior can add a second minimum, so look everywhere before refining.
     grid = np.linspace(log(LOWEST_TEMPERATURE), log(HIGHEST_TEMPERATURE), 61)
@@ -60,9 +87,18 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
 
 def apply_temperature(logits: ArrayLike, temperature: float) -> np.ndarray:
     """Probabilities softmax(logits / temperature), (N, C) as the logits; the predicted classes stay the same."""
+    return softmax(_scaled(logits, temperature), axis=1)
+
+
+def apply_sigmoid_temperature(logits: ArrayLike, temperature: float) -> np.ndarray:
+    """Probabilities sigmoid(logits / temperature), (N, C) as the logits; those above 0.5 stay the same."""
+    return expit(_scaled(logits, temperature))
+
+
+def _scaled(logits: ArrayLike, temperature: float) -> np.ndarray:
     if not (isfinite(temperature) and temperature > 0):
         raise ConfigError(f"expected a temperature above 0, found {temperature!r}", "1.0 leaves the logits as they are")
-    return softmax(check_numbers("logits", logits, "NC") / temperature, axis=1)
+    return check_numbers("logits", logits, "NC") / temperature
 
 
 @final

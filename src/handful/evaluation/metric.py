@@ -10,7 +10,7 @@ import numpy as np
 
 from handful.data.task import TaskKind
 
-Needs = Literal["labels", "probabilities", "values", "texts"]
+Needs = Literal["labels", "probabilities", "values", "texts", "sets", "set_probabilities"]
 
 
 @final
@@ -27,6 +27,8 @@ class Metric:
     - "values": predicted and target values (..., N); returns (...)
     - "texts": written texts (N,) and their records (N,); returns statistics (N, F) that add up over rows, of whose sums
       (R, F) `combine` makes scores (R,)
+    - "sets" and "set_probabilities": zeros and ones, or probabilities of each label (N, C), and targets (N, C); with
+      `combine` as for texts, else returns a number (`label_set_metrics`)
 
     `metrics.score` does the conversion and all checks. `rows` gives the value of each row (N,) where the metric is
     their mean and takes what `function` does. `signature` tells the exact variant of a metric of texts, and `ready`
