@@ -25,7 +25,8 @@ from handful.data.batching import encode
 from handful.data.files import read_folder
 from handful.data.split import Split
 from handful.data.task import Task
-from handful.methods.head import choose_penalty, frozen_features
+from handful.methods.head import frozen_features
+from handful.objectives import objective_of
 
 GRID = (0.1, 0.3, 1.0, 3.0, 10.0, 100.0, 1000.0)
 
@@ -75,7 +76,7 @@ def main() -> None:
             for shots in arguments.shots:
                 for seed in arguments.seeds:
                     arrays = draw(task, backbone, shots, seed, arguments.rows)
-                    chosen = choose_penalty(arrays[0], arrays[1].astype(float), regression=False)
+                    chosen = objective_of("classification").choose_penalty(arrays[0], arrays[1].astype(float))
                     fits = [(f"{value:g}", value) for value in GRID] + [("chosen", chosen)]
                     for (label, penalty), balanced in [(fit, balanced) for fit in fits for balanced in (False, True)]:
                         scores = judged(arrays, task.num_outputs, penalty, balanced)

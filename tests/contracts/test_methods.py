@@ -150,7 +150,7 @@ class ShiftAdapter(AbstractHeadedAdapter):
         return {"shape": scores[:, 0], "finite": scores / 0}.get(self.fault, scores)
 
     def target_scores(self, batch):
-        return self(batch) if self.fault == self.task_kind else super().target_scores(batch)
+        return self(batch) if self.fault == self.objective.kind else super().target_scores(batch)
 
     def penalty(self):
         return self.shift.sum() * torch.inf if self.fault == "gradient" else None

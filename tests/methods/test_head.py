@@ -13,13 +13,16 @@ from torch import nn
 from handful.backbone.tiny import tiny_backbone
 from handful.data.batching import encode
 from handful.evaluation.predict import predict_rows
-from handful.methods.head import LONE_PENALTY, SOFT_PENALTY, Head, LinearHead, choose_penalty, frozen_features
+from handful.methods.head import SOFT_PENALTY, Head, LinearHead, frozen_features
 from handful.methods.prefix import Prefix
 from handful.methods.simplex import midpoint_weights
+from handful.objectives import objective_of
+from handful.objectives.classification import LONE_PENALTY
 from handful.testing import differences, toy_task
 from handful.training.config import TrainingConfig
 from handful.training.fit import batch_loss, fit
 
+CLASSES, NUMBERS = objective_of("classification"), objective_of("regression")
 FRESH = {
     "roberta": ("classifier.dense.bias", "classifier.dense.weight"),
     "xlm-roberta": ("classifier.dense.bias", "classifier.dense.weight"),
@@ -105,7 +108,7 @@ def unit(features):
 def test_the_probe_predicts_what_sklearns_logistic_regression_predicts(classes, penalty):
     features, labels = data(classes)
     head = LinearHead(8, classes)
-    head.start_from_probe(features, labels, generator(), regression=False, penalty=penalty)
+    head.start_from_probe(features, labels, generator(), CLASSES, penalty=penalty)
     model = LogisticRegression(C=penalty, max_iter=2000).fit(unit(features).double(), labels)
     found = softmax(head(features).detach().numpy(), -1)
     np.testing.assert_allclose(found, model.predict_proba(unit(features).double()), atol=1e-4)
@@ -118,7 +121,7 @@ def test_the_probe_of_numbers_is_sklearns_ridge_in_standard_units():
     head = LinearHead(8, 1)
     head.offset.fill_(float(targets.mean()))
     head.scale.fill_(float(targets.std(correction=0)))
-    head.start_from_probe(features, targets, generator(), regression=True, penalty=50.0)
+    head.start_from_probe(features, targets, generator(), NUMBERS, penalty=50.0)
     standard = (targets - targets.mean()) / targets.std(correction=0)
     model = Ridge(alpha=1 / 50).fit(unit(features).double(), standard.double())
     np.testing.assert_allclose(head(features)[:, 0].detach(), model.predict(unit(features).double()), atol=1e-4)
@@ -129,8 +132,8 @@ def test_the_probe_of_numbers_is_sklearns_ridge_in_standard_units():
 def test_the_penalty_means_the_same_for_features_of_any_size():
     features, labels = data(2)
     small, large = LinearHead(8, 2), LinearHead(8, 2)
-    small.start_from_probe(features / 1000, labels, generator(), regression=False)
-    large.start_from_probe(features * 1000, labels, generator(), regression=False)
+    small.start_from_probe(features / 1000, labels, generator(), CLASSES)
+    large.start_from_probe(features * 1000, labels, generator(), CLASSES)
     torch.testing.assert_close(small(features / 1000), large(features * 1000), rtol=1e-4, atol=1e-4)
 
 
@@ -138,14 +141,14 @@ def test_cross_validation_trusts_clear_rows_more_than_noisy_ones():
     clear, labels = (tensor.numpy() for tensor in data(2, noise=0.1))
     noisy = np.random.default_rng(0).normal(size=(60, 8))
     scale = np.sqrt((clear**2).sum(1).mean())
-    assert choose_penalty(clear / scale, labels, regression=False) > choose_penalty(noisy / 3, labels, regression=False)
+    assert CLASSES.choose_penalty(clear / scale, labels) > CLASSES.choose_penalty(noisy / 3, labels)
     targets = clear[:, 0] / scale
-    assert choose_penalty(clear / scale, targets, regression=True) > choose_penalty(noisy / 3, targets, regression=True)
+    assert NUMBERS.choose_penalty(clear / scale, targets) > NUMBERS.choose_penalty(noisy / 3, targets)
 
 
 def test_a_class_with_a_single_row_has_nothing_to_validate_with():
     features, labels = data(2)
-    assert choose_penalty(features[:3].numpy(), labels[:3].numpy(), regression=False) == LONE_PENALTY
+    assert CLASSES.choose_penalty(features[:3].numpy(), labels[:3].numpy()) == LONE_PENALTY
 
 
 @pytest.mark.parametrize("vertices", [1, 3])
@@ -153,9 +156,9 @@ def test_a_soft_probe_of_single_rows_reads_them_and_not_their_number(vertices):
     features = torch.eye(6, 8)[[0, 0, 1, 2, 3, 4, 5]]  # one class of six has two rows
     labels = torch.tensor([0, 0, 1, 2, 3, 4, 5])
     head = LinearHead(8, 6, vertices)
-    head.start_from_probe(features, labels, generator(), regression=False, penalty=SOFT_PENALTY)
+    head.start_from_probe(features, labels, generator(), CLASSES, penalty=SOFT_PENALTY)
     assert (head(features).argmax(1) == 0).all()  # what balance is for
-    head.start_from_probe(features, labels, generator(), regression=False, penalty=SOFT_PENALTY, balanced=True)
+    head.start_from_probe(features, labels, generator(), CLASSES, penalty=SOFT_PENALTY, balanced=True)
     assert torch.equal(head(features).argmax(1), labels)
 
 
@@ -164,7 +167,7 @@ def test_balanced_rows_are_sklearns_balanced_classes():
     kept = torch.cat([torch.nonzero(labels == label)[:rows, 0] for label, rows in ((0, 3), (1, 12), (2, 6))])
     features, labels = features[kept], labels[kept]
     head = LinearHead(8, 3)
-    head.start_from_probe(features, labels, generator(), regression=False, penalty=1.0, balanced=True)
+    head.start_from_probe(features, labels, generator(), CLASSES, penalty=1.0, balanced=True)
     model = LogisticRegression(C=1.0, max_iter=2000, class_weight="balanced").fit(unit(features).double(), labels)
     found = softmax(head(features).detach().numpy(), -1)
     np.testing.assert_allclose(found, model.predict_proba(unit(features).double()), atol=1e-4)
@@ -173,16 +176,16 @@ def test_balanced_rows_are_sklearns_balanced_classes():
 def test_vertices_are_probes_of_the_same_rows_that_differ():
     features, labels = data(3, noise=1.5)
     head = LinearHead(8, 3, 4)
-    head.start_from_probe(features, labels, generator(), regression=False, penalty=1.0)
+    head.start_from_probe(features, labels, generator(), CLASSES, penalty=1.0)
     vertices = head.weight.detach().flatten(1)
     assert torch.pdist(vertices).min() > 0.05 * vertices.norm(dim=1).mean()
     assert torch.cosine_similarity(vertices[0], vertices[1:]).min() > 0.7
     weight, _ = head.folded()
     plain = LinearHead(8, 3)
-    plain.start_from_probe(features, labels, generator(5), regression=False, penalty=1.0)
+    plain.start_from_probe(features, labels, generator(5), CLASSES, penalty=1.0)
     assert torch.cosine_similarity(weight.flatten(), plain.weight[0].flatten(), 0) > 0.9
     again = LinearHead(8, 3, 4)
-    again.start_from_probe(features, labels, generator(), regression=False, penalty=1.0)
+    again.start_from_probe(features, labels, generator(), CLASSES, penalty=1.0)
     assert torch.equal(again.weight, head.weight)
 
 
@@ -219,7 +222,7 @@ def test_the_frozen_probe_is_sklearn_on_the_backbones_features():
     training = fitted(Head(), epochs=0)
     features = frozen_features(training.backbone, training.rows)
     labels = training.rows.labels
-    penalty = choose_penalty(unit(features).double().numpy(), labels.numpy(), regression=False)  # pyright: ignore
+    penalty = CLASSES.choose_penalty(unit(features).double().numpy(), labels.numpy())  # pyright: ignore
     model = LogisticRegression(C=penalty, max_iter=2000).fit(unit(features).double(), labels)
     found = softmax(training.predict(), -1)
     np.testing.assert_allclose(found, model.predict_proba(unit(features).double()), atol=1e-4)
@@ -299,9 +302,9 @@ def test_one_row_a_class_is_enough_to_tell_classes_apart():
     features = torch.cat([torch.eye(6), torch.eye(6)[:1]]) + 3
     labels = torch.arange(7) % 6
     head = LinearHead(6, 6)
-    head.start_from_probe(features, labels, generator(), regression=False)
+    head.start_from_probe(features, labels, generator(), CLASSES)
     assert head(features).argmax(1).tolist() == labels.tolist()
-    head.start_from_probe(features, labels, generator(), regression=False, penalty=0.3)
+    head.start_from_probe(features, labels, generator(), CLASSES, penalty=0.3)
     assert set(head(features).argmax(1).tolist()) == {0}
 
 
@@ -313,8 +316,9 @@ def test_a_row_of_weight_two_is_two_rows_to_the_probe(regression):
     counts = torch.ones(12)
     counts[:3] = 2
     heads = [LinearHead(5, 1 if regression else 2) for _ in range(2)]
-    heads[0].start_from_probe(features, targets, generator(), regression, penalty=1.0, row_weights=counts)
-    heads[1].start_from_probe(features[twice], targets[twice], generator(), regression, penalty=1.0)
+    objective = NUMBERS if regression else CLASSES
+    heads[0].start_from_probe(features, targets, generator(), objective, penalty=1.0, row_weights=counts)
+    heads[1].start_from_probe(features[twice], targets[twice], generator(), objective, penalty=1.0)
     torch.testing.assert_close(heads[0](features), heads[1](features), atol=1e-4, rtol=1e-4)
-    heads[1].start_from_probe(features, targets, generator(), regression, penalty=1.0)
+    heads[1].start_from_probe(features, targets, generator(), objective, penalty=1.0)
     assert not torch.allclose(heads[0](features), heads[1](features), atol=1e-2)

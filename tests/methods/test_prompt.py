@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from handful.backbone.load import token_targets
 from handful.backbone.tiny import tiny_backbone
 from handful.data.batching import encode_generation
 from handful.data.task import Example, Task
@@ -13,6 +12,7 @@ from handful.errors import ConfigError, ModelError
 from handful.evaluation.text.generate import GenerationOptions, token_nll, write
 from handful.methods.prompt import Prompt, frequent_pieces
 from handful.methods.scaled_prompt import ScaledPrompt
+from handful.objectives.generation import token_targets
 from handful.testing import toy_task
 from handful.training.config import TrainingConfig
 from handful.training.fit import fit

@@ -6,13 +6,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from handful.backbone.load import token_targets
 from handful.backbone.tiny import tiny_backbone
 from handful.data.batching import encode_generation
 from handful.data.task import Example, Task
 from handful.evaluation.text.generate import GenerationOptions, token_nll, write
 from handful.methods.prompt import Prompt
 from handful.methods.scaled_prompt import ScaledPrompt
+from handful.objectives.generation import token_targets
 from handful.training.config import TrainingConfig
 from handful.training.fit import fit
 

@@ -34,8 +34,8 @@ from handful.backbone.outline import read_outline, wrong_values
 from handful.backbone.packaged import PACKAGED_MODELS, packaged_folder
 from handful.backbone.packing import PACKED_FAMILIES, Packing
 from handful.backbone.sharing import Sharing, making_models
-from handful.data.batching import NO_LOSS
 from handful.errors import ModelError, nearest
+from handful.objectives.generation import NO_LOSS
 from handful.storage import is_folder
 
 Kind = Literal["encoder", "decoder", "encoder-decoder"]
@@ -249,11 +249,6 @@ class SoftPrompt:
             if name in inputs:
                 found[name] = nn.functional.pad(inputs[name], (self.length, 0), value=first)
         return found
-
-
-def token_targets(labels: torch.Tensor) -> torch.Tensor:
-    """The N tokens that `token_scores` has scores of, from labels (B, T)."""
-    return labels[labels != NO_LOSS]
 
 
 def pool(hidden: torch.Tensor, mask: torch.Tensor, pooling: Pooling | None) -> torch.Tensor:

@@ -11,12 +11,11 @@ import torch
 from handful.data.coverage import NO_TEXTS, Coverage, count_known
 from handful.data.task import Example, TaskKind, TestRows
 from handful.errors import ConfigError, DataError, ModelError
+from handful.objectives import objective_of
+from handful.objectives.generation import NO_LOSS as NO_LOSS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-NO_LOSS = -100
-"""The label of tokens that are not to be predicted, as torch and transformers have it."""
 
 CHUNK_BATCHES = 4
 """Batches whose rows are sorted by length together. More saves padding; fewer leaves the make-up of the batches
@@ -372,7 +371,7 @@ def _shortened(texts: list[str], tokenizer: PreTrainedTokenizerBase, max_length:
 
 
 def _check_pairs(examples: Sequence[Example], kind: TaskKind) -> None:
-    expected = kind == "pair-classification" or any(row.text_pair is not None for row in examples)
+    expected = objective_of(kind).pairs or any(row.text_pair is not None for row in examples)
     for row in examples:
         if expected and row.text_pair is None:
             raise DataError(f"{row.source}: expected a pair of texts, found one", "give every row a second text")
@@ -386,7 +385,7 @@ def _labels(examples: Sequence[Example], kind: TaskKind) -> torch.Tensor | None:
     if len(known) < len(labels):
         row = next(row for row in examples if row.label is None)
         raise DataError(f"{row.source}: expected a label, found none", "label all rows or none")
-    return torch.tensor(known, dtype=torch.float32 if kind == "regression" else torch.int64)
+    return objective_of(kind).tensor(known)
 
 
 def _loss_weights(examples: Sequence[Example]) -> torch.Tensor | None:

@@ -8,7 +8,7 @@ import re
 import shlex
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from handful.data.advice import in_python
 from handful.data.cells import check_row
@@ -20,6 +20,7 @@ from handful.data.references import records
 from handful.data.tables import Table, as_path, is_readable, read_table, stem, takes_delimiter
 from handful.data.task import Example, Task, TaskKind, TestRows, text_key
 from handful.errors import ConfigError, DataError, nearest
+from handful.objectives import KINDS, objective_of
 
 _PARTS = {
     part: re.compile(rf"({names})(?![a-z])")
@@ -111,7 +112,7 @@ def read_folder(path: str | Path, *, metric: str | None = None) -> Task:
     """
     folder = Path(path)
     record = _task_record(folder / "task.json")
-    labels = tuple(record["labels"] or ())
+    labels, objective = tuple(record["labels"] or ()), objective_of(record["kind"])
     notes = []
 
     def rows(part: str) -> tuple[Example, ...]:
@@ -122,7 +123,7 @@ def read_folder(path: str | Path, *, metric: str | None = None) -> Task:
                 f"{table.path}: expected {expected} rows (task.json: {part}_rows), found {len(table.rows)}",
                 "the file is incomplete, or task.json is of another version: copy the folder again",
             )
-        if record["kind"] == "generation":
+        if objective.generates:
             return records(table, Columns("source", None, "references"))
         columns = Columns("text", "text_pair" if "text_pair" in table.columns else None)
         found = examples(table, columns, Targets(labels), empty=True)
@@ -134,7 +135,7 @@ def read_folder(path: str | Path, *, metric: str | None = None) -> Task:
     pool, test = rows("pool"), TestRows(rows("test"))
     if metric is None:
         metric = str(record["metric"])
-        if record["kind"] == "generation" and metric == "bleu" and record["name"] in RELEASES:
+        if objective.generates and metric == "bleu" and record["name"] in RELEASES:
             metric = RELEASES[record["name"]].metric
             notes.append(f"metric {metric}: the variant of BLEU that {record['name']} is scored with")
     task = Task(
@@ -197,10 +198,9 @@ def _task_record(path: Path) -> dict[str, Any]:
                 f"{path}: {key!r} is {record[key]!r}", f"expected {getattr(expected, '__name__', expected)}"
             )
     check_row(record, str(path))
-    kinds = get_args(TaskKind)
-    if record["kind"] not in kinds:
-        raise DataError(f"{path}: expected one of the kinds {', '.join(kinds)}, found {record['kind']!r}")
-    labels, none = record["labels"] or [], record["kind"] in ("regression", "generation")
+    if record["kind"] not in KINDS:
+        raise DataError(f"{path}: expected one of the kinds {', '.join(KINDS)}, found {record['kind']!r}")
+    labels, none = record["labels"] or [], not objective_of(record["kind"]).has_classes
     if not all(isinstance(label, str) for label in labels) or (len(labels) < 2) != none:
         raise DataError(
             f"{path}: the labels of {record['kind']} are {labels!r}",

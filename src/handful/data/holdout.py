@@ -23,7 +23,7 @@ def with_held_out_test(task: Task, fraction: float) -> Task:
     groups: dict[object, list[bytes]] = {}
     found = once(task.pool, [text_key(row) for row in task.pool])  # what has no right answer scores nothing
     for row in found.rows:
-        groups.setdefault(row.label if task.labels else None, []).append(text_key(row))
+        groups.setdefault(task.objective.group(row.label), []).append(text_key(row))
     tested: set[bytes] = set()
     for keys in groups.values():
         tested.update(sorted(keys)[: round(fraction * len(keys))])
@@ -60,7 +60,7 @@ def _why_none(task: Task, fraction: float, most: int, unsettled: int) -> str:
 
 def alike_notes(test: TestRows, pool: tuple[Example, ...], task: Task) -> list[str]:
     """A sentence on test rows that are nearly rows of the pool; of generation such rows are dropped, and said."""
-    alike = 0 if task.kind == "generation" else test.count_alike(pool)
+    alike = 0 if task.objective.generates else test.count_alike(pool)
     if not alike:
         return []
     return [

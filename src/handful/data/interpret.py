@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import replace
-from typing import Any, get_args
+from typing import Any
 
 from handful.data.columns import Columns, check_column, check_text, complain, complain_of_labels, only, present
 from handful.data.derived import told, with_derived
@@ -35,7 +35,8 @@ from handful.data.numbers import read_number
 from handful.data.references import generation_columns, generation_task, known_layout
 from handful.data.tables import Table
 from handful.data.task import Example, Task, TaskKind, TestRows, text_key
-from handful.errors import ConfigError, DataError, nearest
+from handful.errors import DataError
+from handful.objectives import objective_of
 
 TEXT_NAMES = ("text", "sentence", "review", "content")
 PAIR_NAMES = (
@@ -180,7 +181,7 @@ def infer_targets(table: Table, label: str, kind: TaskKind | None) -> tuple[Targ
     cells = [row.get(label) for row in table.rows]
     known = [(index, cell) for index, cell in enumerate(cells) if not table.missing_label(cell)]
     notes = []
-    if kind is None or kind == "regression":
+    if kind is None or not objective_of(kind).has_classes:
         check_one_label(table, label, known)
         if lists := sum(as_list(cell) is not None for _, cell in known):
             known = [(index, found[0] if (found := as_list(cell)) else cell) for index, cell in known]
@@ -210,7 +211,7 @@ def infer_targets(table: Table, label: str, kind: TaskKind | None) -> tuple[Targ
 def _is_regression(cells: list[Any], label: str, kind: TaskKind | None) -> tuple[bool, list[str]]:
     """Whether these labels are numbers to be predicted, with the reason where nobody has said so."""
     if kind is not None:
-        return kind == "regression", []
+        return not objective_of(kind).has_classes, []
     numbers = [number for cell in cells if (number := read_number(cell)) is not None]
     if len(numbers) * 2 <= len(cells):
         return False, []
@@ -237,15 +238,14 @@ def build_task(
     pool: Table, test: Table | None, dev: Table | None, *, wanted: Columns, kind: TaskKind | None, metric: str | None
 ) -> Task:
     """The task in these tables, named after the pool; kind and classes are those of the pool."""
-    if kind is not None and kind not in get_args(TaskKind):
-        raise ConfigError(f"kind: {kind!r} is not known", nearest(kind, get_args(TaskKind)))
+    asked = None if kind is None else objective_of(kind)
     derived, made = with_derived(pool)
     if (written := generation_columns(derived, wanted, kind)) is not None:
         columns, notes = written
         notes += told(made, (columns.text, columns.label))
         test, dev = (with_derived(table)[0] if table else None for table in (test, dev))
         return generation_task(derived, test, dev, columns, notes, metric=metric)
-    if (layout := known_layout(derived, wanted)) and kind != "pair-classification":
+    if (layout := known_layout(derived, wanted)) and not (asked and asked.pairs):
         wanted = Columns(layout[0], wanted.text_pair or "", layout[1])
     if not {wanted.text, wanted.label}.isdisjoint(made):
         pool = derived
@@ -254,7 +254,7 @@ def build_task(
     notes += told(made, (columns.text, columns.label))
     if columns.label is None:
         raise DataError(f"{pool.path}: expected a label column, none is named", "name it: --label COLUMN")
-    if kind == "pair-classification" and columns.text_pair is None:
+    if asked and asked.pairs and columns.text_pair is None:
         raise DataError(f"{pool.path}: expected pairs of texts, found one text column", "name it: --text-pair COLUMN")
     examples(pool, columns, None)  # columns, texts and missing labels are checked before labels are interpreted
     check_column(pool, columns.label)
@@ -270,7 +270,7 @@ def build_task(
     if targets.labels:
         inferred += share_notes(Counter(targets.labels[int(row.label or 0)] for row in rows), metric)
     if metric is None:
-        metric = "spearman" if resolved == "regression" else "accuracy"
+        metric = objective_of(resolved).default_metric
         inferred.append(f"metric {metric}: the default for {resolved}")
     task = Task(
         name=pool.name,

@@ -29,7 +29,7 @@ def mix_tasks(name: str, tasks: Sequence[Task]) -> Task:
             f"the tasks of {name!r} cannot be mixed:\n  " + "\n  ".join(wrong),
             "tasks of classes go together, and tasks of generation; each needs a name and rows of its own",
         )
-    writing = tasks[0].kind == "generation"
+    writing = tasks[0].objective.generates
     metric = "accuracy"
     if writing:
         metrics = {task.metric for task in tasks}
@@ -58,7 +58,7 @@ def text_to_text(task: Task) -> Task:
 
     Raises: DataError for other tasks.
     """
-    if task.kind not in ("classification", "pair-classification"):
+    if not task.objective.has_classes:
         raise DataError(
             f"task {task.name!r} ({task.origin}): expected labels to be written, found a task of kind {task.kind!r}",
             "leave text_to_text out",
@@ -89,7 +89,7 @@ def _problems(tasks: Sequence[Task]) -> list[str]:
             found.append(f"{times} tasks are called {name!r} ({origins}); give each a name of its own")
     for task in tasks:
         found += [f"task {task.name!r} ({task.origin}) {problem}" for problem in _member_problems(task)]
-    writing = [task.name for task in tasks if task.kind == "generation"]
+    writing = [task.name for task in tasks if task.objective.generates]
     if writing and len(writing) < len(tasks):
         found.append(f"texts are to be written in {', '.join(writing)}, and labels told in the others; mix them apart")
     return found
@@ -99,7 +99,7 @@ def _member_problems(task: Task) -> list[str]:
     found = []
     if task.members:
         found.append("is itself a task of tasks; give its members")
-    if task.kind == "regression":
+    if not (task.objective.has_classes or task.objective.generates):
         found.append("asks for numbers, which have no labels to choose from; leave it out")
     if not task.pool:
         found.append("has no rows to learn from; give it labelled rows, or leave it out")

@@ -20,6 +20,7 @@ from handful.data.references import generation_columns, records, source_of
 from handful.data.tables import Table, TableStream, read_table, stream_table
 from handful.data.task import Example, Task, TaskKind
 from handful.errors import DataError, nearest
+from handful.objectives import objective_of
 
 HEAD_ROWS = 1000
 """Rows by which the columns of a table that is read row by row are told apart."""
@@ -139,9 +140,9 @@ def _labelled(
 ) -> tuple[tuple[Example, ...], list[str]]:
     wanted = wanted or Columns("", None, "label")
     table = _with_later_columns(table, wanted, task.columns)
-    if task.kind == "generation":
+    if task.objective.generates:
         wanted, notes = _as_trained(table, wanted, task.columns)
-        found = generation_columns(table, wanted, "generation")
+        found = generation_columns(table, wanted, task.kind)
         assert found is not None  # None is for other kinds alone
         columns, chosen = found
         _check_header(table, columns, wanted, task.columns)
@@ -152,7 +153,7 @@ def _labelled(
     notes += told(made, (columns.text, columns.text_pair, columns.label))
     table, left_out = _complete(table, columns)
     notes += left_out
-    if task.kind == "regression" and columns.label:
+    if columns.label and not task.objective.has_classes:
         (numbers,), read = with_numbers([table], columns.label)
         table, notes = numbers or table, [*notes, *read]
     elif columns.label:
@@ -219,11 +220,12 @@ def columns_as_trained(
     """
     asked = wanted
     wanted, notes = _as_trained(table, wanted, trained_on)
-    if kind == "generation":
+    objective = objective_of(kind)
+    if objective.generates:
         columns = replace(wanted, text=source_of(table, wanted.text or None), text_pair=None)
         _check_header(table, columns, asked, trained_on)
         return columns, notes
-    if kind == "classification" or (trained_on and trained_on.text_pair is None):
+    if objective.pairs is False or (trained_on and trained_on.text_pair is None):
         wanted = replace(wanted, text_pair="")  # whatever other columns there are, the run reads single texts
     if not wanted.text and len(table.columns) == 1:
         wanted = replace(wanted, text=table.columns[0])
@@ -231,7 +233,7 @@ def columns_as_trained(
             notes.append(f"{table.name}: read {wanted.text!r}, the first row, as the name of the only column")
     columns, chosen = choose_columns(table, wanted)
     _check_header(table, columns, asked, trained_on, classes)
-    if kind == "pair-classification" and columns.text_pair is None:
+    if objective.pairs and columns.text_pair is None:
         raise DataError(
             f"{table.path}: expected a pair of texts, found one: the run predicts pairs",
             "name the column of the second text: --text-pair COLUMN",

@@ -12,6 +12,7 @@ from handful.data.layout import describe_columns, look_at, only_text
 from handful.data.tables import Table
 from handful.data.task import Example, Task, TaskKind, TestRows, text_key
 from handful.errors import DataError
+from handful.objectives import objective_of
 
 SOURCE_NAMES = ("source", "input", "text", "mr")
 REFERENCE_NAMES = ("references", "reference", "ref", "targets", "target")
@@ -42,9 +43,6 @@ _LABELS = ("label", "labels", "class", "category", "score", "y")
 _DOUBTFUL_BESIDE_A_TEXT = ("source", "src", "input", "query", "context", "document", "article")
 """Columns of these names may say where the text to classify is from."""
 
-GENERATION_METRIC = "bleu"
-"""Case-sensitive and on 13a tokens. The official data sets have variants of their own (`data/nlg.py`)."""
-
 
 def generation_columns(table: Table, wanted: Columns, kind: TaskKind | None) -> tuple[Columns, list[str]] | None:
     """The columns of source and references with notes on the choice, or None where the table is of another kind.
@@ -56,8 +54,8 @@ def generation_columns(table: Table, wanted: Columns, kind: TaskKind | None) -> 
     """
     if kind not in (None, "generation"):
         return None
-    layout = known_layout(table, wanted, beside_labels=kind == "generation")
-    if layout and (kind == "generation" or look_at(table, layout[1]).look in ("texts", "names")):
+    layout = known_layout(table, wanted, beside_labels=kind is not None)
+    if layout and (kind is not None or look_at(table, layout[1]).look in ("texts", "names")):
         source, reference = layout
     else:
         found = _choose(table, wanted, kind)
@@ -223,7 +221,7 @@ def generation_task(
     found = [records(table, columns) if table else None for table in (pool, test, dev)]
     notes = [*notes, *_merged(pool, found[0] or ())]
     if metric is None:
-        metric = GENERATION_METRIC
+        metric = objective_of("generation").default_metric
         notes.append(f"metric {metric}: the default for generation")
     closed = TestRows(found[1]) if found[1] is not None else None
     keys = closed.text_keys() if closed else frozenset()

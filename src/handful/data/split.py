@@ -14,7 +14,6 @@ import hashlib
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from math import floor
 from typing import Literal, NamedTuple, final
 
@@ -28,9 +27,6 @@ from handful.randomness import stream
 
 DevRows = Literal["carved", "separate", "none"]
 References = Literal["all", "one"]
-
-QUANTILES = 5
-"""Strata of a regression target."""
 
 GOLDEN_RATIO = (1 + 5**0.5) / 2
 
@@ -171,7 +167,7 @@ def _divide_members(task: Task, draw: _Draw) -> list[_Part]:
 
 def _divide(task: Task, draw: _Draw, closed: Collection[bytes]) -> _Part:
     """The rows of one task, without those that share one of the `closed` keys."""
-    dev_rows = min(draw.dev_rows, draw.shots) if task.kind == "generation" else draw.dev_rows
+    dev_rows = min(draw.dev_rows, draw.shots) if task.objective.generates else draw.dev_rows
     dev_found = distinct((task.dev or ()) if draw.dev == "separate" else (), closed)
     own_dev = dev_found.rows
     open_keys = {key for row in own_dev for key in overlap_keys(row)}
@@ -243,7 +239,8 @@ def _strata(
     task: Task, pool: Sequence[Example], contradictions: Sequence[Sequence[Example]] = ()
 ) -> list[list[Example]]:
     """The rows of each class, or of each quantile of the target; of generation, all rows."""
-    if task.kind == "generation":
+    objective = task.objective
+    if objective.generates:
         return [_with_references(pool)]
     unlabelled = next((row for row in pool if row.label is None), None)
     if unlabelled is not None:
@@ -260,13 +257,10 @@ def _strata(
         )
     if len(seen) == 1 and len(pool) > 1:
         (label,) = seen
-        what = f"the target {label}" if task.kind == "regression" else f"the class {task.labels[int(label or 0)]!r}"
+        what = objective.describe(label, task.labels)
         raise DataError(f"task {task.name!r}: all {len(pool)} rows have {what}", "at least two are needed to learn")
-    if task.kind != "regression":
-        return [[row for row in pool if row.label == index] for index in range(len(task.labels))]
-    ranked = sorted(pool, key=lambda row: float(row.label or 0))
-    cuts = [len(ranked) * part // QUANTILES for part in range(QUANTILES + 1)]
-    return [ranked[low:high] for low, high in pairwise(cuts)]
+    strata = objective.strata([row.label for row in pool], len(task.labels))
+    return [[pool[place] for place in places] for places in strata]
 
 
 def _with_references(pool: Sequence[Example]) -> list[Example]:
@@ -288,7 +282,7 @@ def _with_one_reference(rows: Sequence[Example], seed: int) -> list[Example]:
 
 def _left_out(task: Task, found: Kept) -> str:
     """How many rows of the pool were dropped and why, for an error; empty where none was."""
-    alike = "have the source or a long reference of" if task.kind == "generation" else "stand in"
+    alike = "have the source or a long reference of" if task.objective.generates else "stand in"
     reasons = [f"{found.repeated} repeat another one"] if found.repeated else []
     reasons += [f"{found.contradicting} have another label than the same text elsewhere"] if found.contradicting else []
     reasons += [f"{found.overlap} {alike} test or development rows"] if found.overlap else []
@@ -306,7 +300,8 @@ def _check_enough(
             f"task {task.name!r}: expected at least {needed} distinct labelled rows, found {rows}{left_out}",
             f"{fewer}label more rows",
         )
-    if task.kind == "generation":
+    objective = task.objective
+    if objective.generates:
         if shots < minimum:
             raise DataError(
                 f"task {task.name!r}: {shots} record(s) are too few for {parts}",
@@ -315,7 +310,7 @@ def _check_enough(
         return
     for index, stratum in enumerate(strata):
         if len(stratum) < minimum:
-            name = f"class {task.labels[index]!r}" if task.labels else f"fifth {index + 1} of the target"
+            name = objective.stratum(index, task.labels)
             raise DataError(
                 f"task {task.name!r}: {name} has {len(stratum)} row(s), needed {minimum} for {parts}{left_out}",
                 "label more rows of it, or leave the class out" if task.labels else "label more rows",
@@ -323,7 +318,7 @@ def _check_enough(
     if shots < smallest:
         raise DataError(
             f"task {task.name!r}: {shots} shots are too few for {len(strata)} "
-            f"{'classes' if task.labels else 'fifths of the target'} with {minimum} row(s) each for {parts}",
+            f"{objective.strata_name} with {minimum} row(s) each for {parts}",
             f"the smallest number that works is --shots {smallest}",
         )
 

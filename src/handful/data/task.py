@@ -7,12 +7,15 @@ import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import Literal, final
+from typing import TYPE_CHECKING, final
 
 from handful.data.columns import Columns
 from handful.data.distinct import Distinct, contradiction_notes, once
+from handful.objectives import TaskKind as TaskKind
+from handful.objectives import objective_of
 
-TaskKind = Literal["classification", "pair-classification", "regression", "generation"]
+if TYPE_CHECKING:
+    from handful.objectives.base import Objective
 
 LONG_REFERENCE = 6
 """Words from which on a reference that stands in two places is taken for the same row. Shorter ones, such as the
@@ -146,9 +149,14 @@ class Task:
     columns: Columns | None = None
 
     @property
+    def objective(self) -> Objective:
+        """What the kind of the task answers: its loss, predictions, usual metrics and the rest."""
+        return objective_of(self.kind)
+
+    @property
     def num_outputs(self) -> int:
-        """Width C of the head: one score a class, or one number for regression; 0 for generation, which has no head."""
-        return 1 if self.kind == "regression" else len(self.labels)
+        """Width C of the head: one score per class, one number for regression; 0 for generation, which has no head."""
+        return self.objective.num_outputs(len(self.labels))
 
     @property
     def label_ranges(self) -> dict[str, range]:

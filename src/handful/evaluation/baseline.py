@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from math import isfinite
@@ -67,15 +66,10 @@ def _is_number(value: object) -> bool:
 
 def constant_baseline(task: Task, train: Sequence[Example], targets: np.ndarray, metrics: Sequence[str]) -> Baseline:
     """The baseline of a task by its training rows, scored on test `targets` (N,): class indices, or numbers."""
-    if task.kind == "regression":
-        mean = float(np.mean([row.label for row in train if row.label is not None]))
-        constant = np.full(len(targets), mean)
-        return Baseline(mean, {name: score(name, constant, targets) for name in metrics})
-    counts = class_counts(task, train)
-    shares = np.tile((counts + 1) / (counts + 1).sum(), (len(targets), 1))
-    answers = {"labels": np.full(len(targets), counts.argmax()), "probabilities": shares}
-    scores = {name: score(name, answers[get_metric(name).needs], targets) for name in metrics}
-    return Baseline(task.labels[int(counts.argmax())], scores, int((counts == counts.max()).sum()))
+    constant = task.objective.constant([row.label for row in train if row.label is not None], task.labels)
+    rows = {needs: np.repeat(np.asarray(one)[None], len(targets), 0) for needs, one in constant.needs.items()}
+    scores = {name: score(name, rows[get_metric(name).needs], targets) for name in metrics}
+    return Baseline(constant.answer, scores, constant.ties)
 
 
 def rescored(baseline: Baseline | None, task: Task, targets: np.ndarray) -> Baseline | None:
@@ -89,12 +83,6 @@ def rescored(baseline: Baseline | None, task: Task, targets: np.ndarray) -> Base
     names = [name for name in baseline.scores if get_metric(name).needs in ("labels", "values")]
     constant = np.full(len(targets), answer)
     return Baseline(baseline.answer, {name: score(name, constant, targets) for name in names}, baseline.ties)
-
-
-def class_counts(task: Task, rows: Sequence[Example]) -> np.ndarray:
-    """Number of rows of each class (C,)."""
-    counts = Counter(row.label for row in rows)
-    return np.array([counts[index] for index in range(len(task.labels))])
 
 
 def mean_baseline(baselines: Sequence[Baseline]) -> Baseline:

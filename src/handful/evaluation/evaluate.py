@@ -23,9 +23,6 @@ from handful.methods.base import AbstractAdapter
 from handful.methods.head import AbstractHeadedAdapter
 from handful.methods.prompt import LEAST_ROOM
 
-CLASSIFICATION_METRICS = ("accuracy", "macro_f1", "nll", "brier", "ece")
-REGRESSION_METRICS = ("spearman", "pearson", "mse", "mae")
-
 
 @final
 @dataclass(frozen=True)
@@ -102,14 +99,13 @@ def untested_classes(task: Task) -> tuple[str, ...]:
 
 
 def _without_rows(task: Task, targets: Sequence[int | float | None]) -> tuple[str, ...]:
-    present = set(targets)
+    present = task.objective.classes_in(targets)
     return tuple(label for index, label in enumerate(task.labels) if index not in present)
 
 
 def metric_names(task: Task) -> list[str]:
     """The task's own metric first, then the usual ones for its kind."""
-    usual = REGRESSION_METRICS if task.kind == "regression" else CLASSIFICATION_METRICS
-    return list(dict.fromkeys((task.metric, *usual)))
+    return list(dict.fromkeys((task.metric, *task.objective.metrics)))
 
 
 def score_predictions(

@@ -12,6 +12,7 @@ from handful.errors import ConfigError
 from handful.evaluation.metrics import score
 from handful.evaluation.predict import predict_rows
 from handful.methods.base import AbstractAdapter
+from handful.objectives import objective_of
 
 CORNERS = 3
 
@@ -32,7 +33,7 @@ def measure_landscape(adapter: AbstractAdapter, rows: EncodedRows, kind: TaskKin
     count = adapter.num_vertices
     if count < CORNERS:
         raise ConfigError(f"a landscape needs at least {CORNERS} vertices, found {count}")
-    metric = "mse" if kind == "regression" else "nll"
+    metric = objective_of(kind).loss_metric
     assert rows.labels is not None
     targets = rows.labels.numpy()
 

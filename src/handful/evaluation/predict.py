@@ -17,6 +17,8 @@ from handful.data.task import TaskKind
 from handful.errors import ConfigError, DataError, shown
 from handful.evaluation.metrics import Metric, get_metric
 from handful.methods.base import AbstractAdapter
+from handful.objectives import objective_of
+from handful.objectives.base import Objective
 
 PREDICTORS = ("midpoint", "ensemble", "draw", "vertex:N")
 
@@ -33,6 +35,11 @@ class Predictions:
     scores: np.ndarray
     kind: TaskKind
 
+    @property
+    def objective(self) -> Objective:
+        """What the kind of the task answers."""
+        return objective_of(self.kind)
+
     @cached_property
     def probabilities(self) -> np.ndarray:
         """(N, C): the mean over points of softmax(logits)."""
@@ -42,11 +49,7 @@ class Predictions:
     @property
     def point_probabilities(self) -> np.ndarray:
         """(S, N, C), one set per point. Not kept: it is S times as large as what is derived from it."""
-        powers = np.array(np.moveaxis(self.scores, -1, 0), order="C")  # sums over a short last axis are slow
-        powers -= powers.max(0)
-        np.exp(powers, out=powers)
-        powers /= powers.sum(0)
-        return np.moveaxis(powers, 0, -1)
+        return self.objective.probabilities(self.scores)
 
     @cached_property
     def values(self) -> np.ndarray:
@@ -57,7 +60,7 @@ class Predictions:
     def labels(self) -> np.ndarray:
         """(N,): the most probable class index; -1 where a text has no tokens."""
         most = self.scores[0] if len(self.scores) == 1 else self.probabilities  # of one point: in the same order
-        return np.where(self.blank, -1, most.argmax(1))  # argmax of NaN would be class 0
+        return np.where(self.blank, -1, self.objective.answers(most))  # argmax of NaN would be class 0
 
     @cached_property
     def blank(self) -> np.ndarray:
@@ -66,15 +69,8 @@ class Predictions:
 
     @cached_property
     def disagreement(self) -> np.ndarray:
-        """(N,): how far the points of the simplex disagree about a row; 0 for a single point.
-
-        Classification: mean total-variation distance ½ Σ_c |p_s − p̄| between a point's probabilities and their
-        mean, in [0, 1]. Regression: standard deviation of the predicted number. Ours.
-        """
-        if self.kind == "regression":
-            return self.scores[..., 0].std(0)
-        points = self.point_probabilities
-        return 0.5 * np.abs(points - points.mean(0)).sum(-1).mean(0)
+        """(N,): how far the points of the simplex disagree about a row; 0 for a single point. Ours."""
+        return self.objective.disagreement(self.scores)
 
     def needed_by(self, metric: str | Metric) -> np.ndarray:
         """What a metric scores: classes (N,), probabilities (N, C) or values (N,)."""

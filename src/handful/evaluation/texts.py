@@ -142,11 +142,11 @@ def _encode(
 
 def _check_shape(rows: Sequence[Example], task: Task) -> None:
     """Raises: DataError for a pair where the task is of single texts, and for one text where it is of pairs."""
-    pairs = task.kind == "pair-classification"
-    if task.members or (task.kind == "regression" and task.columns is None):
-        return  # rows of several kinds, or of one that nothing says
-    if task.kind == "regression" and task.columns is not None:
+    pairs = task.objective.pairs
+    if pairs is None and task.columns:
         pairs = task.columns.text_pair is not None
+    if task.members or pairs is None:
+        return  # rows of several kinds, or of one that nothing says
     for row in rows:
         if row.text_pair is not None and not pairs:
             raise DataError(

@@ -15,8 +15,6 @@ from typing import Annotated, Any, ClassVar, Literal, final
 import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.linear_model import LogisticRegression, Ridge, RidgeCV
-from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from torch import nn
 
 from handful.backbone.load import Backbone
@@ -24,6 +22,7 @@ from handful.data.batching import Batch, EncodedRows, plan_batches
 from handful.data.task import Task
 from handful.methods.base import AbstractAdapter, AbstractMethod, BorrowedParameters, Preset, setting
 from handful.methods.simplex import Geometry, draw_weights, midpoint_weights
+from handful.objectives.base import Objective
 
 HeadInit = Literal["soft-probe", "probe", "normal"]
 """How a head starts: at a strongly penalised probe, at the cross-validated probe, or at N(0, 0.02²).
@@ -39,15 +38,6 @@ SOFT_PENALTY = 0.3
 Its classes weigh the same: beside weights so small the free intercept would decide, and predict the largest class for
 every text where there are few rows of many classes (docs/experiments.md).
 """
-
-LONE_PENALTY = 100.0
-"""C where a class has a single row, which no fold can leave out.
-
-With a stronger penalty the free intercept decides: the class with most rows is always predicted (docs/experiments.md).
-"""
-
-PENALTY_GRID = tuple(10.0**power for power in (-1, 0, 1, 2, 3, 4))
-"""Inverse penalty strengths C that cross-validation chooses from, for features of unit mean square norm."""
 
 
 @final
@@ -98,7 +88,7 @@ class LinearHead(nn.Module):
         features: torch.Tensor,
         labels: torch.Tensor,
         generator: torch.Generator,
-        regression: bool,
+        objective: Objective,
         penalty: float | None = None,
         balanced: bool = False,
         row_weights: torch.Tensor | None = None,
@@ -113,17 +103,15 @@ class LinearHead(nn.Module):
         """
         inputs, targets = features.double().numpy(), labels.double().numpy()
         norm = float(np.sqrt((inputs**2).sum(1).mean())) or 1.0
-        inputs = inputs / norm
-        if regression:
-            targets = (targets - float(self.offset)) / float(self.scale)
+        inputs, targets = inputs / norm, objective.standardise(targets, float(self.offset), float(self.scale))
         counts = np.ones(len(inputs)) if row_weights is None else row_weights.double().numpy()
-        penalty = penalty or choose_penalty(inputs, targets, regression, None if row_weights is None else counts)
+        penalty = penalty or objective.choose_penalty(inputs, targets, None if row_weights is None else counts)
         rows = len(inputs)
         for vertex in range(len(self.weight)):
             draws = torch.empty(rows, dtype=torch.float64).exponential_(generator=generator)
             sample = counts * (draws / draws.mean()).numpy() if len(self.weight) > 1 else counts
-            sample = balance(sample, targets.astype(int)) if balanced and not regression else sample
-            weight, bias = fit_probe(inputs, targets, regression, penalty, sample)
+            sample = objective.balance(sample, targets) if balanced else sample
+            weight, bias = objective.fit_probe(inputs, targets, penalty, sample)
             with torch.no_grad():
                 self.weight[vertex].copy_(torch.from_numpy(weight / norm).float())
                 self.bias[vertex].copy_(torch.from_numpy(bias).float())
@@ -136,53 +124,6 @@ class LinearHead(nn.Module):
         if len(self.weight) == 1:
             weight, bias = self.weight[0].clone(), self.bias[0].clone()
         return weight * self.scale, bias * self.scale + self.offset
-
-
-def balance(weights: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Row weights (N,) scaled so that all classes found weigh the same and the whole weighs what it did."""
-    totals = np.bincount(labels, weights)
-    return weights * weights.sum() / (np.count_nonzero(totals) * totals[labels])
-
-
-def choose_penalty(
-    features: np.ndarray, targets: np.ndarray, regression: bool, sample_weight: np.ndarray | None = None
-) -> float:
-    """The probe's inverse penalty C (ridge: α = 1/C) by cross-validation inside the training rows.
-
-    Classification: the C of `PENALTY_GRID` with the best stratified cross-validated NLL, over as many folds as the
-    rarest class has rows (at most five); `LONE_PENALTY` where it has a single row. Regression: leave-one-out ridge.
-    Rows count by `sample_weight` (N,) in fitting.
-    """
-    if regression:
-        ridge = RidgeCV(alphas=np.logspace(-4, 2, 13)).fit(features, targets, sample_weight)
-        return 1 / float(ridge.alpha_)  # pyright: ignore[reportArgumentType]: one target has one penalty
-    folds = min(5, int(np.bincount(targets.astype(int)).min()))
-    if folds < 2:
-        return LONE_PENALTY
-    search = GridSearchCV(
-        LogisticRegression(max_iter=2000), {"C": PENALTY_GRID}, scoring="neg_log_loss", cv=StratifiedKFold(folds)
-    )
-    return float(search.fit(features, targets.astype(int), sample_weight=sample_weight).best_params_["C"])
-
-
-def fit_probe(
-    features: np.ndarray, targets: np.ndarray, regression: bool, penalty: float, sample_weight: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Weight (C, D) and bias (C,) of a penalised linear model on features (N, D)."""
-    if regression:
-        ridge = Ridge(alpha=1 / penalty).fit(features, targets, sample_weight=sample_weight)
-        return ridge.coef_[None], np.asarray([ridge.intercept_])
-    model = LogisticRegression(C=penalty, max_iter=2000).fit(features, targets.astype(int), sample_weight=sample_weight)
-    return class_weights(model)
-
-
-def class_weights(model: LogisticRegression) -> tuple[np.ndarray, np.ndarray]:
-    """Weight (C, D) and bias (C,) of a fitted logistic regression, one row a class."""
-    weight, bias = np.asarray(model.coef_), np.asarray(model.intercept_)
-    if len(weight) == 1:  # sklearn keeps one row for two classes; halves give the same probabilities
-        signs = np.array([[-0.5], [0.5]])
-        return signs * weight, signs[:, 0] * bias
-    return weight, bias
 
 
 @torch.no_grad()
@@ -229,9 +170,9 @@ class AbstractHeadedAdapter(AbstractAdapter):
         geometry: Geometry = "simplex",
     ):
         super().__init__(backbone)
-        self.task_kind, self.labels, self.head_init = task.kind, task.labels, head_init
+        self.objective, self.labels, self.head_init = task.objective, task.labels, head_init
         self.head: Any = TokenHead()
-        if task.kind != "generation":
+        if not self.objective.generates:
             self.head = LinearHead(backbone.hidden_size, task.num_outputs, head_vertices, geometry)
             self.head.initialise(generator)
         if backbone.fresh:
@@ -261,25 +202,24 @@ class AbstractHeadedAdapter(AbstractAdapter):
         return {name: tensor for name, tensor in weights.items() if not name.startswith("head.")}
 
     def warm_start(self, rows: EncodedRows, generator: torch.Generator) -> None:
-        if self.task_kind == "generation":
+        if self.objective.generates:
             return
         labels = rows.labels
         assert labels is not None
-        regression = self.task_kind == "regression"
-        if regression:
-            self.head.offset.fill_(float(labels.mean()))
-            self.head.scale.fill_(float(labels.std(correction=0)) or 1.0)
+        offset, scale = self.objective.units(labels)
+        self.head.offset.fill_(offset)
+        self.head.scale.fill_(scale)
         if self.head_init != "normal":
             soft = self.head_init == "soft-probe"
             features = frozen_features(self.backbone, rows)
             self.head.start_from_probe(
-                features, labels, generator, regression, SOFT_PENALTY if soft else None, balanced=soft,
+                features, labels, generator, self.objective, SOFT_PENALTY if soft else None, balanced=soft,
                 row_weights=rows.loss_weights,
             )  # fmt: skip
 
     def target_scores(self, batch: Batch) -> torch.Tensor:
         scores = self(batch)
-        return scores if self.task_kind == "generation" else scores * self.head.scale + self.head.offset
+        return scores if self.objective.generates else scores * self.head.scale + self.head.offset
 
     def merged_model(self) -> nn.Module:
         """The backbone's model with everything trained inside it folded into its weights; not to be changed in place.
@@ -289,11 +229,12 @@ class AbstractHeadedAdapter(AbstractAdapter):
         return self.backbone.model
 
     def calibrate(self, temperature: float) -> None:
-        if self.task_kind != "generation":
+        if self.objective.calibrates:
             self.head.scale.fill_(1 / temperature)
 
     def standardise(self, targets: torch.Tensor) -> torch.Tensor:
-        return (targets - self.head.offset) / self.head.scale
+        head = self.head
+        return targets if self.objective.generates else self.objective.standardise(targets, head.offset, head.scale)
 
     def detach(self) -> None:
         if self.pooler is not None:

@@ -38,7 +38,7 @@ def label_embeddings(backbone: Backbone, labels: Sequence[str]) -> torch.Tensor:
 
 def has_texts(task: Task) -> bool:
     """Whether every label has a letter: "2" says nothing that a model could read."""
-    classes = task.kind != "generation" and bool(task.labels)
+    classes = task.objective.has_classes
     return classes and all(any(sign.isalpha() for sign in label) for label in task.labels)
 
 

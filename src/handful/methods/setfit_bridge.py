@@ -33,8 +33,9 @@ from handful.data.task import Task
 from handful.errors import ConfigError
 from handful.methods.base import AbstractMethod, BorrowedParameters, Preset, setting
 from handful.methods.full import feeding_parameters
-from handful.methods.head import AbstractHeadedAdapter, class_weights
+from handful.methods.head import AbstractHeadedAdapter
 from handful.methods.search_space import Interval, SearchSpace
+from handful.objectives.classification import class_weights
 
 INSTALL = "pip install 'handful[setfit]'"
 
@@ -83,7 +84,7 @@ class SetFit(AbstractMethod):
 
     def check(self, backbone: Backbone, task: Task) -> list[str]:
         missing = [] if find_spec("setfit") else [f"SetFit is not installed: {INSTALL}"]
-        return missing + (["SetFit is for classes, not for numbers"] if task.kind == "regression" else [])
+        return missing + (["SetFit is for classes, not for numbers"] if not task.objective.has_classes else [])
 
     def attach(self, backbone: Backbone, task: Task, *, generator: torch.Generator) -> SetFitAdapter:
         return SetFitAdapter(backbone, task, self, generator=generator)

@@ -7,7 +7,6 @@ itself will be, and scored on that one. Test rows stay closed throughout: the ta
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
@@ -20,13 +19,14 @@ from numpy.typing import ArrayLike
 from scipy.special import ndtri, stdtrit
 
 from handful.backbone.load import Backbone
-from handful.data.split import QUANTILES, DevRows, Split
+from handful.data.split import DevRows, Split
 from handful.data.task import Example, Task, TaskKind
 from handful.errors import ConfigError, HandfulError
 from handful.evaluation.estimate import Estimate
 from handful.evaluation.evaluate import encode_for
 from handful.evaluation.metrics import check_metric, check_numbers, get_metric, score
 from handful.evaluation.predict import predict_rows
+from handful.objectives import objective_of
 from handful.randomness import stream
 from handful.runs.defaults import AUTO, WRITING_METHOD
 from handful.runs.experiment import make_split, train
@@ -73,7 +73,7 @@ def candidate_specs(resolve: Callable[[str], RunSpec], kind: TaskKind | None) ->
 
     Raises: ConfigError for a task of texts to write, and for settings that not every candidate has.
     """
-    if kind == "generation":
+    if kind and objective_of(kind).generates:
         raise ConfigError(
             f"method {AUTO!r} chooses among methods for labels, and this task is of texts to write",
             f"leave the method out, which takes {WRITING_METHOD!r}, or name one",
@@ -172,8 +172,8 @@ def number_of_folds(rows: Sequence[Example], task: Task, dev: DevRows) -> int:
 
     Where a fold is left out, a row of every class remains, and a second one where development rows are carved.
     """
-    counts = Counter(row.label for row in rows)
-    rarest = len(rows) // QUANTILES if task.kind == "regression" else min(counts[i] for i in range(len(task.labels)))
+    strata = task.objective.strata([row.label for row in rows], len(task.labels))
+    rarest = min(map(len, strata))
     count = min(FOLDS, rarest)
     return count if count > 1 and rarest - ceil(rarest / count) >= (2 if dev == "carved" else 1) else 0
 
@@ -185,14 +185,11 @@ def make_folds(rows: Sequence[Example], task: Task, count: int, seed: int) -> li
     their target are.
     """
     generator = stream(seed, "auto/folds")
-    stratum = {row: row.label for row in rows}
-    if task.kind == "regression":
-        ranked = sorted(rows, key=lambda row: float(row.label or 0))
-        stratum = {row: place // count for place, row in enumerate(ranked)}
+    stratum = dict(zip(rows, task.objective.ranks([row.label for row in rows], count), strict=True))
     folds = []
     for _ in range(REPEATS):
         shuffled = [rows[place] for place in torch.randperm(len(rows), generator=generator).tolist()]
-        dealt = sorted(shuffled, key=lambda row: stratum[row] or 0)
+        dealt = sorted(shuffled, key=lambda row: stratum[row])
         seeds = torch.randint(2**31, (count,), generator=generator).tolist()
         for number in range(count):
             held = dealt[number::count]

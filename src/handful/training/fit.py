@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import final
 
 import torch
-import torch.nn.functional as F
 
-from handful.backbone.load import Backbone, token_targets
+from handful.backbone.load import Backbone
 from handful.backbone.sharing import TorchStream
 from handful.backbone.trunk import TrunkCache, recomputing, trunk_cache
 from handful.data.batching import Batch, EncodedRows, plan_batches
@@ -21,6 +20,7 @@ from handful.data.mixture import draw_rows
 from handful.data.task import TaskKind, TestRows
 from handful.errors import ConfigError, DataError
 from handful.methods.base import AbstractAdapter
+from handful.objectives import objective_of
 from handful.training.checkpoint import Checkpoint, pack_optimizer, unpack_optimizer
 from handful.training.config import TrainingConfig
 from handful.training.events import (
@@ -118,6 +118,7 @@ class _Fit:
         self.config: TrainingConfig = config
         self.initial: Mapping[str, torch.Tensor] = initial
         self.kind: TaskKind = kind
+        self.objective = objective_of(kind)
         self.group = ProcessGroup(adapter.backbone.device)
         self.emit: Listener = on_event if on_event and self.group.is_main else lambda event: None
         self.checkpoint = Checkpoint(checkpoint_folder) if checkpoint_folder and self.group.is_main else None
@@ -149,8 +150,7 @@ class _Fit:
         self.average = LateAverage(adapter, late if config.average_last else self.steps)
         adapter.begin_training(self.steps, self.train)
         if not self._resume():
-            if self.kind != "regression":
-                adapter.calibrate(1.0)  # an adapter that is fitted again may carry a temperature
+            adapter.calibrate(1.0)  # an adapter that is fitted again may carry a temperature
             if adapter.probes_start:
                 self._begin_with_initial()
             adapter.warm_start(self.train, self.start)
@@ -256,11 +256,9 @@ class _Fit:
         return value
 
     def _terms(self, batch: Batch) -> int:
-        """How many terms the mean loss of a batch is over: rows, of generation tokens."""
-        if self.kind != "generation":
-            return len(batch)
+        """The number of terms that the mean loss of a batch is over."""
         assert batch.labels is not None
-        return len(token_targets(batch.labels))
+        return self.objective.num_terms(batch.labels)
 
     def _loss(self, batch: Batch, trunk: TrunkCache | None) -> torch.Tensor:
         """The mean loss of a batch, with the adapter's penalty."""
@@ -351,21 +349,17 @@ _RECORDED = ("step", "epoch", "chosen_step", "seconds", "history", "stopped")
 def batch_loss(
     scores: torch.Tensor, batch: Batch, adapter: AbstractAdapter, kind: TaskKind, label_smoothing: float = 0.0
 ) -> torch.Tensor:
-    """Mean cross-entropy of scores (B, C), or for regression the mean squared error in standardised units.
+    """The mean loss of scores (B, C) by the objective of the kind, over rows or over the tokens (N) of references.
 
-    For generation the mean is over the tokens (N) to be written. Else, where rows have weights w of mean 1 over all
-    training rows, it is Σ w ℓ / B: a row of weight 2 counts as two rows, in whichever batch it is.
+    Where rows have weights w of mean 1 over all training rows, it is Σ w ℓ / B: a row of weight 2 counts as two rows,
+    in whichever batch it is.
     """
     assert batch.labels is not None
-    if kind == "generation":
-        return F.cross_entropy(scores.float(), token_targets(batch.labels), label_smoothing=label_smoothing)
-    weights = batch.loss_weights
-    how = "mean" if weights is None else "none"
-    if kind == "regression":
-        loss = F.mse_loss(scores[:, 0].float(), adapter.standardise(batch.labels), reduction=how)
-    else:
-        loss = F.cross_entropy(scores.float(), batch.labels, label_smoothing=label_smoothing, reduction=how)
-    return loss if weights is None else (weights * loss).mean()
+    targets, weights = adapter.standardise(batch.labels), batch.loss_weights
+    loss = objective_of(kind).loss
+    if weights is None:
+        return loss(scores.float(), targets, smoothing=label_smoothing)
+    return (weights * loss(scores.float(), targets, smoothing=label_smoothing, reduction="none")).mean()
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from handful.evaluation.metrics import get_metric, score
 from handful.evaluation.predict import Predictions, predict_rows
 from handful.evaluation.text.generate import token_nll
 from handful.methods.base import AbstractAdapter
+from handful.objectives import objective_of
 from handful.training.config import TrainingConfig, Validation
 
 
@@ -71,9 +72,9 @@ class Selector:
     def __init__(self, config: TrainingConfig, kind: TaskKind, metric: str, draws_seed: int):
         self.config = config
         self.kind: TaskKind = kind
-        self.metric = ("mse" if kind == "regression" else "nll") if config.selection_metric == "nll" else metric
-        if kind == "generation":  # writing at every evaluation would take longer than training
-            self.metric = "nll"
+        self.objective = objective_of(kind)
+        by_loss = config.selection_metric == "nll" or self.objective.generates  # generating takes longer than training
+        self.metric = self.objective.loss_metric if by_loss else metric
         self._seed, self._evaluations = draws_seed, 0
         self.best: float | None = None
         self.since_best = 0
@@ -84,7 +85,7 @@ class Selector:
         Of a task of tasks it is the mean over tasks, each counting alike.
         """
         groups = rows_by_task(dev)
-        if self.kind == "generation":
+        if self.objective.generates:
             return DevScore(float(np.mean([token_nll(adapter, dev, only=rows.tolist()) for rows in groups])))
         stochastic = self.config.validation != "deterministic"
         self._evaluations += 1

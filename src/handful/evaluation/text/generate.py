@@ -10,11 +10,11 @@ from typing import Annotated, Any, ClassVar, Literal, final
 import torch
 import torch.nn.functional as F
 
-from handful.backbone.load import token_targets
 from handful.data.batching import EncodedRows, plan_batches
 from handful.errors import ConfigError
 from handful.methods.base import AbstractAdapter, convert_settings, setting
 from handful.methods.head import AbstractHeadedAdapter
+from handful.objectives.generation import token_targets
 
 _PROTOCOL = "sheet 3, ours"
 

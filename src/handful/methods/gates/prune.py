@@ -77,7 +77,7 @@ class Prune(AbstractMethod):
         has_biases = any(
             getattr(backbone.model.get_submodule(name), "bias", None) is not None for name in blocks.matrices
         )
-        has_head = self.train_head and task.kind != "generation"
+        has_head = self.train_head and not task.objective.generates
         if not (has_head or (self.train_biases and has_biases) or self.lora_rank):
             return ["nothing would be left to train: no head, no biases and no LoRA; give a method.lora_rank"]
         return []

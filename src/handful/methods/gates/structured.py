@@ -13,11 +13,10 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Literal, final
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from handful.backbone.blocks import Attention, Blocks, FeedForward, find_blocks, head_rule, why_heads_stay
-from handful.backbone.load import Backbone, token_targets
+from handful.backbone.load import Backbone
 from handful.backbone.resize import possible_groups
 from handful.data.batching import Batch, EncodedRows
 from handful.data.task import Task
@@ -264,11 +263,7 @@ class GroupGatesAdapter(AbstractGatedAdapter):
         self.gating.gates = self.gates(gates)
         scores = self.head(self.backbone.features(batch.inputs))
         assert batch.labels is not None
-        if self.task_kind == "generation":
-            return F.cross_entropy(scores, token_targets(batch.labels))
-        if self.task_kind == "regression":
-            return F.mse_loss(scores[:, 0], self.standardise(batch.labels))
-        return F.cross_entropy(scores, batch.labels)
+        return self.objective.loss(scores, self.standardise(batch.labels))
 
     @property
     def hardened(self) -> bool:

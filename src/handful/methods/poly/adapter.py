@@ -53,7 +53,7 @@ class PolyAdapter(AbstractHeadedAdapter):
         super().__init__(backbone, task, generator=generator, head_init=method.head_init)
         self.method, self.task = method, task
         self.tasks = {member.name: number for number, member in enumerate(task.members)} or {task.name: 0}
-        if task.members and task.kind != "generation":
+        if task.members and not task.objective.generates:
             self.head = LabelTextHead(backbone, task)
         count, splits = self._inventory()
         if method.skills == "prefix":
@@ -208,12 +208,12 @@ class PolyAdapter(AbstractHeadedAdapter):
             average = "; an inventory trained with method.unknown_task = 'average' takes the average skill"
             raise DataError(
                 f"expected rows of {len(self.tasks)} tasks, found {what}",
-                f"known: {', '.join(self.tasks)}{average if self.task_kind == 'generation' else ''}",
+                f"known: {', '.join(self.tasks)}{average if self.objective.generates else ''}",
             )
         return [self.tasks.get(name, -1) for name in names]
 
     def warm_start(self, rows: EncodedRows, generator: torch.Generator) -> None:
-        if self.task_kind == "generation":
+        if self.objective.generates:
             return
         if isinstance(self.head, LabelTextHead):
             self._clear()

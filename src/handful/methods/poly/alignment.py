@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 
 from handful.backbone.device import exact
-from handful.backbone.load import token_targets
 from handful.data.batching import Batch, EncodedRows
 from handful.methods.head import AbstractHeadedAdapter
 
@@ -36,8 +35,7 @@ def task_alignment(adapter: AbstractHeadedAdapter, batches: Sequence[Batch]) -> 
     for batch in batches:
         assert batch.labels is not None
         scores = adapter(batch).float()
-        targets = token_targets(batch.labels) if adapter.task_kind == "generation" else batch.labels
-        found = torch.autograd.grad(F.cross_entropy(scores, targets), shared, materialize_grads=True)
+        found = torch.autograd.grad(adapter.objective.loss(scores, batch.labels), shared, materialize_grads=True)
         unit = F.normalize(exact(torch.cat([gradient.flatten() for gradient in found])), dim=0)
         total, squares = total.to(unit.device) + unit, squares + float(unit @ unit)
     count = len(batches)

@@ -204,7 +204,7 @@ class Poly(AbstractMethod):
         names = [member.name for member in task.members] or [task.name]
         reasons = self._misplaced(single=not task.members)
         reasons += _wrong_experts(self.experts, names) if task.members else []
-        if task.members and task.kind != "generation" and self.unknown_task == "average":
+        if task.members and not task.objective.generates and self.unknown_task == "average":
             reasons.append("unknown_task: labels of a task that is not known cannot be scored; leave it at 'refuse'")
         if self.skills == "prefix":
             return reasons + check_prefix(backbone, None, "auto", self.prefix_length)
