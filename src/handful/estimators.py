@@ -21,6 +21,7 @@ from handful.data.labels import name_notes, no_classes
 from handful.data.task import Example, Task, TaskKind
 from handful.errors import DataError
 from handful.evaluation.predict import Predictions
+from handful.objectives import objective_of
 from handful.runs.defaults import METHOD, MODEL, PRESET
 
 LARGEST_SEED = 2**31 - 1
@@ -51,14 +52,14 @@ class AbstractFewShotEstimator(BaseEstimator):
 
         A row that repeats another, as in resampling with replacement, adds its weight to it.
         """
-        if rows[0].text_pair is not None and kind == "classification":
+        if rows[0].text_pair is not None and objective_of(kind).pairs is False:
             kind = "pair-classification"
         counted: dict[Example, float] = {}
         for row, weight in zip(rows, weights.tolist(), strict=True):
             row = replace(row, source="memory")
             counted[row] = counted.get(row, 0.0) + weight
         kept = tuple(replace(row, weight=weight) for row, weight in counted.items() if weight > 0)
-        metric = "spearman" if kind == "regression" else "accuracy"
+        metric = objective_of(kind).default_metric
         seed = self.random_state
         if not isinstance(seed, int | np.integer):
             seed = check_random_state(seed).randint(LARGEST_SEED)

@@ -29,6 +29,7 @@ from handful.data.batching import Batch, EncodedRows, encode
 from handful.data.task import Example, Task, TaskKind
 from handful.evaluation.predict import predict_rows
 from handful.methods.base import AbstractAdapter, AbstractMethod, describe_settings
+from handful.objectives import objective_of
 from handful.studies.engines import AbstractEngine, JobDone, JobEvent, JobFailed, JobStarted, SequentialEngine
 from handful.studies.recipe import Recipe
 from handful.studies.study import Study, results_lines
@@ -48,20 +49,20 @@ def toy_task(kind: TaskKind = "classification", rows: int = 24) -> Task:
     So the probe that many heads start from leaves something to learn. Texts differ in length, and regression targets
     lie around 1000, far from the units of the loss. Of generation a text is to be written backwards.
     """
-    letters = ("abcd", "wxyz")
+    letters, objective = ("abcd", "wxyz"), objective_of(kind)
     pool = []
     for index in range(rows):
         alphabet, length = letters[index % 2], 4 + (5 * index) % 7
         text = "".join(alphabet[(index + place) % 4] for place in range(length))
         label = (index + (index % 6 == 5)) % 2
-        pair = text[::-1] if kind == "pair-classification" else None
-        if kind == "generation":
+        pair = text[::-1] if objective.pairs else None
+        if objective.generates:
             pool.append(Example(text, source=f"toy:{index + 1}", references=(text[::-1],)))
             continue
-        target = 1000.0 + 50 * (2 * label - 1) + length if kind == "regression" else label
+        target = 1000.0 + 50 * (2 * label - 1) + length if not objective.has_classes else label
         pool.append(Example(text, pair, target, f"toy:{index + 1}"))
-    if kind in ("regression", "generation"):
-        return Task("toy", kind, (), "mse" if kind == "regression" else "rouge-l", tuple(pool))
+    if not objective.has_classes:
+        return Task("toy", kind, (), "rouge-l" if objective.generates else objective.loss_metric, tuple(pool))
     return Task("toy", kind, ("first", "last"), "accuracy", tuple(pool))
 
 
@@ -339,7 +340,7 @@ def check_detach(case: Case) -> None:
 
 def check_units(case: Case) -> None:
     """`forward` is in units of the loss; `target_scores` are calibrated logits, or numbers in the targets' units."""
-    if case.task.kind != "regression":
+    if case.task.objective.calibrates:
         with case.attached() as adapter, torch.no_grad():
             adapter.begin_batch(case.batch)
             adapter.calibrate(2.0)

@@ -154,7 +154,7 @@ def describe_largest(classes: Mapping[str, int]) -> dict[str, Any]:
 
 def _writing_notes(task: Task, spec: RunSpec) -> list[str]:
     """What a simplex cannot be asked for where texts are generated."""
-    if task.kind != "generation" or getattr(spec.method, "num_vertices", 1) == 1:
+    if not task.objective.generates or getattr(spec.method, "num_vertices", 1) == 1:
         return []
     return [
         "texts are generated at the midpoint (or --predictor vertex:N), and so is the model judged in training: "

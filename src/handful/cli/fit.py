@@ -136,7 +136,7 @@ def tell_choices(task: Task, spec: RunSpec) -> None:
             say("  development rows are judged by the NLL of a reference's tokens  (writing them would take too long)")
     if spec.options.shots is None:
         say("  run.shots = every row  (none were asked for; --shots K takes a stratified part)")
-    if spec.options.pooling == "auto" and task.kind != "generation":
+    if spec.options.pooling == "auto" and not task.objective.generates:
         say("  run.pooling = mean over tokens, for decoders the last token  (no pooling was asked for)")
     say(f"  everything else as in `handful methods {spec.method.name}`")
 

@@ -148,6 +148,7 @@ def open_model(run: Path, model: str | None, task: str | None = None, device: st
     """
     from handful.api import load
     from handful.backbone.load import load_backbone
+    from handful.objectives import objective_of
     from handful.runs.store import read_run
 
     if model is None:
@@ -155,7 +156,7 @@ def open_model(run: Path, model: str | None, task: str | None = None, device: st
     if not model.strip():
         raise ConfigError(f"--model: {EMPTY_NAME}", "leave it out, or is a shell variable not set?")
     record = read_run(run).record
-    purpose = "lm" if record["task"]["kind"] == "generation" else "features"
+    purpose = objective_of(record["task"]["kind"]).purpose
     pooling = record["spec"]["run"]["pooling"]
     return load(run, task=task, backbone=load_backbone(model, pooling=pooling, purpose=purpose, device=device))
 
@@ -179,7 +180,7 @@ def read_input(source: str, asked: ColumnOptions, task: Task) -> Rows:
     from handful.data.new_rows import unlabelled_rows
 
     if source == "-":
-        if task.kind == "pair-classification":
+        if task.objective.pairs:
             raise DataError(
                 "stdin gives one text per line, but the run predicts pairs", "give a file: --input pairs.csv"
             )

@@ -13,6 +13,7 @@ import numpy as np
 from handful.errors import in_words
 from handful.evaluation.calibration import reliability
 from handful.evaluation.estimate import Estimate, wilson
+from handful.objectives import objective_of
 from handful.reports.figure import Curves, Figure, Intervals, Panel, Reliability, Scores, Strips, Triangle
 from handful.reports.table import Table, Value, numbers_table
 from handful.reports.tables import scopes_of, score_estimate
@@ -139,9 +140,9 @@ def dev_figure(results: Sequence[Result]) -> Figure | None:
 
 def _dev_metric(result: Result) -> str:
     """What the history of a run is measured by."""
-    kind = result.record["task"]["kind"]
-    by_loss = kind == "generation" or result.record["spec"]["training"].get("selection_metric") == "nll"
-    return ("mse" if kind == "regression" else "nll") if by_loss else result.metric
+    objective = objective_of(result.record["task"]["kind"])
+    by_loss = objective.generates or result.record["spec"]["training"].get("selection_metric") == "nll"
+    return objective.loss_metric if by_loss else result.metric
 
 
 def reliability_figure(results: Sequence[Result], damaged: Callable[[Result, str], None]) -> Figure | None:

@@ -11,6 +11,7 @@ from handful.errors import DataError, in_words
 from handful.evaluation.estimate import Estimate, estimate_over_seeds
 from handful.evaluation.metrics import get_metric
 from handful.evaluation.text.content_scores import slot_errors
+from handful.objectives import objective_of
 from handful.reports.figure import Dots, Figure, Panel
 from handful.reports.table import Table, Value, numbers_table
 from handful.runs.store import PREDICTIONS
@@ -38,7 +39,7 @@ def what_was_written(
 
     Empty where nothing was written. Unreadable predictions are told to `damaged`.
     """
-    wrote = [r for r in results if r.record["task"]["kind"] == "generation" and r.record["scores"]]
+    wrote = [r for r in results if objective_of(r.record["task"]["kind"]).generates and r.record["scores"]]
     tables: list[Table] = []
     errors: dict[str, Rates] = {}
     for task in sorted({result.cell.task for result in wrote}):

@@ -14,6 +14,7 @@ from typing import Any
 from handful.evaluation.baseline import Baseline, beside
 from handful.evaluation.estimate import Estimate
 from handful.evaluation.metrics import get_metric
+from handful.objectives import objective_of
 from handful.runs.metadata import (
     front_matter,
     hub_dataset,
@@ -132,7 +133,7 @@ def _model(record: Mapping[str, Any]) -> str:
 
 
 def _rows(record: Mapping[str, Any]) -> str:
-    return "records" if record["task"]["kind"] == "generation" else "labelled rows"
+    return objective_of(record["task"]["kind"]).rows_name
 
 
 def _about(record: Mapping[str, Any]) -> str:
@@ -140,8 +141,7 @@ def _about(record: Mapping[str, Any]) -> str:
     method = record["spec"]["method"]["name"]
     labels = [escape(label) for label in task["labels"]]
     more = f" and {len(labels) - _SHOWN_LABELS} more" if len(labels) > _SHOWN_LABELS else ""
-    gives = f"one of {len(labels)} classes: {', '.join(labels[:_SHOWN_LABELS])}{more}" if labels else "a number"
-    gives = "a text" if task["kind"] == "generation" else gives
+    gives = objective_of(task["kind"]).gives(f"{', '.join(labels[:_SHOWN_LABELS])}{more}", len(labels))
     if task.get("members"):
         gives = f"an answer for any of {len(task['members'])} tasks that it is told, one inventory of skills for all"
     return "\n".join(
@@ -221,8 +221,7 @@ handful inventory list FOLDER
 ```
 
 {_where_the_model_is(record)}"""
-    pair = record["task"]["kind"] == "pair-classification"
-    text = '("a text", "its second text")' if pair else '"a text"'
+    text = '("a text", "its second text")' if objective_of(record["task"]["kind"]).pairs else '"a text"'
     probabilities = f"\nmodel.predict_proba([{text}])" if record["task"]["labels"] else ""
     return f"""## Use
 
@@ -284,7 +283,7 @@ def _limits(record: Mapping[str, Any]) -> str:
     if not record["scores"]:
         limits.append("Nothing is known about how good it is.")
     if record["spec"]["training"]["selection"] == "best" and rows["dev"]:
-        by = ", by the NLL of a reference's tokens" if record["task"]["kind"] == "generation" else ""
+        by = ", by the NLL of a reference's tokens" if objective_of(record["task"]["kind"]).generates else ""
         limits.append(
             f"The {rows['dev']:,} development rows chose the weights{by}, so scores on them are too good and left out."
         )

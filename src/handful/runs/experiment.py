@@ -31,6 +31,7 @@ from handful.evaluation.text.generate import GenerationOptions, token_nll
 from handful.evaluation.text.metrics import check_writing
 from handful.methods import package_at
 from handful.methods.base import AbstractAdapter, is_ours, path_of
+from handful.objectives import objective_of
 from handful.randomness import stream
 from handful.runs.card import run_card
 from handful.runs.members import describe_task, first_of_members, num_test_rows, recorded_task, weighted
@@ -87,7 +88,7 @@ def check_task(task: Task) -> None:
     """Whether a run on the task could be scored. Raises: ConfigError or DataError, as `check_metric` and others do."""
     for part in (task, *task.members):
         check_metric(part.metric, part.kind, len(part.labels))
-        if part.kind == "generation":
+        if part.objective.generates:
             check_writing(part)
 
 
@@ -111,14 +112,14 @@ def distinct_rows(task: Task) -> int:
 
 def open_backbone(spec: RunSpec, kind: TaskKind) -> Backbone:
     """The spec's model on its device, as tasks of this kind need it: to the features, or to the scores of tokens."""
-    if kind == "generation":
+    if objective_of(kind).generates:
         return load_backbone(spec.model, purpose="lm", device=spec.device)
     return load_backbone(spec.model, pooling=spec.options.pooling, device=spec.device)
 
 
 def open_skeleton(spec: RunSpec, kind: TaskKind) -> Backbone:
     """What `open_backbone` would give, without its weights."""
-    return load_skeleton(spec.model, pooling=spec.options.pooling, purpose="lm" if kind == "generation" else "features")
+    return load_skeleton(spec.model, pooling=spec.options.pooling, purpose=objective_of(kind).purpose)
 
 
 def open_checked(task: Task, spec: RunSpec) -> Backbone:
@@ -187,10 +188,10 @@ def train(
         adapter.detach()
         raise
     temperature = 1.0
-    if dev is not None and task.kind not in ("regression", "generation"):
+    if dev is not None and task.objective.calibrates:
         assert dev.labels is not None
         scores = predict_rows(adapter, dev, task.kind).scores[0]
-        temperature = fit_temperature(scores, dev.labels.numpy())
+        temperature = fit_temperature(*task.objective.calibration_rows(scores, dev.labels.numpy()))
         adapter.calibrate(temperature)
     truncated = {"train": rows.truncated, "dev": dev.truncated if dev else 0}
     truncated_references = rows.truncated_targets + (dev.truncated_targets if dev else 0)

@@ -22,6 +22,7 @@ from handful.evaluation.estimate import Estimate
 from handful.methods.poly.adapter import PolyAdapter
 from handful.methods.poly.method import Poly
 from handful.methods.poly.routing_measures import routing_measures
+from handful.objectives import objective_of
 from handful.randomness import stream
 from handful.runs.card import run_card
 from handful.runs.experiment import Trained, open_trained
@@ -345,8 +346,9 @@ def _refuse_known(saved: Run, name: str) -> None:
 
 def _refuse_other_kind(saved: Run, task: Mapping[str, Any]) -> None:
     """Raises: DataError unless both are of generation or both have labels."""
-    writes, kind = saved.record["task"]["kind"] == "generation", task["kind"]
-    if kind == "regression" or writes != (kind == "generation"):
+    writes, kind = objective_of(saved.record["task"]["kind"]).generates, task["kind"]
+    objective = objective_of(kind)
+    if writes != objective.generates or not (writes or objective.has_classes):
         wanted = "a task whose texts are written" if writes else "a task with labels"
         raise DataError(
             f"{saved.folder}: expected {wanted}, as its own are, found {task['name']!r} of the kind {kind}",

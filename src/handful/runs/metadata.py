@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from handful.evaluation.estimate import Estimate
+from handful.objectives import objective_of
 
 _PART = r"[/\\]+([^\s/\\:,;'\"()\[\]]+)"
 _PATH = re.compile(rf"(?<![\w:/\\.<])(?:~|[A-Za-z]:(?=[/\\]))?(?:{_PART})+{_PART}")
@@ -24,9 +25,8 @@ def front_matter(fields: Mapping[str, Any]) -> str:
 
 def task_fields(kind: str, method: str) -> dict[str, Any]:
     """The fields that follow from the kind of task and the method."""
-    pipeline = "text-generation" if kind == "generation" else "text-classification"
-    tag = "text-regression" if kind == "regression" else pipeline
-    return {"pipeline_tag": pipeline, "tags": ["handful", "few-shot", method, tag]}
+    objective = objective_of(kind)
+    return {"pipeline_tag": objective.pipeline_tag, "tags": ["handful", "few-shot", method, objective.tag]}
 
 
 def score_fields(

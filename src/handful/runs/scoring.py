@@ -173,15 +173,12 @@ def _records(scores: Scores | Written, task: Task, labels: range) -> list[dict[s
     predictions = scores.predictions
     records = []
     disagreement = predictions.disagreement
+    names = task.labels[labels.start : labels.stop]
     before, behind = [0.0] * labels.start, [0.0] * (len(task.labels) - labels.stop)
     for index, (source, target) in enumerate(zip(scores.sources, scores.targets.tolist(), strict=True)):
         record: dict[str, Any] = {"source": source, "disagreement": round(float(disagreement[index]), 6)}
-        if task.kind == "regression":
-            record |= {"target": target, "prediction": float(predictions.values[index])}
-        else:
-            chosen = labels[int(predictions.labels[index])]
-            record |= {"target": task.labels[labels[target]], "prediction": task.labels[chosen]}
-            probabilities = [round(float(p), 6) for p in predictions.probabilities[index]]
-            record["probabilities"] = [*before, *probabilities, *behind]
+        record |= task.objective.record(index, target, predictions, names)
+        if "probabilities" in record:
+            record["probabilities"] = [*before, *record["probabilities"], *behind]
         records.append(record)
     return records

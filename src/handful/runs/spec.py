@@ -27,6 +27,7 @@ from handful.methods.base import (
     setting,
     wrong_settings,
 )
+from handful.objectives import objective_of
 from handful.runs.defaults import METHOD, MODEL, PRESET, WRITING_METHOD, WRITING_MODEL
 from handful.training.config import TrainingConfig
 
@@ -92,9 +93,9 @@ class RunSpec:
 
     def suited(self, kind: TaskKind) -> RunSpec:
         """The spec for tasks of a kind. Raises: ConfigError for settings or a method that such tasks cannot have."""
-        if self.training.class_weight != "none" and kind in ("regression", "generation"):
+        if self.training.class_weight != "none" and not objective_of(kind).has_classes:
             raise ConfigError(f"training.class_weight: a task of kind {kind!r} has no classes", "leave it out")
-        if kind != "generation":
+        if not objective_of(kind).generates:
             if self.generation is not None:
                 raise ConfigError(f"generation.*: nothing is written in a task of kind {kind!r}", "leave it out")
             return self
@@ -365,7 +366,7 @@ def _with_defaults(
 ) -> tuple[MethodLike, str, tuple[Choice, ...]]:
     """A method and the name of a model, and the choices that were made where none was named."""
     names, what = (WRITING_METHOD, WRITING_MODEL), "texts to write"
-    if kind != "generation":
+    if not (kind and objective_of(kind).generates):
         names, what = (METHOD, MODEL), "labels"
     chosen = []
     if method is None:

@@ -201,7 +201,7 @@ def _never(tenth: int, score: float) -> bool:
 
 def judged_by(task: Task) -> str:
     """What trials are compared by: the task's metric; of generation the NLL of a reference's token."""
-    return "nll" if task.kind == "generation" else task.metric
+    return task.objective.loss_metric if task.objective.generates else task.metric
 
 
 def dev_scores(training: Training) -> dict[str, Any]:
@@ -211,7 +211,7 @@ def dev_scores(training: Training) -> dict[str, Any]:
     """
     adapter, task, options = training.trained.adapter, training.trained.task, training.trained.spec.options
     rows = encode_for(adapter, training.split.dev, task, options.max_length, training.trained.spec.generation)
-    if task.kind == "generation":
+    if task.objective.generates:
         nll = token_nll(adapter, rows)
         if not isfinite(nll):
             return {"status": "failed", "error": "its nll on dev is no finite number"}
@@ -222,7 +222,7 @@ def dev_scores(training: Training) -> dict[str, Any]:
     )  # fmt: skip
     predictions = Predictions(calibrated.scores * training.temperature, task.kind)
     assert rows.labels is not None
-    targets, loss = rows.labels.numpy(), "mse" if task.kind == "regression" else "nll"
+    targets, loss = rows.labels.numpy(), task.objective.loss_metric
     values = {what: score(m, predictions.needed_by(m), targets) for what, m in (("score", task.metric), ("loss", loss))}
     if not all(map(isfinite, values.values())):
         return {"status": "failed", "error": f"its {task.metric} or {loss} on dev is no finite number"}

@@ -26,6 +26,7 @@ from handful.backbone.device import resolve_device
 from handful.backbone.load import Backbone
 from handful.data.task import Task, TaskKind
 from handful.errors import HandfulError
+from handful.objectives import objective_of
 from handful.runs.experiment import open_backbone, run
 from handful.runs.memory import release_memory
 from handful.runs.spec import RunSpec
@@ -83,7 +84,7 @@ class Worker:
         return self.tasks[name]
 
     def backbone(self, spec: RunSpec, kind: TaskKind) -> Backbone:
-        key = (spec.model, "lm" if kind == "generation" else spec.options.pooling)
+        key = (spec.model, "lm" if objective_of(kind).generates else spec.options.pooling)
         if key not in self.backbones:
             self.backbones[key] = open_backbone(replace(spec, device=self.device), kind)
         return self.backbones[key]
