@@ -79,14 +79,22 @@ TEXTS = st.text(max_size=12) | st.sampled_from(
 )
 
 
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """Rows of two classes."""
+    path = tmp_path_factory.mktemp("rows") / "data.csv"
+    path.write_text("text,label\n" + "".join(f"row {i},{'ab'[i % 2]}\n" for i in range(12)))
+    return path
+
+
 @FUZZ
 @given(st.lists(st.tuples(NAMES, TEXTS), max_size=3))
-def test_assignments(pairs):
+def test_assignments(data, pairs):
     given_settings = [f"{name}={text}" for name, text in pairs]
     problems: list[str] = []
     read_assignments(given_settings, problems)
     assert all(len(problem) < 500 for problem in problems)
-    only_ours(lambda: RunArguments("data.csv", assignments=given_settings).spec())
+    only_ours(lambda: RunArguments(str(data), assignments=given_settings).request().plan())
 
 
 BASE = {
@@ -146,13 +154,13 @@ def recipe_file(tmp_path_factory) -> Path:
 @pytest.mark.parametrize(
     "text", ["x = " + "[" * 3000, "x = " + "9" * 5000, 'name = "../x"', 'name = "/x"', "\0", "name = 3", "[set]\nx = 1"]
 )
-def test_recipe_files(tmp_path, text):
+def test_recipe_files(tmp_path, data, text):
     path = tmp_path / "r.toml"
     path.write_text(text)
     with pytest.raises(ConfigError):
         read_recipe(path)
     with pytest.raises(ConfigError):
-        RunArguments("data.csv", config=path).spec()
+        RunArguments(str(data), config=path).request().plan()
 
 
 TRAINED = ("prefix-subspace", "poly", "fine-gates", "prune")

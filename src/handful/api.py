@@ -11,14 +11,12 @@ from typing import Any, final
 import numpy as np
 
 from handful.backbone.device import AUTO as AUTO_DEVICE
-from handful.backbone.device import resolve_device
 from handful.backbone.load import Backbone
+from handful.data.advice import in_python
 from handful.data.cells import check_row, missing
 from handful.data.columns import Columns
-from handful.data.holdout import with_held_out_test
 from handful.data.new_rows import labelled_rows, unlabelled_rows
-from handful.data.open import open_task
-from handful.data.task import Example, Task
+from handful.data.task import Example
 from handful.errors import ConfigError, DataError, nearest, shown
 from handful.evaluation.baseline import Baseline, beside
 from handful.evaluation.estimate import Estimate
@@ -29,22 +27,19 @@ from handful.evaluation.texts import GeneratedTexts, PredictedTexts, generate_te
 from handful.export.folder import Card
 from handful.export.formats import ExportReport, export
 from handful.export.plan import best_format
-from handful.export.speedup import check_speedup, with_speedup
 from handful.methods.base import check_settings
 from handful.methods.head import AbstractHeadedAdapter
-from handful.methods.poly.method import Poly
 from handful.randomness import stream
+from handful.request import Request, check_mapping, device_for
 from handful.runs.card import escaped_label, recorded_baseline
-from handful.runs.defaults import AUTO, PRESET, check_auto
-from handful.runs.experiment import Trained, check_task, open_backbone, open_trained, run, score, train
-from handful.runs.inventory import inherited, take_task, with_inherited
+from handful.runs.defaults import PRESET, TEST_FRACTION
+from handful.runs.experiment import Trained, open_trained, run, score, train
+from handful.runs.inventory import take_task
 from handful.runs.rescore import NewScores, score_new_rows
 from handful.runs.scoring import untested_in
 from handful.runs.seen import seen_rows
-from handful.runs.spec import MethodLike, RunSpec, full_names, name_of, resolve
-from handful.runs.start import check_start, names_of, read_start
+from handful.runs.spec import MethodLike, RunSpec
 from handful.runs.store import Run, read_run
-from handful.studies.auto import BUDGET, candidate_specs, choose
 from handful.training.events import Listener
 
 Text = str | tuple[str, str]
@@ -231,7 +226,7 @@ class FittedModel:
             raise DataError(
                 "expected one task to score, found a multi-task run", "take one: handful.load(..., task=NAME)"
             )
-        _check_options("columns", columns, "text")
+        check_mapping("columns", columns, "text")
         known = ("text", "text_pair", "label", "encoding", "delimiter")
         named = {"text": "", "text_pair": None, "label": "label", **(columns or {})}
         if unknown := sorted(map(str, named.keys() - {*known})):
@@ -269,13 +264,14 @@ def fit(
     model: str | None = None,
     preset: str = PRESET,
     test: Any = None,
-    test_fraction: float | None = 0.2,
+    test_fraction: float | None = TEST_FRACTION,
     output: str | Path | None = None,
     again: bool = False,
     columns: Mapping[str, Any] | None = None,
     settings: Mapping[str, Any] | None = None,
     backbone: Backbone | None = None,
     start: str | Path | None = None,
+    adapt: str | None = None,
     budget: float | None = None,
     speedup: float | None = None,
     device: str = AUTO_DEVICE,
@@ -294,7 +290,7 @@ def fit(
     Where no `method` or `model` is named, the kind of the task decides; the method "auto" is chosen by resampling the
     training rows within `budget` seconds; `spec.choices` says why. `start` is a run to start from, or a prompt that
     PEFT has saved, whose method and model are taken where none is named; an inventory of many tasks also decides the
-    sizes.
+    sizes, and `adapt` what is trained of it: its average skill (mu), only a routing (z), or both (full).
     `speedup` is how many times as fast the export is to be, by "fine-gates" or "prune", instead of a budget of
     parameters: it is measured on this machine, once, and `spec.choices` says what follows from it.
     `device` is auto (a CUDA device, else Apple's mps, else the CPU), cpu, cuda, cuda:N or mps; a `backbone` that is
@@ -303,44 +299,17 @@ def fit(
     Raises: ConfigError, DataError, ModelError or RunError, all before training where it can be known then.
     """
 
-    _check_options("columns", columns, "text")
-    _check_options("settings", settings, "shots")
-    name = name_of(method)
-    check_auto(name == AUTO, budget=budget, starts=start is not None)
-    where = _chosen_device(device, backbone)
-    started = read_start(Path(start)) if start else None
-    common = inherited(started)
-    given = {**(settings or {}), **overrides}
-    if speedup is not None:
-        check_speedup(name, speedup, given)
-    if common and (name not in (Poly.name, None) or isinstance(method, Poly)):
-        found = "an object, whose sizes the inventory decides" if isinstance(method, Poly) else repr(name)
-        raise ConfigError(f"method: an inventory is of the method {Poly.name!r}, found {found}", "leave it out")
-    if started:
-        its_method, its_model = names_of(started)
-        method, model = method or its_method, model or its_model
-    if common:
-        method, given = Poly.name, {**common, **full_names(Poly.name, given)}
-    task = data if isinstance(data, Task) else open_task(data, test=test, **(columns or {}))
-    if task.test is None and test_fraction:
-        task = with_held_out_test(task, test_fraction)
-
-    def resolved(method: MethodLike | None) -> RunSpec:
-        spec = resolve(method, model=model, preset=preset, overrides=given, kind=task.kind)
-        return with_inherited(replace(spec, device=where), common)
-
-    specs = candidate_specs(resolved, task.kind) if name == AUTO else [resolved(method)]
-    spec = specs[0]
-    if name == AUTO:
-        backbone = backbone or open_backbone(spec, task.kind)
-        spec = choose(task, specs, backbone=backbone, budget=budget or BUDGET).spec
-    if speedup is not None:
-        spec, backbone = with_speedup(task, spec, speedup, backbone=backbone)
+    given = check_mapping("settings", settings, "shots")
+    request = Request(
+        data, test, test_fraction, columns, method, model, preset, {**given, **overrides}, start, adapt, budget,
+        speedup, device, backbone, None if output is None else Path(output), wrong=_contradictions(given, overrides),
+    )  # fmt: skip
+    plan = request.plan(in_python)
+    task, started = plan.task, plan.start
+    spec, backbone = plan.decide()
     if output is not None:
         saved, trained = run(task, spec, Path(output), backbone=backbone, start=started, on_event=on_event, again=again)
         return _fitted(trained, saved, seen=saved.seen())
-    check_task(task)
-    check_start(spec.method, started)
     training = train(task, spec, backbone=backbone, start=started, on_event=on_event)
     scores, seen = score(training), seen_rows(training.split, started)
     if scores is None:
@@ -357,24 +326,11 @@ def load(
 
     Raises: RunError for a missing or damaged folder, ModelError for another backbone, DataError for an unknown task.
     """
-    where, saved = _chosen_device(device, backbone), read_run(folder)
+    where, saved = device_for(device, backbone), read_run(folder)
     if task is not None:
         record, trained = take_task(saved, task, backbone, where)
         return _fitted(trained, None, record, seen=saved.seen())
     return _fitted(open_trained(saved, backbone=backbone, device=where), saved, seen=saved.seen())
-
-
-def _chosen_device(name: str, backbone: Backbone | None) -> str:
-    """The device to load a model onto, or that of the backbone. Raises: ConfigError for another one than it is on."""
-    if backbone is None:
-        return str(resolve_device(name))
-    name = name.strip().lower()
-    if name != AUTO_DEVICE and name not in (str(backbone.device), backbone.device.type):
-        raise ConfigError(
-            f"device: {name!r} was asked for, and the backbone that was given is on {backbone.device}",
-            f"load it there: load_backbone({backbone.name!r}, device={name!r})",
-        )
-    return str(backbone.device)
 
 
 def as_examples(texts: Sequence[Text] | Sequence[Example], *, blank: bool = False) -> list[Example]:
@@ -407,11 +363,14 @@ def as_examples(texts: Sequence[Text] | Sequence[Example], *, blank: bool = Fals
     return rows
 
 
-def _check_options(name: str, value: Any, example: str) -> None:
-    """Raises: ConfigError for options that are no mapping, such as a lone text."""
-    if value is not None and not isinstance(value, Mapping):
-        put = f"{{{example!r}: {value!r:.40}}}" if isinstance(value, str) else f"{{{example!r}: …}}"
-        raise ConfigError(f"{name}: expected a dict, found {shown(value)}", f"write {name}={put}")
+def _contradictions(settings: Mapping[Any, Any], keywords: Mapping[str, Any]) -> list[str]:
+    """Settings that are given by keyword and, with another value, by their dotted names too."""
+    dotted = {str(name).rpartition(".")[2]: name for name in settings}
+    return [
+        f"{name}={shown(value)} contradicts {dotted[name]!r}: {shown(settings[dotted[name]])} in settings"
+        for name, value in keywords.items()
+        if name in dotted and settings[dotted[name]] != value
+    ]
 
 
 def _is_table(texts: Any) -> bool:

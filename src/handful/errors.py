@@ -5,7 +5,7 @@ Each says what was expected, what was found and where, and what to do; `hint` ca
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 EMPTY_NAME = "expected a name, found an empty text"
@@ -39,6 +39,15 @@ class RunError(HandfulError, OSError):
 
     def __str__(self) -> str:  # OSError would show the two arguments as a tuple
         return self.message if self.hint is None else f"{self.message}\n\nhint: {self.hint}"
+
+
+def all_in_one(errors: Sequence[HandfulError]) -> HandfulError:
+    """One error that says all of these with their hints: a `ConfigError` if all are, else of the first other kind."""
+    if len(errors) == 1:
+        return errors[0]
+    kind = next((type(error) for error in errors if not isinstance(error, ConfigError)), ConfigError)
+    parts = [error.message + (f"\nhint: {error.hint}" if error.hint else "") for error in errors]
+    return kind(f"{len(errors)} problems:\n  " + "\n  ".join(part.replace("\n", "\n    ") for part in parts))
 
 
 def in_words(error: Exception) -> str:

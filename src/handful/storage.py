@@ -140,16 +140,20 @@ def new_file(path: Path) -> Iterator[IO[bytes]]:
         partial.unlink(missing_ok=True)
 
 
-def check_folder(folder: Path) -> None:
-    """Raises: OSError unless a file can be made in this folder (made if missing)."""
-    folder.mkdir(parents=True, exist_ok=True)
-    probe = temporary_name(folder / "probe", PARTIAL)
-    opened = open_new(probe)
+def check_writable(folder: Path) -> None:
+    """Raises: RunError unless a file can be made in this folder (made if missing)."""
     try:
-        with opened as file:
-            file.write(b"\0" * 65536)
-    finally:
-        probe.unlink(missing_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = temporary_name(folder / "probe", PARTIAL)
+        opened = open_new(probe)
+        try:
+            with opened as file:
+                file.write(b"\0" * 65536)
+        finally:
+            probe.unlink(missing_ok=True)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise RunError(f"{folder}: cannot be written ({reason})", "give another --output") from None
 
 
 def write_file(path: Path, content: str | bytes) -> None:

@@ -266,7 +266,7 @@ def test_damaged_models(command, table, quick, tiny_folder, tmp_path):
         (("--method", " "), 2, "--method: method: expected a name, found an empty text"),
         (("--preset", ""), 2, "--preset: preset: expected a name, found an empty text"),
         (("--text", ""), 2, "text: expected a name, found an empty text"),
-        (("--test-fraction", "nan"), 2, "--test-fraction: expected a number from 0 to 0.9, found nan"),
+        (("--test-fraction", "nan"), 2, "test_fraction: expected a number from 0 to 0.9, found nan"),
         (("--device", "0"), 2, "GPU number 0 is cuda:0"),
         (("--device", "tpu"), 2, "leave it out, and the fastest device that is there is taken"),
     ],

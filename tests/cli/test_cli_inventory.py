@@ -136,7 +136,14 @@ def test_names_and_runs_that_do_not_fit_are_refused(command, table, inventory, a
     other = tmp_path / "other.toml"
     other.write_text('method = "head"\n')
     cases = {
-        ("fit", rows, "--init-from", inventory, "--config", other): "other.toml: an inventory is of the method 'poly'",
+        (
+            "fit",
+            rows,
+            "--init-from",
+            inventory,
+            "--config",
+            other,
+        ): "other.toml: method: an inventory is of the method 'poly'",
         ("predict", inventory, "--input", rows): "an inventory of 2 tasks",
         ("predict", inventory, "--input", rows, "--task", "leters"): "no task is called 'leters'",
         ("export", inventory, "--output", out): "an inventory of 2 tasks",
@@ -144,7 +151,7 @@ def test_names_and_runs_that_do_not_fit_are_refused(command, table, inventory, a
         ("inventory", "rename", inventory, "letters", "pairs", "--output", out): "a task is called 'pairs' already",
         ("inventory", "remove", inventory, "pairs", "--output", out): "an inventory has at least two tasks",
         ("inventory", "rename", inventory, "letters", "x", "--output", tmp_path): "exists already",
-        ("fit", rows, "--adapt", "z"): "--adapt: says how to start from an inventory",
+        ("fit", rows, "--adapt", "z"): "adapt: says how to start from an inventory",
         ("fit", rows, "--init-from", inventory, "--method", "lora"): "an inventory is of the method 'poly'",
         ("fit", rows, "--init-from", inventory, "--adapt", "q"): "method.adapt: expected 'mu', 'z' or 'full'",
         (

@@ -66,7 +66,7 @@ def test_wrong_usage_costs_no_torch():
         (["methods", "a", "b"], "got unexpected extra argument", "`handful methods --help`"),
         (
             ["fit", "x.csv", "--test-fraction", "2"],
-            "--test-fraction: expected a number from 0",
+            "test_fraction: expected a number from 0",
             "0.2 is a fifth",
         ),
     ],

@@ -66,11 +66,15 @@ def test_the_delimiter_of_the_files(tmp_path):
         open_tasks([str(rows)], 0.2, "^")
 
 
-def test_wrong_settings_are_told_at_once(command, table):
-    outcome = command("pretrain", table(), "--preset", "big", "--set", "method.mixing=dice", "--set", "epoch=1")
+def test_wrong_settings_are_told_at_once(command, tasks, tmp_path):
+    named = ("--output", tmp_path / "runs")
+    outcome = command("pretrain", *tasks, *named, "--preset", "big", "--set", "method.mixing=dice", "--set", "epoch=1")
     assert outcome.code == 2
     for said in ("3 wrong settings", "no preset 'big'", "method.mixing", "epoch"):
         assert said in outcome.err, said
+    lonely = command("pretrain", tasks[0], *named, "--preset", "big")
+    assert lonely.code == 1 and "2 problems:" in lonely.err and "no preset 'big'" in lonely.err
+    assert "expected at least two tasks, found 1" in lonely.err and not (tmp_path / "runs").exists()
 
 
 def test_one_task_is_no_mixture(command, table):

@@ -9,7 +9,7 @@ from handful.errors import ConfigError, DataError
 from handful.evaluation.evaluate import encode_for
 from handful.export import speedup
 from handful.export.shrink import shrink
-from handful.export.speedup import SpeedCurve, check_speedup, measure_curve, with_speedup
+from handful.export.speedup import SpeedCurve, measure_curve, with_speedup
 from handful.methods.gates.structured import plan_budget
 from handful.runs.spec import resolve
 from handful.testing import toy_task
@@ -141,23 +141,6 @@ def test_time_is_taken_as_falling_evenly_with_what_is_removed():
     assert curve.removed_for(1.25) == pytest.approx(0.25) and curve.fastest == pytest.approx(1 / 0.52)
     assert str(curve) == "1.19 × without 20%, 1.47 × without 40%, 3.33 × without 60%"
     assert SpeedCurve((0.5,), (0.1,), "here").slope == 1  # time cannot fall faster than the parameters do
-
-
-@pytest.mark.parametrize(
-    ("method", "value", "given", "message"),
-    [
-        ("auto", 1.5, [], "method 'auto' chooses among methods that make nothing faster"),
-        (None, 1.0, [], "expected more than 1, found 1"),
-        (None, float("nan"), [], "expected more than 1, found nan"),
-        ("prune", 1.5, ["epochs", "target_sparsity"], "method.target_sparsity is the budget already"),
-        ("prune", 1.5, ["method.target_sparsity"], "method.target_sparsity is the budget already"),
-    ],
-)
-def test_a_speed_that_cannot_be_a_budget_is_refused(method, value, given, message):
-    with pytest.raises(ConfigError, match=message) as refused:
-        check_speedup(method, value, given)
-    assert refused.value.hint
-    check_speedup("prune", 1.5, ["method.multiple"])
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ import torch
 from handful.errors import RunError
 from handful.evaluation.estimate import wilson
 from handful.runs.record import WrittenBefore, sealed
-from handful.runs.store import check_writable, find_runs, new_folder, read_run, write_run
+from handful.runs.store import find_runs, new_folder, read_run, write_run
+from handful.storage import check_writable
 
 WEIGHTS = {"head.weight": torch.arange(6.0).view(2, 3), "prefix.keys_values": torch.randn(2, 2)[:, :1]}
 

@@ -1,4 +1,4 @@
-"""What `check` and `fit` are told: data and settings from options, `--set` and a TOML file, all errors at once."""
+"""What `check` and `fit` are told: options, `--set` and a TOML file, as one request."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import inspect
 import json
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, Field, dataclass, field, fields, replace
+from dataclasses import MISSING, Field, dataclass, field, fields
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
@@ -14,24 +14,13 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 from handful.cli.console import say
-from handful.errors import EMPTY_NAME, ConfigError, nearest, shown
-from handful.methods import is_method, method_names
-from handful.runs.defaults import AUTO, METHOD, MODEL, PRESET, WRITING_METHOD, WRITING_MODEL
+from handful.errors import ConfigError, nearest, shown
+from handful.runs.defaults import METHOD, MODEL, PRESET, TEST_FRACTION, WRITING_METHOD, WRITING_MODEL
 from handful.storage import parse_json
 
 if TYPE_CHECKING:
-    from handful.data.task import Task, TaskKind
-    from handful.runs.spec import MethodLike, RunSpec
+    from handful.request import Request
 
-TEST_FRACTION = 0.2
-Speedup = Annotated[
-    float | None,
-    typer.Option(
-        help="Of fine-gates and prune: how many times as fast the export is to be; 'fit' measures what that takes.",
-        show_default="a budget of parameters",
-    ),
-]
-"""An option of `check` and `fit`."""
 Device = Annotated[
     str,
     typer.Option(
@@ -47,11 +36,8 @@ def _option(flag: str, text: str, default: str, metavar: str | None = None) -> A
 
 
 def _panel(flag: str) -> str:
-    return (
-        "The run"
-        if flag in ("--model", "--method", "--preset", "--shots", "--seed", "--dev", "--set", "--config")
-        else "The data"
-    )
+    of_data = ("--test", "--test-fraction", "--text", "--text-pair", "--label", "--encoding", "--delimiter", "--kind")
+    return "The data" if flag in (*of_data, "--metric") else "The run"
 
 
 @dataclass
@@ -110,93 +96,52 @@ class RunArguments:
         Path | None,
         _option("--config", "TOML with model, preset, and tables method, training, run …", "none", "FILE"),
     ] = None
+    budget: Annotated[str | None, _option("--budget", "Seconds for --method auto to choose in.", "300", "<float>")] = (
+        None
+    )
+    speedup: Annotated[
+        str | None,
+        _option(
+            "--speedup",
+            "Of fine-gates and prune: how many times as fast the export is to be; 'fit' measures what that takes.",
+            "a budget of parameters",
+            "<float>",
+        ),
+    ] = None
+    start: Annotated[
+        str | None,
+        typer.Option(
+            "--start",
+            "--init-from",
+            help="Run, inventory, or prompt or Poly saved by PEFT, to start from.",
+            show_default="afresh",
+            metavar="FOLDER",
+            rich_help_panel="The run",
+        ),
+    ] = None
+    adapt: Annotated[
+        str | None,
+        _option("--adapt", "From an inventory: mu trains its average skill, z only a routing, full both.", "mu"),
+    ] = None
     device: Device = "auto"
 
-    def task(self) -> Task:
-        """The task, with test rows set apart where it brings none."""
-        from handful.data.holdout import with_held_out_test
-        from handful.data.open import open_task
+    def request(self, output: Path | None = None) -> Request:
+        """What is asked for: options win over `--set`, `--set` over the file.
 
-        names = ("test", "text", "text_pair", "label", "encoding", "delimiter", "kind", "metric")
-        mapping = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
-        if self.data.startswith("hub:") and (of_files := {"encoding", "delimiter"} & mapping.keys()):
-            raise ConfigError(f"--{min(of_files)}: data of the hub has no files to decode", "leave it out")
-        check_fraction(self.test_fraction)
-        task = open_task(self.data, **mapping)
-        if task.test is None:
-            return with_held_out_test(task, self.test_fraction) if self.test_fraction else task
-        if self.test_fraction in (0, TEST_FRACTION):
-            return task
-        note = f"--test-fraction {self.test_fraction:g} is not used: there are test rows"
-        return replace(task, notes=(*task.notes, note))
-
-    def is_auto(self) -> bool:
-        """Whether the method is to be chosen by resampling."""
-        try:
-            return self._given([])[0].get("method") == AUTO
-        except ConfigError:  # an unreadable file, which `spec` complains about
-            return False
-
-    def check_method(self) -> None:
-        """Raises: ConfigError, as `spec` does, for a method that there is not, where no other setting can be wrong.
-
-        No method is imported: torch would take seconds.
+        Raises: ConfigError for a file of settings that cannot be read.
         """
-        given, origins = self._given([])
-        name = given.get("method")
-        if list(given) == ["method"] and str(name).strip() and name != AUTO and not is_method(str(name)):
-            problem = f"{origins['method']}: method: unknown method {name!r}; {nearest(str(name), method_names())}"
-            raise ConfigError(f"1 wrong setting:\n  {problem}", "`handful methods` lists every method")
+        from handful.request import Request
 
-    def has_settings(self) -> bool:
-        """Whether there are settings, among which something may be wrong."""
-        problems: list[str] = []
-        try:
-            return bool(self._given(problems)[0] or problems)
-        except ConfigError:  # an unreadable file, which `spec` complains about
-            return True
-
-    def given(self) -> list[str]:
-        """The names of all settings that were given, as they were given."""
-        return list(self._given([])[0])
-
-    def spec(
-        self,
-        kind: TaskKind | None = None,
-        method: str | None = None,
-        common: Mapping[str, Any] | None = None,
-        otherwise: tuple[MethodLike | None, str | None] = (None, None),
-    ) -> RunSpec:
-        """The resolved run: options win over `--set`, `--set` over the file, the file over `common`, that over the
-        preset.
-
-        `kind` is the task's, where that is known; `method` takes the place of the one that was given; `common` has
-        dotted names; `otherwise` are a method and a model where none is named.
-        """
-        from handful.backbone.device import resolve_device
-        from handful.runs.spec import full_names, resolve
-
-        problems: list[str] = []
-        given, origins = self._given(problems)
-        if common and method:
-            given = {**common, **full_names(method, given)}
-        named, model, preset = given.pop("method", None), given.pop("model", None), given.pop("preset", PRESET)
-        named, model = named or otherwise[0], model or otherwise[1]
-        if common and named not in (None, method):
-            wrong = f"an inventory is of the method {method!r}, found {named!r}; leave it out"
-            problems.append(f"{origins['method']}: {wrong}")
-        hint = None
-        try:
-            spec = resolve(method or named, model=model, preset=preset, overrides=given, origins=origins, kind=kind)
-        except ConfigError as error:
-            first, *lines = error.message.split("\n  ")
-            problems, hint = [*problems, *(lines or [first])], error.hint
-        if problems:
-            count = f"{len(problems)} wrong setting{'s' * (len(problems) > 1)}"
-            raise ConfigError(
-                f"{count}:\n  " + "\n  ".join(problems), hint or "`handful methods NAME` lists every field"
-            )
-        return replace(spec, device=str(resolve_device(self.device)))
+        wrong: list[str] = []
+        settings, origins = self._given(wrong)
+        columns = ("text", "text_pair", "label", "encoding", "delimiter", "kind", "metric")
+        return Request(
+            self.data, self.test, self.test_fraction,
+            {name: getattr(self, name) for name in columns if getattr(self, name) is not None},
+            settings.pop("method", None), settings.pop("model", None), settings.pop("preset", PRESET), settings,
+            start=self.start, adapt=self.adapt, budget=self.budget, speedup=self.speedup, device=self.device,
+            output=output, origins=origins, wrong=wrong,
+        )  # fmt: skip
 
     def _given(self, problems: list[str]) -> tuple[dict[str, Any], dict[str, str]]:
         """Every setting that was given and where; what is no setting is added to `problems`."""
@@ -213,17 +158,7 @@ class RunArguments:
                 if str(found) != value:
                     problems.append(f"--{flag} {value} contradicts --set {twin}={found}; leave one of them out")
         origins |= dict.fromkeys(assigned, "--set") | {name: f"--{name.removeprefix('run.')}" for name in options}
-        settings = given | assigned | options
-        for name in ("model", "method", "preset"):
-            if isinstance(value := settings.get(name), str) and not value.strip():
-                problems.append(f"{origins[name]}: {name}: {EMPTY_NAME}; leave it out, or is a shell variable not set?")
-        return settings, origins
-
-
-def check_fraction(share: float) -> None:
-    """Raises: ConfigError for a share of test rows that is none, or nearly all; NaN among them."""
-    if not 0 <= share <= 0.9:
-        raise ConfigError(f"--test-fraction: expected a number from 0 to 0.9, found {share:g}", "0.2 is a fifth")
+        return given | assigned | options, origins
 
 
 def read_config(path: Path, problems: list[str]) -> dict[str, Any]:

@@ -2,72 +2,42 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from handful.cli.arguments import RunArguments, Speedup, spread_arguments
+from handful.cli.arguments import RunArguments, spread_arguments
 from handful.cli.console import say, show, show_json
+from handful.cli.fit import tell_choices
 from handful.errors import ConfigError, HandfulError
-from handful.runs.defaults import AUTO
 
 if TYPE_CHECKING:
     from handful.data.task import Task
+    from handful.request import Plan
     from handful.runs.preflight import Preflight
     from handful.runs.spec import RunSpec
-
-Result = TypeVar("Result")
 
 
 @spread_arguments
 def check(
     arguments: RunArguments,
     output: Annotated[Path, typer.Option(help="Folder for run folders.")] = Path("runs"),
-    speedup: Speedup = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Check data, settings, model name, output folder and export, and say what 'fit' would do. Trains nothing."""
-    problems: list[HandfulError] = []
-
-    def attempt(part: Callable[[], Result]) -> Result | None:
-        try:
-            return part()
-        except HandfulError as error:
-            problems.append(error)
-            return None
-
-    quick = speedup is None and _seems_writable(output)  # then torch, which takes seconds, is not needed to complain
-    task = attempt(arguments.task)
-    if quick and (
-        (task is None and not arguments.has_settings()) or not attempt(lambda: arguments.check_method() or True)
-    ):
-        tell_problems(problems, {}, as_json)
-    from handful.cli.fit import auto_specs, tell_choices
-    from handful.export.speedup import check_speedup, with_budget
-    from handful.runs.preflight import preflight
-    from handful.runs.store import check_writable
-
-    is_auto, kind = arguments.is_auto(), task.kind if task else None
-    specs = attempt(lambda: auto_specs(arguments, kind) if is_auto else [arguments.spec(kind)]) or []
-    spec = specs[0] if specs else None
-    is_new = not output.exists()
-    attempt(lambda: check_writable(output))
-    if speedup is not None:
-        attempt(lambda: check_speedup(AUTO if is_auto else None, speedup, arguments.given()))
-        attempt(lambda: spec and not is_auto and with_budget(spec))
-    if is_new and output.is_dir():
-        output.rmdir()  # a check leaves nothing behind
-    found = attempt(lambda: preflight(task, spec)) if task and spec else None
-    record: dict[str, Any] = describe(task, spec, found) if task and spec and found else {}
-    if task and record and is_auto:
-        record["auto"] = describe_auto(task, specs)
-    if task and spec and record and not as_json:
-        tell_choices(task, spec)
-        show_check(record)
+    record: dict[str, Any] = {}
+    try:
+        plan, problems = arguments.request(output).examine()
+        if plan:
+            record = describe_plan(plan)
+            if not as_json:
+                tell_choices(plan.task, plan.specs[0])
+                show_check(record)
+    except HandfulError as error:  # a file of settings that cannot be read, or a model
+        problems = [error]
     tell_problems(problems, record, as_json)
     tell_outcome(record)
 
@@ -98,10 +68,13 @@ def tell_outcome(record: dict[str, Any]) -> None:
         say("nothing is wrong; `handful fit` with the same options trains it")
 
 
-def _seems_writable(folder: Path) -> bool:
-    """Whether a folder, or the nearest one above it that there is, may be written to."""
-    there = next((path for path in (folder, *folder.absolute().parents) if path.exists()), Path())
-    return there.is_dir() and os.access(there, os.W_OK)
+def describe_plan(plan: Plan) -> dict[str, Any]:
+    """What is planned, as JSON values. Raises: HandfulError for what the model's configuration is not fit for."""
+    from handful.runs.preflight import preflight
+
+    task, spec = plan.task, plan.specs[0]
+    record = describe(task, spec, preflight(task, spec))
+    return record | ({"auto": describe_auto(task, plan.specs)} if plan.is_auto else {})
 
 
 def describe(task: Task, spec: RunSpec, found: Preflight) -> dict[str, Any]:

@@ -53,7 +53,7 @@ def demo(
 
     from handful.backbone.load import load_backbone
     from handful.cli.doctor import available_cores
-    from handful.runs.store import check_writable
+    from handful.storage import check_writable
 
     started = time.perf_counter(), time.process_time()
     if "OMP_NUM_THREADS" not in os.environ:

@@ -124,7 +124,7 @@ def available_cores() -> int:
 def cache() -> list[Finding]:
     """The folder of converted models: writable, with room."""
     from handful.backbone.packaged import cache_folder
-    from handful.runs.store import check_writable
+    from handful.storage import check_writable
 
     folder = cache_folder()
     advice = "set HANDFUL_CACHE to a folder that can be written and has 1 GB free"

@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from handful.cli.arguments import RunArguments, Speedup, spread_arguments
+from handful.cli.arguments import RunArguments, spread_arguments
 from handful.cli.console import FitProgress, say, show, show_json
-from handful.errors import ConfigError
-from handful.runs.defaults import AUTO, check_auto
+from handful.runs.defaults import AUTO
 
 if TYPE_CHECKING:
-    from handful.backbone.load import Backbone
-    from handful.data.task import Task, TaskKind
+    from handful.data.task import Task
     from handful.runs.spec import RunSpec
     from handful.runs.store import Run
 
@@ -24,25 +22,6 @@ if TYPE_CHECKING:
 def fit(
     arguments: RunArguments,
     output: Annotated[Path, typer.Option(help="Folder for run folders.")] = Path("runs"),
-    budget: Annotated[
-        float | None, typer.Option(min=1, help="Seconds for --method auto to choose in.", show_default="300")
-    ] = None,
-    speedup: Speedup = None,
-    start: Annotated[
-        Path | None,
-        typer.Option(
-            "--start",
-            "--init-from",
-            help="Run, inventory, or prompt or Poly saved by PEFT, to start from.",
-            show_default="afresh",
-        ),
-    ] = None,
-    adapt: Annotated[
-        str | None,
-        typer.Option(
-            help="From an inventory: mu trains its average skill, z only a routing, full both.", show_default="mu"
-        ),
-    ] = None,
     again: Annotated[bool, typer.Option("--again", help="Train once more what has been trained already.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the run's record as JSON.")] = False,
 ) -> None:
@@ -50,38 +29,17 @@ def fit(
 
     Stopped by Ctrl-C or a power cut, the same command continues from the last checkpoint.
     """
-    is_auto = arguments.is_auto()
-    check_auto(is_auto, budget=budget, starts=start is not None)
-    arguments.check_method()
-    task = arguments.task()  # what is wrong with data is said before torch is imported, which takes seconds
-    from handful.export.speedup import check_speedup, with_speedup
-    from handful.methods.poly.method import Poly
+    plan = arguments.request(output).plan()
     from handful.runs.experiment import run
-    from handful.runs.inventory import inherited, with_inherited
-    from handful.runs.start import names_of, read_start
-    from handful.runs.store import check_writable
 
-    if speedup is not None:
-        check_speedup(AUTO if is_auto else None, speedup, arguments.given())
-    started = read_start(start) if start else None
-    common, names = inherited(started), names_of(started)
-    if adapt is not None and not common:
-        raise ConfigError("--adapt: says how to start from an inventory of many tasks", "give one: --init-from FOLDER")
-    arguments.assignments += [f"method.adapt={adapt}"] if adapt else []
-    check_writable(output)
-    if common:
-        specs = [with_inherited(arguments.spec(task.kind, Poly.name, common, names), common)]
-    else:
-        specs = auto_specs(arguments, task.kind) if is_auto else [arguments.spec(task.kind, otherwise=names)]
-    spec, backbone = choose_method(task, specs, budget) if is_auto else (specs[0], None)
-    if speedup is not None:
-        spec, backbone = with_speedup(task, spec, speedup, on_message=say)
+    task = plan.task
+    spec, backbone = plan.decide(say)
     tell_choices(task, spec)
     if backbone is None:
         say(f"loading model {spec.model} …")
     with FitProgress(spec.method.name) as progress:
         saved, trained = run(
-            task, spec, output, backbone=backbone, start=started, on_event=progress, again=again,
+            task, spec, output, backbone=backbone, start=plan.start, on_event=progress, again=again,
             on_message=progress.say, on_written=progress.written,
         )  # fmt: skip
     trained.adapter.detach()
@@ -90,24 +48,6 @@ def fit(
     else:
         show_run(saved)
     tell_next(saved)
-
-
-def auto_specs(arguments: RunArguments, kind: TaskKind | None) -> list[RunSpec]:
-    """The runs among which `--method auto` chooses, the probe's first."""
-    from handful.studies.auto import candidate_specs
-
-    return candidate_specs(lambda name: arguments.spec(kind, name), kind)
-
-
-def choose_method(task: Task, specs: list[RunSpec], budget: float | None) -> tuple[RunSpec, Backbone]:
-    """The spec that resampling the training rows speaks for, and the loaded model."""
-    from handful.runs.experiment import make_split, open_backbone
-    from handful.studies.auto import BUDGET, choose
-
-    make_split(task, specs[0])  # what is wrong with the rows is said before the model is loaded
-    say(f"loading model {specs[0].model} …")
-    backbone = open_backbone(specs[0], task.kind)
-    return choose(task, specs, backbone=backbone, budget=budget or BUDGET, on_message=say).spec, backbone
 
 
 def tell_choices(task: Task, spec: RunSpec) -> None:

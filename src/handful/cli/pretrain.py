@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from handful.cli.arguments import TEST_FRACTION, Device, RunArguments, check_fraction
+from handful.cli.arguments import Device, RunArguments
 from handful.cli.console import FitProgress, say, show_json, show_table
 from handful.cli.fit import record_warnings, show_run
 from handful.errors import ConfigError, DataError, HandfulError
-from handful.runs.defaults import MODEL
+from handful.runs.defaults import MODEL, TEST_FRACTION
 from handful.storage import exists
 
 if TYPE_CHECKING:
@@ -62,17 +62,15 @@ def pretrain(
     from handful.data.mixture import mix_tasks
     from handful.runs.experiment import run
     from handful.runs.preflight import preflight
-    from handful.runs.store import check_writable
 
     arguments = RunArguments(
         data="", model=model, method=METHOD, preset=preset, seed=None if seed is None else str(seed),
-        assignments=assignments or [], shots=None if rows is None else str(rows), device=device,
+        assignments=assignments or [], shots=None if rows is None else str(rows), test_fraction=test_fraction,
+        device=device,
     )  # fmt: skip
-    spec = arguments.spec()  # what is wrong with it is said before the rows are read
-    check_writable(output)
-    check_fraction(test_fraction)
-    task = mix_tasks(name, open_tasks(tasks, test_fraction, delimiter))
-    spec = spec.suited(task.kind)
+    request = arguments.request(output)
+    plan = replace(request, opens=lambda share: mix_tasks(name, open_tasks(tasks, share, delimiter))).plan()
+    task, spec = plan.task, plan.specs[0]
     tell_tasks(task, spec)
     preflight(task, spec)
     say(f"loading model {spec.model} …")

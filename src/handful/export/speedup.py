@@ -12,7 +12,7 @@ import hashlib
 import inspect
 import json
 import statistics
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -34,7 +34,6 @@ from handful.export.size import LENGTH, cpu_name, in_turns, pick_rows, threads
 from handful.methods.gates.fine_gates import FineGates
 from handful.methods.gates.prune import Prune
 from handful.methods.gates.structured import Budget, plan_budget
-from handful.runs.defaults import AUTO
 from handful.runs.experiment import check_method, make_split, open_checked
 from handful.runs.spec import Choice, RunSpec
 from handful.storage import write_file
@@ -76,25 +75,13 @@ class SpeedCurve:
         return ", ".join(f"{1 / time:.2f} × without {share:.0%}" for share, time in points)
 
 
-def check_speedup(method: str | None, speedup: float, given: Collection[str]) -> None:
-    """Raises: ConfigError where a speed means nothing: for method "auto", below 1, or beside a budget among `given`."""
-    if method == AUTO:
-        raise ConfigError(
-            f"--speedup: method {AUTO!r} chooses among methods that make nothing faster", "name one with --method"
-        )
-    if not speedup > 1:
-        raise ConfigError(f"--speedup: expected more than 1, found {speedup:g}", "1.5 is half as fast again")
-    if {"target_sparsity", "method.target_sparsity"} & set(given):
-        raise ConfigError("--speedup: method.target_sparsity is the budget already", "leave one of them out")
-
-
 def with_budget(spec: RunSpec) -> FineGates | Prune:
     """The spec's method. Raises: ConfigError where it has no budget."""
     method = spec.method
     if isinstance(method, FineGates | Prune) and getattr(method, "mode", "coupled") == "coupled":
         return method
     raise ConfigError(
-        f"--speedup: expected a method with a budget, {' (coupled) or '.join(SHRINKING)}, found {method.name!r}"
+        f"speedup: expected a method with a budget, {' (coupled) or '.join(SHRINKING)}, found {method.name!r}"
         + (f" in mode {method.mode!r}" if isinstance(method, FineGates) else ""),
         "name one of them with --method, or leave --speedup out",
     )
@@ -132,7 +119,7 @@ def with_speedup(
         can_spare_heads = head_rule(backbone.config) != "none" and not (backbone.purpose_is_lm or plan(0.5).heads)
         others = ", or method.groups 'units-and-heads'" if can_spare_heads else ""
         raise ConfigError(
-            f"--speedup: {speedup:g} cannot be reached: without {curve.removed[-1]:.0%} of its attention and "
+            f"speedup: {speedup:g} cannot be reached: without {curve.removed[-1]:.0%} of its attention and "
             f"feed-forward parameters, the most that can go, the model is about {curve.fastest:.2f} times as fast",
             f"ask for less{others}; to measure anew, on a machine that does nothing else, delete {file}",
         )

@@ -40,8 +40,18 @@ from handful.runs.scoring import AnyScores, OnWritten, describe_scores, predicti
 from handful.runs.seen import seen_rows, start_notes
 from handful.runs.spec import RunOptions, RunSpec, recorded_method
 from handful.runs.start import Start, carried_over, check_backbone, check_start
-from handful.runs.store import LANDSCAPE, METRICS, Run, check_writable, read_run, refuse_foreign, write_run
-from handful.storage import clear_leftovers, exists, is_folder, open_append, parse_json, remove, short_name, write_file
+from handful.runs.store import LANDSCAPE, METRICS, Run, read_run, refuse_foreign, write_run
+from handful.storage import (
+    check_writable,
+    clear_leftovers,
+    exists,
+    is_folder,
+    open_append,
+    parse_json,
+    remove,
+    short_name,
+    write_file,
+)  # fmt: skip
 from handful.training.config import TrainingConfig
 from handful.training.events import CheckpointSaved, Event, FitStarted, Listener, to_record
 from handful.training.fit import FitResult, fit

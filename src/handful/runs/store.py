@@ -23,9 +23,9 @@ from safetensors.torch import load, save_file
 from handful.data.seen import SeenRows
 from handful.errors import RunError
 from handful.runs.record import AGAIN, FILES, WEIGHTS_SHA, read_record, sealed
-from handful.storage import check_folder, foreign, new_folder, parse_json
+from handful.storage import foreign, new_folder, parse_json
 
-__all__ = ["Run", "check_writable", "find_runs", "new_folder", "read_run", "refuse_foreign", "write_run"]
+__all__ = ["Run", "find_runs", "new_folder", "read_run", "refuse_foreign", "write_run"]
 
 RECORD, WEIGHTS, METRICS, PREDICTIONS, SEEN, LANDSCAPE, CARD = (
     "run.json",
@@ -122,15 +122,6 @@ class Run:
         except ValueError as error:
             problem = str(error)
         raise RunError(f"{self.folder / name}{place}: damaged ({problem})", AGAIN)
-
-
-def check_writable(folder: Path) -> None:
-    """Raises: RunError unless a file can be made in this folder (made if missing)."""
-    try:
-        check_folder(folder)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise RunError(f"{folder}: cannot be written ({reason})", "give another --output") from None
 
 
 def refuse_foreign(folder: Path) -> None:

@@ -22,8 +22,8 @@ from filelock import FileLock, Timeout
 
 from handful.errors import ConfigError, RunError, in_words
 from handful.runs.experiment import make_split
-from handful.runs.store import Run, check_writable, read_run, refuse_foreign
-from handful.storage import clear_leftovers, exists, read_json, remove, write_file
+from handful.runs.store import Run, read_run, refuse_foreign
+from handful.storage import check_writable, clear_leftovers, exists, read_json, remove, write_file
 from handful.studies.engines import AbstractEngine, JobEvent, JobFailed, JobListener, WorkOrder
 from handful.studies.jobs import Job, Queue
 from handful.studies.recipe import Recipe
