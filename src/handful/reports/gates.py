@@ -52,8 +52,8 @@ class GatedPart:
 class GateRecord:
     """The gates of a run: all of them by part, the shares closed and soft, and shares of the gateable parameters.
 
-    `removed` is of those that closed gates are of; `dense` and `compact` are what exports of these formats can leave
-    out, the rest of it stays as zeros. Language models have no compact export.
+    `removed` is of those that closed gates are of, `target` what it was to be; `dense` and `compact` are what exports
+    of these formats can leave out, the rest of it stays as zeros. Language models have no compact export.
     """
 
     parts: tuple[GatedPart, ...]
@@ -62,6 +62,7 @@ class GateRecord:
     removed: float
     dense: float
     compact: float | None
+    target: float | None
 
 
 def gates_of(result: Result) -> GateRecord | None:
@@ -83,8 +84,8 @@ def gates_of(result: Result) -> GateRecord | None:
     if not all(part.open + part.soft + part.closed for part in parts):
         raise ValueError("a side without gates")
     shares = (float(adapter[name]) for name in ("closed", "soft", "removed", "removable"))
-    compact = adapter.get("removable_compact")
-    return GateRecord(parts, *shares, compact=None if compact is None else float(compact))
+    compact, target = adapter.get("removable_compact"), settings_of(result.record["spec"]).get(TARGET)
+    return GateRecord(parts, *shares, *(None if share is None else float(share) for share in (compact, target)))
 
 
 def layer_of(matrix: str) -> int:

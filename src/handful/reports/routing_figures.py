@@ -79,7 +79,7 @@ def inventories(results: Sequence[Result], damaged: Damaged) -> list[Inventory]:
         if routing and len(routing.tasks) > 1 and routing.num_skills > 1 and result.label not in found:
             try:
                 both = logits_and_weights(result, routing)
-            except (RunError, ValueError) as error:
+            except (RunError, ValueError, KeyError, TypeError) as error:
                 damaged(result, error.message if isinstance(error, RunError) else f"{WEIGHTS}: {error}")
                 continue
             if both is not None:

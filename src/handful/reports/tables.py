@@ -13,12 +13,12 @@ from handful.errors import RunError
 from handful.evaluation.estimate import Estimate, estimate_over_seeds
 from handful.evaluation.metrics import get_metric
 from handful.reports.baseline import BASELINE, baseline_row, baseline_score, member_baselines
-from handful.reports.gates import TARGET, gates_of
+from handful.reports.gates import gates_of
 from handful.reports.routing import members_of
 from handful.reports.table import Table, Value
 from handful.studies.compare import Comparison, Summary, compare, labels_of, with_label
 from handful.studies.ranking import Ranking
-from handful.studies.results import Result, settings_of
+from handful.studies.results import Result
 from handful.studies.row_noise import RowReader
 
 MEAN = "mean over tasks"
@@ -199,7 +199,7 @@ def removed_table(results: Sequence[Result]) -> Table:
         runs = with_label(results, label)
         gates = [found for run in runs if (found := gates_of(run))]
         closed = [100 * one.removed for one in gates]
-        targets = {100 * target for run in runs if (target := settings_of(run.record["spec"]).get(TARGET)) is not None}
+        targets = {100 * one.target for one in gates if one.target is not None}
         rows.append((
             label, len(gates), targets.pop() if len(targets) == 1 else _listed(targets),
             mean(closed), min(closed), max(closed),
