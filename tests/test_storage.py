@@ -25,6 +25,18 @@ from handful.storage import (
 )
 
 
+def test_what_a_killed_process_left_goes_when_the_same_thing_is_written_again(tmp_path):
+    killed(tmp_path, "with s.new_file(root / 'a.csv') as f:\n f.write(b'x')\n os._exit(9)")
+    killed(tmp_path, "with s.new_file(root / 'b.csv') as f:\n f.write(b'x')\n os._exit(9)")
+    killed(tmp_path, "with s.new_folder(root / 'out') as p:\n (p / 'a').write_text('x')\n os._exit(9)")
+    assert len(list(tmp_path.glob(".*.partial"))) == 3
+    with new_file(tmp_path / "a.csv") as first, new_folder(tmp_path / "out"):
+        first.write(b"first")
+        write_file(tmp_path / "a.csv", "second")  # the file of a process that is alive stays
+    assert (tmp_path / "a.csv").read_text() == "first"
+    assert [path.name.split(".")[1] for path in tmp_path.glob(".*.partial")] == ["b"]  # is not ours to judge here
+
+
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
     path = tmp_path / "a.csv"
     write_file(path, "old")

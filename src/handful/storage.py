@@ -128,6 +128,7 @@ def new_file(path: Path) -> Iterator[IO[bytes]]:
         with open(path, "wb") as file:
             yield file
         return
+    clear_abandoned(path)
     partial = temporary_name(path, PARTIAL)
     opened = open_new(partial)  # what stands there already is not ours to remove
     try:
@@ -171,6 +172,7 @@ def new_folder(final: Path, check: Callable[[Path], None] = lambda folder: None)
     """
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
+        clear_abandoned(final)
         partial = temporary_name(final, PARTIAL)
         partial.mkdir()
         mode = partial.stat().st_mode
@@ -252,6 +254,18 @@ def clear_leftovers(folder: Path, on_message: Callable[[str], None]) -> None:
                     _clear(path, found["kind"], on_message)
             elif path.name.startswith(".") and path.name.endswith(PROGRESS) and path.is_dir():
                 _clear_progress(path, on_message)
+
+
+def clear_abandoned(final: Path) -> None:
+    """Remove what processes that are gone have left on their way to this file or folder, where its own user writes it
+    again. A folder that was moved aside for it is put back.
+    """
+    name = short_name(final.name.lstrip(".") or "x")
+    with suppress(OSError):
+        for path in sorted(final.parent.iterdir()):
+            found = _TEMPORARY.fullmatch(path.name)
+            if found and found["name"] == name and not _is_alive(path, found["host"], int(found["process"])):
+                _clear(path, found["kind"], lambda message: None)
 
 
 def _clear(path: Path, kind: str, on_message: Callable[[str], None]) -> None:

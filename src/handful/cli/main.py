@@ -17,23 +17,27 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from typing import Any
 
-EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+from handful.cli.interrupt import EXIT_INTERRUPTED, HINT, STOPPED, Interrupts
+
+EXIT_FAILED, EXIT_USAGE = 1, 2
 
 
 def main() -> None:
     """Run the command line of this process and exit."""
-    code = run(sys.argv[1:])
-    if code == EXIT_INTERRUPTED:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # we are ending: another one would break that off
+    interrupts = Interrupts(run.__code__)
+    interrupts.install()
+    code = run(sys.argv[1:], interrupts)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # we are ending: another one would break that off
+    if interrupts.pressed:  # whatever a library has made of it
         # Threads of torch and onnxruntime may be at work: to take the interpreter down around them ends in C++'s abort.
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError, ValueError):
                 stream.flush()
-        os._exit(code)
+        os._exit(EXIT_INTERRUPTED)
     sys.exit(code)
 
 
-def run(arguments: Sequence[str]) -> int:
+def run(arguments: Sequence[str], interrupts: Interrupts | None = None) -> int:
     """Run one command line; returns its exit code, whatever happens."""
     try:
         from handful.runs.memory import FEW_KERNELS
@@ -48,7 +52,7 @@ def run(arguments: Sequence[str]) -> int:
             code = app(list(arguments), prog_name="handful", standalone_mode=False)
             sys.stdout.flush()
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - nothing is above to handle it
-        return report(error)
+        return report(KeyboardInterrupt() if interrupts and interrupts.pressed else error)
     return report(KeyboardInterrupt()) if code == EXIT_INTERRUPTED else int(code or 0)
 
 
@@ -60,7 +64,7 @@ def report(error: BaseException) -> int:
     if os.environ.get("HANDFUL_DEBUG") == "1":
         print(printable("".join(traceback.format_exception(error))), file=sys.stderr)
     if isinstance(error, KeyboardInterrupt):
-        _complain("stopped", "nothing that was saved is lost; started again, a fit continues from its last checkpoint")
+        _complain(STOPPED, HINT)
         return EXIT_INTERRUPTED
     if isinstance(error, BrokenPipeError):  # the reader of stdout, such as `head`, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
