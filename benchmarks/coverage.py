@@ -2,9 +2,10 @@
 
 Populations with a known truth, such as two classes at 90 to 10 and a model that is right in 95 % of rows, give sets
 of 30, 60 and 300 test rows; each set gives a score with its interval (`evaluation.estimate.bootstrap_score`). The
-truth is the value of the metric for the same fixed model on endless rows; for `ece` that of the same 15 bins. A cell
-of the printed table holds the share of intervals that cover it, in per cent, and the median width. Nothing is
-trained, and nothing but numpy and scipy is needed.
+truth is the value of the metric for the same fixed model on endless rows; for `ece` that of the same 15 bins. Metrics
+of label sets (`label_set_intervals.estimate_label_sets`) are called "sets:micro_f1" and so on. A cell of the printed
+table holds the share of intervals that cover it, in per cent, and the median width. Nothing is trained, and nothing but
+numpy and scipy is needed.
 """
 
 from __future__ import annotations
@@ -17,8 +18,11 @@ from dataclasses import dataclass
 from typing import final
 
 import numpy as np
+from scipy.special import expit, logit, ndtr, ndtri
 
-from handful.evaluation.estimate import bootstrap_score
+from handful.evaluation.estimate import Estimate, bootstrap_score
+from handful.evaluation.label_set_intervals import estimate_label_sets
+from handful.evaluation.label_set_metrics import LABEL_SET_METRICS, score_label_sets
 from handful.evaluation.metrics import METRICS, score
 
 ENDLESS = 1_000_000
@@ -36,6 +40,7 @@ class Population:
     name: str
     draw: Draw
     truths: dict[str, float]
+    estimate: Callable[..., Estimate] = bootstrap_score
 
 
 # ------------------------------------------------------------------------------------------------------- of classes
@@ -141,6 +146,62 @@ def draw_values(
     return draw
 
 
+# ----------------------------------------------------------------------------------------------------- of label sets
+
+SETS = "sets:"
+LABEL_SHARES = {
+    "6 labels, 30 %": np.full(6, 0.3),
+    "6 labels, 40 % to 3 %": np.array([0.4, 0.25, 0.15, 0.1, 0.05, 0.03]),
+    "28 labels, 30 % to 0.5 %": np.geomspace(0.3, 0.005, 28),
+}
+ENDLESS_SETS = 200_000
+CUT = 0.4
+"""Probability above which a label is predicted."""
+
+
+def label_set_populations() -> Iterator[Population]:
+    for shares_name, shares in LABEL_SHARES.items():
+        for unseen in (0.7, 0.3, 0.05):
+            for name, factor in CONFIDENCE.items():
+                found = draw_label_sets(shares, unseen, factor)
+                probabilities, targets = found(ENDLESS_SETS, np.random.default_rng(0))
+                kinds = {"sets": (probabilities > CUT).astype(int), "set_probabilities": probabilities}
+                # how sure a model is changes neither its ranking nor, by much, its sets
+                names = [m for m in LABEL_SET_METRICS if m in ("nll", "ece") or name == "calibrated"]
+                truths = {m: score_label_sets(m, kinds[LABEL_SET_METRICS[m].needs], targets) for m in names}
+                called = f"{shares_name}, {name}, {1 - unseen:.0%} seen"
+                for needs in kinds:
+                    own = {SETS + m: truth for m, truth in truths.items() if LABEL_SET_METRICS[m].needs == needs}
+                    yield Population(called, cut(found) if needs == "sets" else found, own, estimate_label_sets)
+
+
+def draw_label_sets(shares: np.ndarray, unseen: float, factor: float) -> Draw:
+    """Labels (N, C) that depend on each other, and probabilities given a part of what decides them, as logits times
+    `factor`. A label is there where a normal value, of which the share `unseen` is not seen, exceeds its quantile.
+    """
+
+    def draw(rows: int, generator: np.random.Generator) -> Rows:
+        def normal() -> np.ndarray:
+            of_row = generator.normal(size=(rows, 1))
+            return np.sqrt(0.3) * of_row + np.sqrt(0.7) * generator.normal(size=(rows, len(shares)))
+
+        seen = ndtri(shares) + np.sqrt(1 - unseen) * normal()
+        targets = (seen + np.sqrt(unseen) * normal() > 0).astype(int)
+        return expit(factor * logit(np.clip(ndtr(seen / np.sqrt(unseen)), 1e-9, 1 - 1e-9))), targets
+
+    return draw
+
+
+def cut(draw: Draw) -> Draw:
+    """The same rows with predicted sets in place of probabilities."""
+
+    def sets(rows: int, generator: np.random.Generator) -> Rows:
+        probabilities, targets = draw(rows, generator)
+        return (probabilities > CUT).astype(int), targets
+
+    return sets
+
+
 # --------------------------------------------------------------------------------------------------------- the table
 
 
@@ -151,7 +212,8 @@ def coverage(
     generator = np.random.default_rng([seed, rows])
     truth, below, above, widths = population.truths[metric], 0, 0, []
     for _ in range(samples):
-        found = bootstrap_score(metric, *population.draw(rows, generator), generator=generator, resamples=resamples)
+        drawn, name = population.draw(rows, generator), metric.removeprefix(SETS)
+        found = population.estimate(name, *drawn, generator=generator, resamples=resamples)
         assert found.low is not None and found.high is not None
         below, above = below + (found.high < truth - 1e-12), above + (found.low > truth + 1e-12)
         widths.append(found.high - found.low)
@@ -163,11 +225,17 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=2000, help="sets of test rows per cell")
     parser.add_argument("--resamples", type=int, default=1000, help="of each set, as in bootstrap_score")
     parser.add_argument("--rows", type=int, nargs="+", default=[30, 60, 300])
-    parser.add_argument("--metric", nargs="+", default=[m for m, metric in METRICS.items() if metric.needs != "texts"])
+    known = [m for m, metric in METRICS.items() if metric.needs != "texts"] + [SETS + m for m in LABEL_SET_METRICS]
+    parser.add_argument("--metric", nargs="+", default=known)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    makers = {"labels": class_populations, "probabilities": probability_populations, "values": value_populations}
-    wanted = {METRICS[metric].needs for metric in options.metric}
+    makers = {
+        "labels": class_populations,
+        "probabilities": probability_populations,
+        "values": value_populations,
+        SETS: label_set_populations,
+    }
+    wanted = {SETS if metric.startswith(SETS) else METRICS[metric].needs for metric in options.metric}
     populations = [population for needs, make in makers.items() if needs in wanted for population in make()]
     print(f"| metric | population | truth | {' | '.join(f'{rows} rows' for rows in options.rows)} |")
     print("|---|---|---:|" + "---|" * len(options.rows))

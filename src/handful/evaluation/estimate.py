@@ -101,7 +101,7 @@ def bootstrap_score(
     """
     metric = get_metric(metric)
     predictions, targets = check_rows(metric, predictions, targets)
-    _check_level(level)
+    check_level(level)
     rows = len(targets)
     if metric.name == "accuracy":
         return wilson(int((predictions == targets).sum()), rows, level=level)
@@ -168,7 +168,7 @@ def wilson(successes: int, n: int, *, level: float = 0.95) -> Estimate:
     three (on up to 50 rows: two) rows are right, or wrong, the limit there is Poisson's. Without it 30 rows cover a
     true share of 0.995 in 86 % of samples.
     """
-    _check_level(level)
+    check_level(level)
     z = float(ndtri((1 + level) / 2))
     share = successes / n
     centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
@@ -208,7 +208,7 @@ def estimate_over_seeds(
     values give an empty one.
     """
     values = check_numbers("scores", values, "N")
-    _check_level(level)
+    check_level(level)
     mean, n = float(values.mean()), len(values)
     if n == 1:
         return Estimate(mean, None, None, 1, level, "one seed")
@@ -217,6 +217,7 @@ def estimate_over_seeds(
     return Estimate(mean, low, high, n, level, "Student's t")
 
 
-def _check_level(level: float) -> None:
+def check_level(level: float) -> None:
+    """Raises: ConfigError for a level that is not between 0 and 1."""
     if not 0 < level < 1:
         raise ConfigError(f"expected a level between 0 and 1, found {level!r}", "95 % is 0.95")

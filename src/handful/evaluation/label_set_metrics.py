@@ -26,6 +26,9 @@ from handful.evaluation.metrics import (
 
 Sums = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
+MOST_COMPARED = 4_000_000
+"""Pairs of labels that are compared at once, to rank them."""
+
 _CUT = "predicted sets are 0 and 1: cut probabilities with apply_thresholds(probabilities, 0.5)"
 _SIGMOID = "pass the probability of every label by itself (N, C), such as apply_sigmoid_temperature(logits, 1.0)"
 
@@ -162,13 +165,21 @@ def ranking_precision(probabilities: np.ndarray, targets: np.ndarray) -> np.ndar
     those that score the same. Rows without a label, or with all, have nothing to rank and are 1 (as scikit-learn's), so
     data with many empty sets scores high. It needs no thresholds and does not see how sure the model was.
     """
-    values = np.ones(len(targets))
+    size = max(1, MOST_COMPARED // targets.shape[1] ** 2)
+    return np.concatenate(
+        [
+            _ranking_precision(probabilities[start : start + size], targets[start : start + size])
+            for start in range(0, len(targets), size)
+        ]
+    )
+
+
+def _ranking_precision(probabilities: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    above = probabilities[:, None, :] >= probabilities[:, :, None]  # (N, C, C): any label's at least that of one
+    precision = (above & (targets[:, None, :] == 1)).sum(2) / above.sum(2)
     sizes = targets.sum(1)
-    for row in np.flatnonzero((sizes > 0) & (sizes < targets.shape[1])):
-        own = np.flatnonzero(targets[row])
-        above = probabilities[row] >= probabilities[row][own][:, None]  # own label, any label
-        values[row] = (above[:, own].sum(1) / above.sum(1)).mean()
-    return values
+    ranked = (sizes > 0) & (sizes < targets.shape[1])
+    return np.where(ranked, (precision * targets).sum(1) / np.maximum(sizes, 1), 1.0)
 
 
 def set_surprises(probabilities: np.ndarray, targets: np.ndarray) -> np.ndarray:
