@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Self, final
 
 import numpy as np
@@ -23,10 +23,12 @@ from handful.errors import DataError
 from handful.evaluation.predict import Predictions
 from handful.objectives import objective_of
 from handful.runs.defaults import METHOD, MODEL, PRESET
+from handful.runs.spec import MethodLike
 
 LARGEST_SEED = 2**31 - 1
 
 
+@dataclass(eq=False, repr=False)
 class AbstractFewShotEstimator(BaseEstimator):
     """What the classifier and the regressor share: parameters, rows and their weights, and predictions.
 
@@ -35,17 +37,12 @@ class AbstractFewShotEstimator(BaseEstimator):
     development or test rows.
     """
 
-    def __init__(
-        self,
-        method: str = METHOD,
-        model: str = MODEL,
-        preset: str = PRESET,
-        settings: Mapping[str, Any] | None = None,
-        random_state: int | np.random.RandomState | None = 0,
-        device: str = AUTO_DEVICE,
-    ):
-        self.method, self.model, self.preset = method, model, preset
-        self.settings, self.random_state, self.device = settings, random_state, device
+    method: MethodLike = METHOD
+    model: str = MODEL
+    preset: str = PRESET
+    settings: Mapping[str, Any] | None = None
+    random_state: int | np.random.RandomState | None = 0
+    device: str = AUTO_DEVICE
 
     def _fit(self, rows: Sequence[Example], weights: np.ndarray, kind: TaskKind, labels: Sequence[str]) -> None:
         """Train on rows whose label is an index into `labels`, or a number.
@@ -83,6 +80,7 @@ class AbstractFewShotEstimator(BaseEstimator):
 
 
 @final
+@dataclass(eq=False, repr=False)
 class FewShotClassifier(ClassifierMixin, AbstractFewShotEstimator):
     """A scikit-learn classifier of texts, usable in `cross_val_score`, a search and a `Pipeline`.
 
@@ -91,18 +89,7 @@ class FewShotClassifier(ClassifierMixin, AbstractFewShotEstimator):
     the training rows as its probabilities. After fitting: `classes_`, `model_`. See `AbstractFewShotEstimator`.
     """
 
-    def __init__(
-        self,
-        method: str = METHOD,
-        model: str = MODEL,
-        preset: str = PRESET,
-        settings: Mapping[str, Any] | None = None,
-        random_state: int | np.random.RandomState | None = 0,
-        device: str = AUTO_DEVICE,
-        class_weight: Literal["balanced"] | Mapping[Any, float] | None = None,
-    ):
-        super().__init__(method, model, preset, settings, random_state, device)
-        self.class_weight = class_weight
+    class_weight: Literal["balanced"] | Mapping[Any, float] | None = None
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Train on texts and as many labels. Rows of weight 0 are left out.

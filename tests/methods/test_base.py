@@ -1,6 +1,7 @@
 """What every method has: settings that are checked all at once, and adapters that hold their backbone lightly."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch
 from handful.backbone.tiny import tiny_backbone
 from handful.errors import ConfigError
 from handful.methods import method_class, method_names
-from handful.methods.base import BorrowedParameters, describe_settings
+from handful.methods.base import BorrowedParameters, WrongSettings, describe_settings
 from handful.methods.prefix import Prefix
 from handful.methods.prefix_subspace import PrefixSubspace
 from handful.testing import differences, toy_task
@@ -37,6 +38,29 @@ def test_values_get_the_types_of_their_fields_however_the_method_is_made():
         Prefix(layers=(1, 2, 3))  # pyright: ignore[reportArgumentType]
     with pytest.raises(ConfigError, match="epochs: expected less than or equal to 10000, found 20000"):
         TrainingConfig(epochs=20_000)
+
+
+@pytest.mark.parametrize(
+    ("cls", "settings", "said"),
+    [
+        (TrainingConfig, {"epochs": True}, "epochs: expected a valid integer, found True"),
+        (TrainingConfig, {"learning_rate": False}, "learning_rate: expected a valid number, found False"),
+        (TrainingConfig, {"head_learning_rate": True}, "head_learning_rate: expected a valid number, found True"),
+        (Prefix, {"layers": (True, 3)}, "layers: expected a valid integer, found (True, 3)"),
+        (TrainingConfig, {"learning_rate": float("nan")}, "learning_rate: expected a finite number, found nan"),
+    ],
+)
+def test_a_truth_value_is_no_number(cls, settings, said):
+    for make in (cls.from_settings, lambda given: cls(**given)):
+        with pytest.raises(ConfigError, match=re.escape(said)):
+            make({"epochs": 2} | settings if cls is TrainingConfig else settings)
+    assert TrainingConfig(trunk_dropout=True).trunk_dropout is True
+
+
+def test_settings_that_are_wrong_are_kept_by_name():
+    with pytest.raises(WrongSettings) as caught:
+        TrainingConfig.from_settings({"epohs": 1, "batch_size": True, "warmup": 2})
+    assert set(caught.value.problems) == {"epohs", "batch_size", "warmup"}
 
 
 @pytest.mark.parametrize("name", method_names())

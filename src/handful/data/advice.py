@@ -6,7 +6,7 @@ import re
 
 _ARGUMENTS = {"init-from": "start", "test-fraction": "test_fraction"}
 _NAMES = "method|model|preset|budget|speedup|shots|seed|start|init-from|adapt|output|test-fraction|test|device|dev"
-_ARGUMENT = re.compile(rf"--({_NAMES})\b(?![-\w])(?: ([A-Z]+|\d[\w.]*|auto|cpu)\b)?")
+_ARGUMENT = re.compile(rf"--({_NAMES})\b(?![-\w])(?: ([A-Z]+|\d[\w.]*|auto|cpu|cuda|carved|separate|none)\b)?")
 _OPTION = re.compile(r"--(text-pair|text|label|kind|metric)\b(?: ((?:(?! --)[^;,()`])+))?")
 
 
@@ -24,8 +24,8 @@ def in_python(advice: str) -> str:
 
 def _as_keyword(found: re.Match[str]) -> str:
     name, value = found.groups()
-    quoted = repr(value) if value in ("auto", "cpu") else value or ""
-    return f"{_ARGUMENTS.get(name, name)}={quoted}"
+    value = repr(value) if value and value.islower() else value or ""
+    return f"{_ARGUMENTS.get(name, name)}={value}"
 
 
 def _as_mapping(found: re.Match[str]) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from functools import cache
-from typing import TYPE_CHECKING, Any, ClassVar, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 import torch
 from pydantic import ConfigDict, Field, PydanticSchemaGenerationError, ValidationError, create_model
@@ -138,13 +138,40 @@ def describe_settings(cls: type) -> list[dict[str, Any]]:
     return records
 
 
+class WrongSettings(ConfigError):
+    """Settings of a dataclass that are wrong; `problems` says what is wrong with each."""
+
+    def __init__(self, cls: type, problems: Mapping[str, str]):
+        self.problems = dict(problems)
+        lines = "".join(f"\n  {name}: {problem}" for name, problem in problems.items())
+        hint = f"`handful methods {cls.name}` lists every field with its type, default and reason"
+        super().__init__(f"{len(problems)} wrong setting(s) for {cls.name!r}:{lines}", hint)
+
+
 def wrong_settings(cls: type, settings: Mapping[str, Any]) -> dict[str, str]:
     """What is wrong with each setting of a dataclass whose fields carry `setting(...)`; empty when all are right."""
     try:
-        _settings_model(cls)(**settings)
+        check_settings(cls, settings)
+    except WrongSettings as error:
+        return error.problems
+    return {}
+
+
+def check_settings(cls: type, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a dataclass whose fields carry `setting(...)`, with values converted to their types.
+
+    `cls.name` stands in the error. Raises: WrongSettings naming every wrong one.
+    """
+    numbers = _number_fields(cls)
+    problems = {
+        name: f"expected {numbers[name]}, found {shown(value)}"
+        for name, value in settings.items()
+        if name in numbers and _holds_truth(value)  # pydantic would take True as 1
+    }
+    try:
+        found = _settings_model(cls)(**settings)
     except ValidationError as error:
         names = [f.name for f in fields(cls)]
-        problems: dict[str, str] = {}
         for problem in error.errors():
             name, *inner = (str(part) for part in problem["loc"])
             if problem["type"] == "extra_forbidden":
@@ -153,23 +180,27 @@ def wrong_settings(cls: type, settings: Mapping[str, Any]) -> dict[str, str]:
                 where = f"item {inner[-1]}: " if inner and inner[-1].isdigit() else ""
                 expected = problem["msg"].lower().partition(", unable")[0].replace("input should be", "expected")
                 problems[name] = f"{where}{expected}, found {shown(problem['input'])}"
-        return problems
-    return {}
-
-
-def check_settings(cls: type, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a dataclass whose fields carry `setting(...)`, with values converted to their types.
-
-    `cls.name` stands in the error. Raises: ConfigError naming every wrong one.
-    """
-    problems = wrong_settings(cls, settings)
+        raise WrongSettings(cls, problems) from None
     if problems:
-        raise ConfigError(
-            f"{len(problems)} wrong setting(s) for {cls.name!r}:\n  "
-            + "\n  ".join(f"{name}: {problem}" for name, problem in problems.items()),
-            f"`handful methods {cls.name}` lists every field with its type, default and reason",
-        )
-    return _settings_model(cls)(**settings).model_dump(include=set(settings))
+        raise WrongSettings(cls, problems)
+    return found.model_dump(include=set(settings))
+
+
+@cache
+def _number_fields(cls: type) -> dict[str, str]:
+    """What is expected in the fields that take numbers and no truth values."""
+
+    def kinds(hint: Any) -> set[Any]:
+        return {hint}.union(*map(kinds, get_args(hint))) if get_origin(hint) is not Literal else set()
+
+    hints = get_type_hints(cls)
+    found = {f.name: kinds(hints[f.name]) for f in fields(cls)}
+    numbers = {name: of for name, of in found.items() if {int, float} & of and bool not in of}
+    return {name: "a valid number" if float in of else "a valid integer" for name, of in numbers.items()}
+
+
+def _holds_truth(value: Any) -> bool:
+    return isinstance(value, bool) or (isinstance(value, list | tuple) and any(map(_holds_truth, value)))
 
 
 def convert_settings(instance: Any) -> None:

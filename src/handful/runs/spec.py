@@ -18,6 +18,7 @@ from handful.methods import import_class, method_class, own_method_class
 from handful.methods.base import (
     AbstractMethod,
     Preset,
+    WrongSettings,
     check_class,
     check_object,
     check_settings,
@@ -25,7 +26,6 @@ from handful.methods.base import (
     is_ours,
     path_of,
     setting,
-    wrong_settings,
 )
 from handful.objectives import objective_of
 from handful.runs.defaults import METHOD, MODEL, PRESET, WRITING_METHOD, WRITING_MODEL
@@ -305,13 +305,13 @@ def full_names(method: MethodLike, overrides: Mapping[str, Any]) -> dict[str, An
 
 def _build(section: str, kind: type, settings: dict[str, Any], problems: dict[str, str]) -> Any:
     """The section's dataclass, or None with what is wrong put into `problems`."""
-    wrong = wrong_settings(kind, settings)
-    problems |= {f"{section}.{name}": text for name, text in wrong.items()}
     try:
-        return None if wrong else kind(**check_settings(kind, settings))
+        return kind(**check_settings(kind, settings))
+    except WrongSettings as error:
+        problems |= {f"{section}.{name}": text for name, text in error.problems.items()}
     except ConfigError as error:  # settings that are right each, but not together
         problems[section] = f"{error.message}; {error.hint}"
-        return None
+    return None
 
 
 def _check_together(built: Mapping[str, Any], problems: dict[str, str]) -> None:

@@ -15,6 +15,7 @@ from handful.data.mixture import mix_tasks, text_to_text
 from handful.data.open import open_task
 from handful.data.task import Task
 from handful.errors import ConfigError, DataError, HandfulError, nearest
+from handful.runs.defaults import TEST_FRACTION
 from handful.storage import exists, is_file
 
 SECTIONS = ("method", "training", "run", "generation")
@@ -72,7 +73,7 @@ class MemberEntry(Closed):
     linearisation: str | None = None
     partition: str | None = None
     text_to_text: bool = False
-    test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    test_fraction: Annotated[float, Field(gt=0, lt=1)] = TEST_FRACTION
 
     def open(self, data: Path | None) -> Task:
         """The task under its name in the study. Raises: DataError or ConfigError, as `open_task`."""
