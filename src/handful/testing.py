@@ -2,7 +2,7 @@
 
     from handful.testing import check_method
 
-    check_method(MyMethod(rank=4))                                   # on a tiny BERT, in about a second
+    check_method(MyMethod(rank=4))                                   # on a tiny BERT, in some seconds
     check_method(MyMethod(rank=4), tiny_backbone("llama"), my_task)
 
 Each check is a function of a `Case` that raises AssertionError with a sentence; `METHOD_CHECKS` holds them all for
@@ -33,6 +33,7 @@ from handful.objectives import objective_of
 from handful.studies.engines import AbstractEngine, JobDone, JobEvent, JobFailed, JobStarted, SequentialEngine
 from handful.studies.recipe import Recipe
 from handful.studies.study import Study, results_lines
+from handful.testing_life import check_life
 from handful.training.config import TrainingConfig
 from handful.training.fit import batch_loss, fit
 
@@ -155,12 +156,14 @@ def check_method(
     """Hold a method to the whole contract on a backbone (default: a tiny BERT) and a task (default: a toy one).
 
     The task should be small and easy: the loss has to fall on it within a few passes, at `learning_rate` (default: the
-    default preset's). Trains a few adapters for a few steps each and leaves the backbone as it was.
+    default preset's). Trains a few adapters for a few steps each and leaves the backbone as it was. At the end the
+    method goes through its whole life (`handful.testing_life`), from a run that is killed to an export.
     Raises: AssertionError saying what does not hold.
     """
     case = Case(method, backbone or tiny_backbone("bert"), task or toy_task(), learning_rate)
     for check in METHOD_CHECKS:
         check(case)
+    check_life(method, case.backbone, case.task)
 
 
 def check_description(case: Case) -> None:
@@ -380,7 +383,7 @@ METHOD_CHECKS: tuple[Callable[[Case], None], ...] = (
     check_detach,
     check_units,
 )
-"""Every check of `check_method`, in its order."""
+"""The checks of `check_method` but the last, in its order."""
 
 
 def generator(seed: int) -> torch.Generator:

@@ -36,7 +36,8 @@ def check(name, family, pooling="auto", kind="classification", learning_rate=Non
     reasons = method.check(backbone, task)
     if reasons:
         pytest.skip(f"{name} says that it cannot work on {family}: {reasons[0]}")
-    check_method(method, backbone, task, learning_rate=learning_rate)
+    for check_one in METHOD_CHECKS:
+        check_one(Case(method, backbone, task, learning_rate))
 
 
 @pytest.mark.parametrize("family", QUICK_FAMILIES)
@@ -176,7 +177,8 @@ class ShiftAdapter(AbstractHeadedAdapter):
 
 
 def test_a_third_partys_method_passes():
-    check_method(Shift())
+    for check_one in METHOD_CHECKS:  # its whole life is in tests/methods/test_other_packages.py
+        check_one(Case(Shift(), tiny_backbone("bert"), toy_task()))
 
 
 FAULTS = {

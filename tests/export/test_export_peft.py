@@ -17,8 +17,8 @@ from handful.evaluation.estimate import Estimate
 from handful.export import verify
 from handful.export.folder import Card
 from handful.export.formats import check_export, export
-from handful.export.peft import export_peft, prefix_state
 from handful.methods.bias import Bias
+from handful.methods.exports import prefix_state
 from handful.methods.full import Full
 from handful.methods.head import Head
 from handful.methods.peft_bridge import IA3, LoRA, Peft, PromptTuning
@@ -109,7 +109,8 @@ def test_an_unknown_format_gets_the_nearest_name(stored, tmp_path):
 def test_a_prefix_is_written_layer_by_layer_key_before_value():
     layers, heads, length, width = 3, 2, 4, 5
     prefix = torch.arange(layers * 2 * heads * length * width).float().view(layers, 2, heads, length, width)
-    config, tensors = prefix_state(prefix)
+    state = prefix_state(prefix)
+    config, tensors = state.config, state.tensors
     rows = tensors["prompt_embeddings"]
     assert rows.shape == (length, 2 * layers * heads * width)
     assert (config["num_attention_heads"], config["token_dim"]) == (heads, heads * width)
@@ -167,7 +168,7 @@ def test_stock_libraries_get_our_scores_from_the_readmes_code(
 
 def test_the_readme_holds_the_code_that_was_verified_and_it_is_short(stored, in_process, tmp_path):
     backbone, task = stored("bert", "mean"), toy_task()
-    report = export_peft(trained(Prefix(), backbone, task), backbone, task, tmp_path / "out", card=Card("The card."))
+    report = export(trained(Prefix(), backbone, task), backbone, task, tmp_path / "out", card=Card("The card."))
     readme = (tmp_path / "out" / "README.md").read_text()
     here, name = json.dumps(backbone.model.name_or_path), json.dumps("bert")
     assert in_process[0].count(here) == 1
@@ -182,7 +183,7 @@ def test_the_readme_holds_the_code_that_was_verified_and_it_is_short(stored, in_
 @pytest.mark.slow
 def test_the_readme_runs_as_it_stands_in_the_folder(stored, in_process, tmp_path):
     backbone, task = stored("bert", "mean"), toy_task()
-    export_peft(trained(PrefixSubspace(), backbone, task), backbone, task, tmp_path / "out")
+    export(trained(PrefixSubspace(), backbone, task), backbone, task, tmp_path / "out")
     code = (tmp_path / "out" / "README.md").read_text().split("```python\n")[1].split("```")[0]
     code = code.replace('base = "bert"', f"base = {json.dumps(backbone.model.name_or_path)}")  # as it tells to do
     result = subprocess.run(
@@ -194,7 +195,7 @@ def test_the_readme_runs_as_it_stands_in_the_folder(stored, in_process, tmp_path
 def test_regression_heads_are_folded_into_the_targets_own_units(stored, in_process, tmp_path):
     task, backbone = toy_task("regression"), stored("bert", "mean")
     adapter = trained(Prefix(), backbone, task)
-    export_peft(adapter, backbone, task, tmp_path / "out")
+    export(adapter, backbone, task, tmp_path / "out")
     head = load_file(tmp_path / "out" / "head.safetensors")
     assert torch.equal(head["weight"], adapter.head.weight[0] * 50.0)
     assert torch.equal(head["bias"], adapter.head.bias[0] * 50.0 + 1000.0)
@@ -218,9 +219,9 @@ def test_the_dense_classifier_knows_its_labels(stored, in_process, tmp_path):
 def test_texts_stop_where_a_stock_prefix_would_slide_out_of_sight(stored, in_process, tmp_path):
     backbone, task = stored("gemma3", "last"), toy_task()
     assert backbone.config.sliding_window == 32
-    export_peft(trained(Prefix(prefix_length=10), backbone, task), backbone, task, tmp_path / "out")
+    export(trained(Prefix(prefix_length=10), backbone, task), backbone, task, tmp_path / "out")
     assert "max_length=22," in in_process[0]
-    export_peft(trained(Prefix(prefix_length=10), backbone, task), backbone, task, tmp_path / "shorter", max_length=20)
+    export(trained(Prefix(prefix_length=10), backbone, task), backbone, task, tmp_path / "shorter", max_length=20)
     assert "max_length=20," in in_process[1]
     assert "- Texts are cut" not in (tmp_path / "shorter" / "README.md").read_text()
 
@@ -228,7 +229,7 @@ def test_texts_stop_where_a_stock_prefix_would_slide_out_of_sight(stored, in_pro
 def test_that_texts_are_cut_is_said_with_the_format_that_cuts_none(stored, in_process, tmp_path):
     backbone, task = stored("gemma3", "last"), toy_task()
     adapter = trained(Prefix(prefix_length=10), backbone, task)
-    report = export_peft(adapter, backbone, task, tmp_path / "out", max_length=128)
+    report = export(adapter, backbone, task, tmp_path / "out", max_length=128)
     assert report.notes == (
         "Texts are cut to 22 tokens, in handful to 128: in longer ones a stock prefix slides out of the sight of this "
         "model's layers with sliding attention; the format 'onnx' takes all 128",
@@ -256,10 +257,10 @@ def test_a_prompt_takes_positions_and_no_part_of_a_sliding_window(method, family
     backbone, task = stored(family), toy_task()
     assert backbone.config.sliding_window <= 32
     adapter = trained(method, backbone, task)
-    report = export_peft(adapter, backbone, task, tmp_path / "out", max_length=128)
+    report = export(adapter, backbone, task, tmp_path / "out", max_length=128)
     assert "max_length=128," in in_process[0]
     assert report.notes == ()
-    export_peft(adapter, backbone, task, tmp_path / "whole")
+    export(adapter, backbone, task, tmp_path / "whole")
     assert "max_length=236," in in_process[1]
     texts = ["".join("abcdwxyz"[(3 * place + row) % 8] for place in range(60 + 40 * row)) for row in range(3)]
     inputs = encode([Example(text) for text in texts], backbone.tokenizer, 128, kind=task.kind).batch(range(3)).inputs

@@ -12,6 +12,7 @@ import handful
 from handful.api import FittedModel
 from handful.data.task import Example, Task
 from handful.errors import ConfigError, RunError
+from handful.export.plan import FORMATS
 from handful.methods import METHODS, is_method, method_class, method_names
 from handful.methods.base import AbstractMethod, Preset, setting
 from handful.methods.head import Head
@@ -20,6 +21,7 @@ from handful.methods.prefix import Prefix
 from handful.methods.prefix_subspace import PrefixSubspace
 from handful.runs.spec import resolve
 from handful.studies.recipe import Recipe
+from handful.testing import check_method
 
 SHIFT = '''
 """A trained shift of the features."""
@@ -138,8 +140,8 @@ def test_a_preset_adds_to_an_object_its_settings_of_training_alone():
 
 
 def test_an_inventory_refuses_an_object(tmp_path, monkeypatch):
-    monkeypatch.setattr("handful.api.read_start", lambda folder: object())
-    monkeypatch.setattr("handful.api.inherited", lambda start: {"method.num_skills": 2})
+    monkeypatch.setattr("handful.runs.start.read_start", lambda folder: object())
+    monkeypatch.setattr("handful.runs.inventory.inherited", lambda start: {"method.num_skills": 2})
     with pytest.raises(ConfigError, match="method: an inventory is of the method 'poly', found an object, whose sizes"):
         handful.fit(letters(), method=Poly(), start=tmp_path)
 
@@ -202,6 +204,20 @@ def test_a_method_of_another_package_is_listed_resolved_and_studied(shift):
     assert spec.resolved()["method_path"] == "acme_shift:Shift"
     recipe = {"name": "r", "model": "m", "tasks": ["t"], "methods": ["head", {"method": "shift", "set": {"spread": 1}}]}
     assert Recipe.from_dict({**recipe, "shots": [16], "seeds": 1}).methods[1].method == "shift"
+
+
+def test_a_method_of_another_package_has_a_whole_life(shift):
+    check_method(method_class("shift")(spread=0.2))
+
+
+def test_what_says_nothing_of_exports_cannot_be_exported(shift, tiny_folder, tmp_path):
+    model = fitted(tiny_folder, "shift")
+    for format in FORMATS:
+        with pytest.raises(ConfigError, match="method 'shift' does not say that it can be exported"):
+            model.export(tmp_path / "out", format)
+    with pytest.raises(ConfigError, match="cannot export as a PEFT adapter: method 'shift' does not say"):
+        model.export(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_broken_package_is_named_and_disturbs_nobody(install):

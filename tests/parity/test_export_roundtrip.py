@@ -13,8 +13,7 @@ from transformers import AutoModel, AutoModelForSequenceClassification
 from handful.backbone.load import load_backbone, pool
 from handful.backbone.tiny import tiny_model, tiny_tokenizer
 from handful.data.batching import encode
-from handful.export.dense import export_dense
-from handful.export.peft import export_peft
+from handful.export.formats import export
 from handful.methods.peft_bridge import LoRA
 from handful.methods.poly.method import Poly
 from handful.methods.prefix import Prefix
@@ -79,7 +78,7 @@ def test_a_prefix_midpoint_is_a_stock_classifier_with_a_stock_prefix(family, met
     backbone = stored(family, "family")
     adapter, batch = trained(method, backbone), sample(backbone)
     expected, own = midpoint_logits(adapter, batch)
-    export_peft(adapter, backbone, TASK, tmp_path / "out")
+    export(adapter, backbone, TASK, tmp_path / "out")
     stock = AutoModelForSequenceClassification.from_pretrained(backbone.model.name_or_path, dtype=torch.float32)
     stock = PeftModel.from_pretrained(stock, tmp_path / "out").eval()
     with torch.no_grad():
@@ -95,7 +94,7 @@ def test_a_prefix_midpoint_on_a_decoder_keeps_its_key_value_heads(family, stored
     backbone = stored(family, "last")
     adapter, batch = trained(PrefixSubspace(), backbone), sample(backbone)
     expected, _ = midpoint_logits(adapter, batch)
-    export_peft(adapter, backbone, TASK, tmp_path / "out")
+    export(adapter, backbone, TASK, tmp_path / "out")
     stock, head = stock_model(backbone, tmp_path / "out"), load_file(tmp_path / "out" / "head.safetensors")
     inputs = {name: batch.inputs[name] for name in ("input_ids", "attention_mask")}
     with torch.no_grad():
@@ -110,7 +109,7 @@ def test_mean_pooling_goes_through_the_bare_encoder_and_the_head_beside_it(famil
     backbone = stored(family, "mean")
     adapter, batch = trained(PrefixSubspace(), backbone), sample(backbone)
     expected, _ = midpoint_logits(adapter, batch)
-    export_peft(adapter, backbone, TASK, tmp_path / "out")
+    export(adapter, backbone, TASK, tmp_path / "out")
     stock, head = stock_model(backbone, tmp_path / "out"), load_file(tmp_path / "out" / "head.safetensors")
     mask = batch.inputs["attention_mask"]
     with torch.no_grad():
@@ -122,7 +121,7 @@ def test_mean_pooling_goes_through_the_bare_encoder_and_the_head_beside_it(famil
 def test_one_vertex_is_plain_prefix_tuning_bit_for_bit(stored, unverified, tmp_path):
     backbone = stored("bert", "family")
     adapter, batch = trained(PrefixSubspace(num_vertices=1), backbone), sample(backbone)
-    export_peft(adapter, backbone, TASK, tmp_path / "out")
+    export(adapter, backbone, TASK, tmp_path / "out")
     stock = AutoModelForSequenceClassification.from_pretrained(backbone.model.name_or_path, dtype=torch.float32)
     stock = PeftModel.from_pretrained(stock, tmp_path / "out").eval()
     prompt = load_file(tmp_path / "out" / "adapter_model.safetensors")["prompt_embeddings"]
@@ -137,7 +136,7 @@ def test_lora_is_a_stock_classifier_with_a_stock_lora(family, stored, unverified
     adapter, batch = trained(LoRA(rank=3), backbone), sample(backbone)
     expected, own = midpoint_logits(adapter, batch)
     assert torch.equal(expected, own)
-    export_peft(adapter, backbone, TASK, tmp_path / "out")
+    export(adapter, backbone, TASK, tmp_path / "out")
     stock = AutoModelForSequenceClassification.from_pretrained(backbone.model.name_or_path, dtype=torch.float32)
     stock = PeftModel.from_pretrained(stock, tmp_path / "out").eval()
     with torch.no_grad():
@@ -154,7 +153,7 @@ def test_a_routed_task_is_a_stock_classifier_with_a_stock_adapter(family, method
     backbone = stored(family, "family")
     adapter, batch = trained(method, backbone), sample(backbone)
     _, own = midpoint_logits(adapter, batch)
-    export_peft(adapter, backbone, TASK, tmp_path / "out")
+    export(adapter, backbone, TASK, tmp_path / "out")
     stock = AutoModelForSequenceClassification.from_pretrained(backbone.model.name_or_path, dtype=torch.float32)
     stock = PeftModel.from_pretrained(stock, tmp_path / "out").eval()
     with torch.no_grad():
@@ -167,7 +166,7 @@ def test_a_routed_task_on_a_decoder_is_a_stock_adapter(family, skills, stored, u
     backbone = stored(family, "last")
     method = Poly(num_skills=3, skills=skills, adapt="full")
     adapter, batch = trained(method, backbone), sample(backbone)
-    export_peft(adapter, backbone, TASK, tmp_path / "out")
+    export(adapter, backbone, TASK, tmp_path / "out")
     with torch.no_grad():
         hidden = stock_model(backbone, tmp_path / "out")(**backbone.accepted(batch.inputs)).last_hidden_state
         own = adapter.features(batch)
@@ -183,7 +182,7 @@ def test_a_routed_task_on_a_decoder_is_a_stock_adapter(family, skills, stored, u
 def test_a_fresh_process_without_handful_gets_the_same_scores(family, pooling, method, stored, tmp_path):
     backbone = stored(family, pooling)
     adapter = trained(method, backbone)
-    report = export_peft(adapter, backbone, TASK, tmp_path / "out")
+    report = export(adapter, backbone, TASK, tmp_path / "out")
     assert "computed by stock transformers and PEFT in a fresh process" in report.verification
     assert report.difference == 0.0 if adapter.num_vertices == 1 else report.difference <= 1e-6
     assert (tmp_path / "out" / "export.json").is_file()
@@ -192,6 +191,6 @@ def test_a_fresh_process_without_handful_gets_the_same_scores(family, pooling, m
 @pytest.mark.slow
 def test_a_merged_model_gives_the_same_scores_in_a_fresh_process(stored, tmp_path):
     backbone = stored("bert", "family")
-    report = export_dense(trained(LoRA(), backbone), backbone, TASK, tmp_path / "out")
+    report = export(trained(LoRA(), backbone), backbone, TASK, tmp_path / "out", "dense")
     assert report.difference is not None
     assert report.difference <= 1e-6

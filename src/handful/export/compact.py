@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, final
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -19,45 +19,54 @@ from handful.backbone.load import Backbone
 from handful.backbone.resize import build_ragged, class_path, save_model, stock_class
 from handful.data.task import Task
 from handful.errors import ModelError
-from handful.evaluation.text.generate import GenerationOptions
 from handful.export.folded import Folded
-from handful.export.folder import Card, ExportJob, ExportReport
+from handful.export.folder import ExportJob, ExportReport
+from handful.export.format import AbstractFormat, ExportPlan, classifier_words, family_of
 from handful.export.loaders import Loader
-from handful.export.plan import planned
 from handful.export.shrink import Shrunk
 from handful.export.size import Size
-from handful.methods.base import AbstractAdapter
+from handful.methods.base import AbstractMethod
+from handful.methods.exports import Exports, Product
 
 SIZES, CONFIG = "compact.json", "compact-config.json"
 """Sizes of the layers, and the configuration at full size: not by the name that stock loaders look for, to whom the
 folder would be a model whose weights do not fit, or without a head."""
 
 
-def export_compact(
-    adapter: AbstractAdapter,
-    backbone: Backbone,
-    task: Task,
-    folder: Path,
-    *,
-    card: Card | None = None,
-    overwrite: bool = False,
-    max_length: int | None = None,
-    generation: GenerationOptions | None = None,
-) -> ExportReport:
-    """Write `folder` for `load_compact`, compared with our scores in a fresh process before it gets its name.
+@final
+class Compact(AbstractFormat):
+    """A pruned model, each layer as small as it can be."""
 
-    Arguments and errors are those of `export_dense`.
-    """
-    plan, adapter = planned(adapter, backbone, task, "compact")
-    limit = min(max_length or backbone.max_length, backbone.max_length)
-    job = ExportJob(adapter, backbone, task, folder, limit, card, overwrite, generation)
-    folded = Folded(job, plan, "ragged")
+    name: ClassVar[str] = "compact"
+    summary: ClassVar[str] = "a model of gates or pruning whose layers differ in size, for handful's own loader"
+    article: ClassVar[str] = "a compact model"
+    products: ClassVar[tuple[Product, ...]] = ("smaller model",)
+    instead: ClassVar[tuple[str, ...]] = ("dense", "onnx", "peft")
+    library: ClassVar[str] = "handful"
+    libraries: ClassVar[str] = "stock transformers, loaded by handful,"
+    package: ClassVar[str | None] = "handful"
+    needs: ClassVar[str] = "is loaded by handful (`pip install handful`): stock loaders refuse layers of unequal size"
+    head_beside: ClassVar[bool] = True
+    stock_model: ClassVar[bool] = False
 
-    def fill(partial: Path) -> Size:
-        save_compact(folded.shrunk, partial)
-        return folded.measured(partial)
+    def lacking(self, method: AbstractMethod, exports: Exports) -> str:
+        return f"method {method.name!r} takes nothing out of the model, as gates and pruning do"
 
-    return job.write(plan, Loader.of(job, plan, file="compact"), fill, folded.rounding)
+    def describe(self, backbone: Backbone | str, pooling: str, task: Task | None) -> ExportPlan:
+        if pooling == "family":
+            return ExportPlan("classifier", classifier_words(self.article, backbone, task))
+        where = f"the bare {family_of(backbone)}, with head.safetensors and a loader in its README"
+        return ExportPlan("features", f"{self.article} for {where}")
+
+    def write(self, job: ExportJob, plan: ExportPlan) -> ExportReport:
+        folded = Folded(job, plan, "ragged")
+
+        def fill(partial: Path) -> Size:
+            save_compact(folded.shrunk, partial)
+            return folded.measured(partial)
+
+        own = ("from handful.export.compact import load_compact", "load_compact(folder)")
+        return job.write(plan, Loader.of(job, plan, self, own=own), fill, folded.rounding)
 
 
 def save_compact(shrunk: Shrunk, folder: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from handful.backbone.attention import AttentionSite
 from handful.backbone.classifier import OutputLayer, output_layer
 from handful.backbone.closed import Layout
 from handful.backbone.load import Backbone, Kind, Pooling, pool
@@ -24,14 +23,13 @@ from handful.backbone.stock_head import with_head
 from handful.data.task import Task
 from handful.errors import ModelError
 from handful.export.folder import ExportJob
-from handful.export.plan import ExportPlan
+from handful.export.format import ExportPlan
 from handful.export.precision import KeepFloat64
 from handful.export.shrink import Shrinkage, Shrunk, count, sample_inputs, shrink
 from handful.export.size import LENGTH, Scores, Size, measure, tensor_bytes, weight_bytes
+from handful.methods.exports import Exports, KeyValues, Product
 from handful.methods.head import AbstractHeadedAdapter
-from handful.methods.poly.adapter import PolyAdapter
-from handful.methods.poly.skills import PrefixSkills
-from handful.methods.prefix import AbstractPrefixAdapter, inject
+from handful.methods.prefix import inject
 
 
 @final
@@ -85,16 +83,25 @@ class Folded:
     layout: Layout
 
     @cached_property
+    def prefix(self) -> KeyValues | None:
+        """What stands in front of the model's keys and values, where the method trains that."""
+        return self.job.adapter.fold("prefix") if "prefix" in self._exports else None
+
+    @property
+    def _exports(self) -> Exports:
+        return self.job.adapter.method.exports(self.job.backbone)
+
+    @cached_property
     def full(self) -> Any:
-        adapter = self.job.adapter
-        prefix = FoldedPrefix.of(adapter)
-        model: Any = adapter.backbone.model if prefix else adapter.merged_model()
+        adapter, prefix = self.job.adapter, self.prefix
+        product: Product = "smaller model" if "smaller model" in self._exports else "merged weights"
+        model: Any = adapter.backbone.model if prefix else adapter.fold(product)
         if self.plan.form == "classifier" and self.job.backbone.pooling == "family":
             model = stock_classifier(model, adapter, self.job.task)
         else:
             model = stock_copy(model).to(torch.device("cpu"))  # type: ignore[arg-type]
         if prefix:
-            prefix.put_on(model, self.job.backbone)
+            put_prefix(model, prefix, self.job.backbone)
         return model
 
     @cached_property
@@ -102,7 +109,7 @@ class Folded:
         """The full model itself where nothing can be removed, or the family's blocks are not known."""
         size = count(self.full)
         whole = Shrunk(self.full, Shrinkage((size, size), (0, 0)))
-        if FoldedPrefix.of(self.job.adapter):
+        if self.prefix:
             return whole
         try:
             return shrink(self.full, layout=self.layout)
@@ -161,30 +168,10 @@ class Folded:
         return Size(record, (tensor_bytes(self.full), weight_bytes(folder)), speed)
 
 
-@final
-@dataclass(frozen=True)
-class FoldedPrefix:
-    """The prefix (L, 2, H, P, d) of an adapter's deterministic predictor, its sites, and whether tokens move by P."""
-
-    keys_values: torch.Tensor
-    sites: Sequence[AttentionSite]
-    shift: bool
-
-    @classmethod
-    def of(cls, adapter: AbstractHeadedAdapter) -> FoldedPrefix | None:
-        """None for an adapter that puts no prefix before keys and values."""
-        if isinstance(adapter, AbstractPrefixAdapter):
-            return cls(adapter.folded_prefix(), adapter.sites, adapter.shift)
-        if isinstance(adapter, PolyAdapter) and isinstance(adapter.skills, PrefixSkills):
-            skills = adapter.skills
-            mixed = skills.mixed(adapter.weights([0]))[:, 0].detach()
-            return cls(mixed, skills.sites, skills.shift)
-        return None
-
-    def put_on(self, model: Any, like: Backbone) -> None:
-        """Put it in front of the keys and values of a copy of `like`'s model, for good."""
-        copied = Backbone(model, like.tokenizer, name=like.name, kind=cast("Kind", like.kind), pooling=like.pooling)
-        inject(copied, list(self.sites), self.keys_values.to(copied.device).unsqueeze(1), self.shift)
+def put_prefix(model: Any, prefix: KeyValues, like: Backbone) -> None:
+    """Put a prefix in front of the keys and values of a copy of `like`'s model, for good."""
+    copied = Backbone(model, like.tokenizer, name=like.name, kind=cast("Kind", like.kind), pooling=like.pooling)
+    inject(copied, list(prefix.sites), prefix.keys_values.to(copied.device).unsqueeze(1), prefix.shift)
 
 
 def labelled(config: Any, task: Task) -> Any:

@@ -24,8 +24,8 @@ from handful.errors import ConfigError, RunError
 from handful.evaluation.estimate import Estimate
 from handful.evaluation.evaluate import encode_for
 from handful.evaluation.text.generate import GenerationOptions
+from handful.export.format import ExportPlan, plain
 from handful.export.loaders import Loader
-from handful.export.plan import ExportPlan, method_of
 from handful.export.size import Size
 from handful.export.verify import allowance, can_verify, compare, is_close, stock_scores
 from handful.methods.head import AbstractHeadedAdapter
@@ -142,7 +142,7 @@ class ExportJob:
             return
         labels = list(self.task.labels) or ["value"]
         (partial / "labels.json").write_text(json.dumps(labels, ensure_ascii=False), encoding="utf-8")
-        if loader.form == "features" and loader.file != "onnx" and not loader.body:
+        if loader.form == "features" and loader.format.head_beside:
             weight, bias = self.adapter.head.folded()
             save_file({"weight": weight.cpu().contiguous(), "bias": bias.cpu()}, partial / "head.safetensors")
 
@@ -206,14 +206,14 @@ class ExportJob:
     def _verify(
         self, partial: Path, loader: Loader, rounding: Callable[[Mapping[str, torch.Tensor]], float] | None
     ) -> tuple[float | None, str]:
-        if not can_verify(loader.package):
-            return None, f"not verified: {loader.package} is not installed"
+        if not can_verify(loader.format.package):
+            return None, f"not verified: {loader.format.package} is not installed"
         inputs, expected = self.sample
         found = self._of_targets(torch.as_tensor(stock_scores(partial, loader.code(self._base_here(loader)), inputs)))
         noise = rounding and cache(bind(rounding, inputs))
         difference = compare(found, expected, self.unit, noise)
         what = "tokens" if self.generation else "rows"
-        who = f"scores of {len(expected)} {what}, computed by {loader.libraries} in a fresh process"
+        who = f"scores of {len(expected)} {what}, computed by {loader.format.libraries} in a fresh process"
         close = is_close(difference, expected, self.unit)
         known = "" if close or not noise else f"; roundings of float32 make up to {noise():.2g}"
         allowed = bind(allowance, expected, self.unit, noise)
@@ -278,15 +278,15 @@ class ExportJob:
         outputs = {"regression": "one number", "generation": "texts, by the decoding in generation_config.json"}.get(
             self.task.kind, "one score for each name in labels.json"
         )
-        name = _plain(self.public_name)
+        name = plain(self.public_name)
         cut = "Longer texts are cut" if loader.truncates else "Sources should be kept"
         lines = [
-            f"# {_plain(self.task.name)}: {method_of(self.adapter).name} on {name}",
+            f"# {plain(self.task.name)}: {self.adapter.method.name} on {name}",
             "",
-            f"This folder holds {plan.summary}. It gives {outputs}, and {loader.needs}:",
+            f"This folder holds {plan.summary}. It gives {outputs}, and {loader.format.needs}:",
             "",
             f"```python\n{loader.code()}```",
-            *(line for sentence in stock_calls(plan, loader, self.task) for line in ("", sentence)),
+            *(line for sentence in loader.format.stock_calls(loader, self.task) for line in ("", sentence)),
             "",
             f"The pretrained model is {name}. {cut} to {loader.max_length} tokens. Written by handful {__version__}; "
             f"what was verified, and how, stands in {RECORD}.",
@@ -305,12 +305,12 @@ class ExportJob:
 
     def _fields(self, loader: Loader) -> dict[str, Any]:
         """What the Hugging Face Hub reads at the top of a README."""
-        method, hub = method_of(self.adapter).name, hub_name(self.backbone.name)
+        method, hub = self.adapter.method.name, hub_name(self.backbone.name)
         found = self.card.scores if self.card else {}
         dataset = hub_dataset(self.task.origin)
         title = f"{self.task.name}: {method} on {self.public_name}"
         return {
-            "library_name": loader.library,
+            "library_name": loader.format.library,
             **task_fields(self.task.kind, method),
             "base_model": hub,
             "base_model_relation": hub and ("adapter" if loader.base else "finetune"),
@@ -320,7 +320,7 @@ class ExportJob:
 
     def _lacks_pooler(self, plan: ExportPlan, loader: Loader) -> bool:
         """Whether transformers will say that a pooler is missing, which the code does not use."""
-        stock = plan.form == "features" and loader.library in ("peft", "transformers", "sentence-transformers")
+        stock = plan.form == "features" and loader.format.stock_model
         return stock and getattr(self.backbone.model, "pooler", ...) is None
 
     def _record(
@@ -328,7 +328,7 @@ class ExportJob:
     ) -> Mapping[str, Any]:
         return {
             "handful": __version__,
-            "method": method_of(self.adapter).name,
+            "method": self.adapter.method.name,
             "task": {"name": self.task.name, "kind": self.task.kind, "labels": list(self.task.labels)},
             "backbone": {"name": self.public_name, "fingerprint": self.backbone.fingerprint},
             "form": plan.form,
@@ -338,37 +338,6 @@ class ExportJob:
             "notes": list(self.notes),
             "size": asdict(size) if size else None,
         }
-
-
-def stock_calls(plan: ExportPlan, loader: Loader, task: Task) -> list[str]:
-    """In sentences, what the usual stock calls make of the folder."""
-    point = []
-    if loader.base is not None and not loader.base_on_hub:
-        point = [f"Put the path of the folder {_plain(loader.base)} in place of `base`; no hub has it."]
-    if plan.form == "language-model" or loader.file == "onnx":
-        return point
-    if plan.form == "classifier" and loader.file == "stock" and loader.base is None:
-        names = "its only output" if task.kind == "regression" else "the labels"
-        return [
-            f'`pipeline("text-classification", folder)` gives {names} by name too, and cuts texts with '
-            "`truncation=True`. Load it in float32 or bfloat16: in float16 its scores may be no numbers."
-        ]
-    refused = '`pipeline("text-classification", …)` and `AutoModelForSequenceClassification` refuse this folder'
-    if loader.base is None:
-        return [f"{refused}: it holds no model for them, and a head made by them would be random."]
-    sentences = [f"{refused}: it holds an adapter, and no weights of the pretrained model."]
-    if plan.form == "classifier":
-        sentences.append(
-            "`AutoPeftModelForSequenceClassification` needs the arguments `num_labels` and `id2label` of the code "
-            "above: an adapter does not store them, and without them classes are called LABEL_0 and so on."
-        )
-    else:
-        sentences.append(
-            "`AutoPeftModelForSequenceClassification` refuses it: the head stands on pooled features, and not where a "
-            "stock classification class has its own. A classification class of the pretrained model below this "
-            "adapter would have a random head."
-        )
-    return sentences + point
 
 
 _UNUSED_POOLER = (
@@ -381,11 +350,6 @@ def _unpadded(tokens: list[int], pad: object) -> list[int]:
     while tokens and tokens[-1] == pad:
         tokens = tokens[:-1]
     return tokens
-
-
-def _plain(name: str) -> str:
-    """A name from outside as part of one line of Markdown."""
-    return " ".join(name.replace("`", "'").split())
 
 
 def refuse_existing(folder: Path, overwrite: bool) -> None:

@@ -5,27 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from handful.backbone.load import Backbone
 from handful.data.task import Task
-from handful.errors import ConfigError, nearest
+from handful.errors import ConfigError
+from handful.evaluation.evaluate import longest_row
 from handful.evaluation.text.generate import GenerationOptions
-from handful.export.compact import export_compact
-from handful.export.dense import export_dense, export_sentence_transformers
-from handful.export.folder import Card, ExportReport
-from handful.export.onnx import export_onnx
-from handful.export.peft import export_peft
-from handful.export.plan import FORMATS, ExportPlan, check_export
+from handful.export.folder import Card, ExportJob, ExportReport
+from handful.export.plan import FORMATS, ExportPlan, check_export, format_of
 from handful.methods.base import AbstractAdapter
-
-_WRITERS = {
-    "peft": export_peft,
-    "dense": export_dense,
-    "sentence-transformers": export_sentence_transformers,
-    "compact": export_compact,
-    "onnx": export_onnx,
-}
+from handful.methods.head import AbstractHeadedAdapter
 
 __all__ = ["FORMATS", "ExportPlan", "ExportReport", "check_export", "export"]
 
@@ -42,14 +31,27 @@ def export(
     max_length: int | None = None,
     generation: GenerationOptions | None = None,
 ) -> ExportReport:
-    """Write `folder` in one of `FORMATS`; see `export_peft`, `export_dense`, … Raises: ConfigError, RunError."""
-    if format not in FORMATS:
-        raise ConfigError(f"unknown export format {format!r}", nearest(format, FORMATS))
+    """Write `folder` in one of `FORMATS`, and compare its scores with ours before it gets its name.
+
+    `card` is added to the README; `max_length` is where the README's code cuts texts, by default at what the model
+    takes; `generation` is how a language model is asked and writes.
+    Raises: ConfigError where this adapter has no such form (`check_export` says so before training); RunError when
+    the folder exists, cannot be written, or does not give our scores.
+    """
+    chosen = format_of(format)
     if task.kind == "generation":
         generation = generation or GenerationOptions()
-    options: dict[str, Any] = {"card": card, "overwrite": overwrite, "max_length": max_length, "generation": generation}
     with backbone.lent_to(adapter), _on_cpu(adapter, backbone):
-        return _WRITERS[format](adapter, backbone, task, folder, **options)
+        plan = check_export(adapter.method, backbone, backbone.pooling or "mean", task, format=format)
+        if not plan.possible:
+            raise ConfigError(f"cannot export as {chosen.article}: {plan.summary}")
+        if not isinstance(adapter, AbstractHeadedAdapter):
+            raise ConfigError(
+                f"cannot export as {chosen.article}: the adapter of {adapter.method.name!r} has no linear head",
+                "derive it from handful.methods.head.AbstractHeadedAdapter",
+            )
+        limit = longest_row(adapter, max_length or backbone.max_length, generation)
+        return chosen.write(ExportJob(adapter, backbone, task, folder, limit, card, overwrite, generation), plan)
 
 
 @contextmanager

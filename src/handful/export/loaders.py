@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, final
 
 from handful.backbone.load import Pooling
-from handful.export.plan import HEAD, ExportPlan, Form
+from handful.export.format import HEAD, AbstractFormat, ExportPlan, Form
 
 if TYPE_CHECKING:
     from handful.export.folder import ExportJob
@@ -48,56 +48,6 @@ words = torch.cat((model.get_prompt(len(words)), words), 1)
 seen = torch.nn.functional.pad(inputs["attention_mask"], ({length}, 0), value=1)
 plain = model.get_base_model()  # PEFT's own generate would move texts by the padding before them
 return plain.generate(inputs_embeds=words, attention_mask=seen, generation_config=decoding)"""
-_ONNX_CODE = """import json
-from pathlib import Path
-
-import numpy as np
-import onnxruntime
-from transformers import AutoTokenizer
-
-folder = Path(".")  # where this file is
-labels = json.loads((folder / "labels.json").read_text(encoding="utf-8"))
-tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
-
-
-def scores(inputs):
-    names = [each.name for each in session.get_inputs()]
-    return session.run(None, dict((name, np.asarray(inputs[name], np.int64)) for name in names))[0]
-
-
-def {answer}
-
-
-{example}
-"""
-_ONNX_LABELS = """classify(*texts):  # each text's label, and the probability of every label by its name
-    inputs = tokenizer(*texts, truncation=True, max_length={max_length}, padding=True, return_tensors="np")
-    found = scores(inputs)
-    found = np.exp(found - found.max(-1, keepdims=True))
-    found /= found.sum(-1, keepdims=True)
-    return [(labels[row.argmax()], dict(zip(labels, row.tolist()))) for row in found]"""
-_ONNX_NUMBERS = """numbers(*texts):  # each text's number
-    inputs = tokenizer(*texts, truncation=True, max_length={max_length}, padding=True, return_tensors="np")
-    return scores(inputs)[:, 0].tolist()"""
-_SENTENCE_CODE = """import json
-from pathlib import Path
-
-import torch
-from sentence_transformers import SentenceTransformer
-
-folder = Path(".")  # where this file is
-labels = json.loads((folder / "labels.json").read_text(encoding="utf-8"))
-model = SentenceTransformer(str(folder), device="cpu").eval()
-
-
-@torch.no_grad()
-def scores(inputs):
-    return model(dict(inputs))["sentence_embedding"]
-
-
-print(labels, model.encode({texts}, convert_to_tensor=True){activation})
-"""
 _POOLED = {
     "mean": "features = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)",
     "last": "features = hidden[torch.arange(len(mask)), (mask * torch.arange(mask.shape[1])).argmax(1)]",
@@ -120,13 +70,14 @@ class Loader:
     `base` is the pretrained model's name, on the hub where `base_on_hub`, or None where the export is the model itself.
     `length` is P for a prefix or prompt, `token_types` whether the tokenizer makes token types. `encoder` takes the
     encoder of an encoder-decoder, `model_class` ("module:name") stands in where no Auto class finds a whole model.
-    `body` is the folder in which model and tokenizer are, where that is not the export's own. `file` "compact" is for
-    our own loader, "onnx" for onnxruntime.
+    `body` is the folder in which model and tokenizer are, where that is not the export's own. `own` is a loader of
+    handful's, as a line that imports it and a call, in place of transformers'.
 
     A language model `has_encoder`, or reads a source between `prefix` and `separator`, of which the mark at its end is
     taken off where it `ends_marked`.
     """
 
+    format: AbstractFormat
     form: Form
     pooling: Pooling | None
     base: str | None
@@ -144,10 +95,12 @@ class Loader:
     model_class: str | None = None
     base_on_hub: bool = True
     body: str = ""
-    file: Literal["stock", "sentence-transformers", "compact", "onnx"] = "stock"
+    own: tuple[str, str] | None = None
 
     @classmethod
-    def of(cls, job: ExportJob, plan: ExportPlan, *, base: str | None = None, **details: Any) -> Loader:
+    def of(
+        cls, job: ExportJob, plan: ExportPlan, format: AbstractFormat, *, base: str | None = None, **details: Any
+    ) -> Loader:
         """The loader of a job: what follows from task and backbone is filled in."""
         assert plan.form is not None
         kind, whole = job.task.kind, job.backbone.kind == "encoder-decoder"
@@ -160,6 +113,7 @@ class Loader:
                 "ends_marked": not whole and tokenizer("a")["input_ids"][-1] == tokenizer.eos_token_id,
             }
         return cls(
+            format=format,
             form=plan.form,
             pooling=job.backbone.pooling,
             base=base,
@@ -168,37 +122,6 @@ class Loader:
             regression=kind == "regression",
             **details,
         )
-
-    @property
-    def package(self) -> str | None:
-        """What has to be installed beside transformers."""
-        packages = {"compact": "handful", "onnx": "onnxruntime", "sentence-transformers": "sentence_transformers"}
-        return packages.get(self.file, "peft" if self.base else None)
-
-    @property
-    def library(self) -> str:
-        """The library's name on the hub."""
-        if self.file == "stock":
-            return "peft" if self.base else "transformers"
-        return {"compact": "handful"}.get(self.file, self.file)
-
-    @property
-    def libraries(self) -> str:
-        """Who computes the scores."""
-        stock = "stock transformers and PEFT" if self.base else "stock transformers"
-        others = {"compact": "stock transformers, loaded by handful,", "onnx": "onnxruntime"}
-        return {"stock": stock, "sentence-transformers": "sentence-transformers", **others}[self.file]
-
-    @property
-    def needs(self) -> str:
-        """In words for the README: what the folder needs."""
-        return {
-            "stock": "needs no handful",
-            "sentence-transformers": "needs sentence-transformers and no handful",
-            "compact": "is loaded by handful (`pip install handful`): stock loaders refuse layers of unequal size",
-            "onnx": "needs onnxruntime and transformers' tokenizers, and neither torch nor handful (models and "
-            "pipelines of transformers refuse the folder, as it has no weights that they can read)",
-        }[self.file]
 
     @property
     def truncates(self) -> bool:
@@ -211,25 +134,30 @@ class Loader:
         Of a language model → (B, S, V), and `write(inputs)` → the tokens written (B, T). `base` is where the pretrained
         model is for whom runs it here.
         """
-        if base is not None:
-            return replace(self, base=base).code()
+        return self.format.code(self if base is None else replace(self, base=base))
+
+    @property
+    def texts(self) -> str:
+        """The example's arguments for a tokenizer."""
+        return '["a text"], ["its second text"]' if self.pairs else '["a text"]'
+
+    @property
+    def activation(self) -> str:
+        """What makes probabilities of scores."""
+        return "" if self.regression else ".softmax(-1)"
+
+    def stock_code(self) -> str:
+        """The code with transformers, and with PEFT where there is a `base`."""
         if self.form == "language-model":
             return self._language_model_code()
-        texts = '["a text"], ["its second text"]' if self.pairs else '["a text"]'
-        if self.file == "onnx":
-            answer = (_ONNX_NUMBERS if self.regression else _ONNX_LABELS).format(max_length=self.max_length)
-            return _ONNX_CODE.format(answer=answer, example=f"print({answer.partition('(')[0]}({texts}))")
-        if self.file == "sentence-transformers":
-            texts = '[("a text", "its second text")]' if self.pairs else '["a text"]'
-            return _SENTENCE_CODE.format(texts=texts, activation="" if self.regression else ".softmax(-1)")
         body = self._logits() if self.form == "classifier" else self._features()
         return _CODE.format(
             imports=self._imports(),
             setup="\n".join(self._setup()),
             body="\n".join(body).replace("\n", "\n    "),
-            texts=texts,
+            texts=self.texts,
             max_length=self.max_length,
-            activation="" if self.regression else ".softmax(-1)",
+            activation=self.activation,
         )
 
     def _language_model_code(self) -> str:
@@ -260,9 +188,9 @@ class Loader:
         writes = self.form == "language-model"
         lines = [*([] if writes else ["import json"]), "from pathlib import Path", "", "import torch"]
         lines += ["from peft import PeftModel"] * (self.base is not None)
-        lines += ["from handful.export.compact import load_compact"] * (self.file == "compact")
+        lines += [self.own[0]] if self.own else []
         lines += ["from safetensors.torch import load_file"] * (self.form == "features")
-        if self.file == "compact":
+        if self.own:
             return "\n".join([*lines, "from transformers import AutoTokenizer"])
         if self.model_class:
             lines += ["from transformers import AutoTokenizer"]
@@ -284,8 +212,8 @@ class Loader:
             lines.append(f"head = load_file(folder / {file})")
         place = f'folder / "{self.body}"' if self.body else "folder"
         lines.append(f"tokenizer = AutoTokenizer.from_pretrained({place}, trust_remote_code=False)")
-        if self.file == "compact":
-            return [*lines, "model = load_compact(folder)"]
+        if self.own:
+            return [*lines, f"model = {self.own[1]}"]
         if self.base is None:
             return [
                 *lines,

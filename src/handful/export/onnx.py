@@ -17,66 +17,127 @@ from contextlib import contextmanager
 from functools import partial as bind
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, final
 
 import torch
 
 from handful.backbone.load import Backbone
 from handful.data.task import Task
 from handful.errors import RunError
-from handful.evaluation.evaluate import longest_row
-from handful.evaluation.text.generate import GenerationOptions
 from handful.export.folded import Folded, Scorer, labelled
-from handful.export.folder import Card, ExportJob, ExportReport
+from handful.export.folder import ExportJob, ExportReport
+from handful.export.format import AbstractFormat, ExportPlan, family_of, folds_not
 from handful.export.loaders import Loader
-from handful.export.plan import planned
 from handful.export.size import Size
 from handful.export.verify import compare
-from handful.methods.base import AbstractAdapter
+from handful.methods.base import AbstractMethod
+from handful.methods.exports import Exports, Product
 
 OPSET = 18
 FILE, OUTPUT = "model.onnx", "logits"
 BY_EXPORT = (2, 9)
 """The first torch whose exporter by `torch.export` is its own default."""
 
+INSTALL_ONNX = "pip install 'handful[onnx]'"
+MAX_ONNX_BYTES = 2**31 - 2**20
+"""An ONNX file is one protobuf message, which cannot be longer."""
+
 Exporter = Literal["torch.export", "TorchScript"]
 
+_CODE = """import json
+from pathlib import Path
 
-def export_onnx(
-    adapter: AbstractAdapter,
-    backbone: Backbone,
-    task: Task,
-    folder: Path,
-    *,
-    card: Card | None = None,
-    overwrite: bool = False,
-    max_length: int | None = None,
-    generation: GenerationOptions | None = None,
-) -> ExportReport:
-    """Write `folder` for any ONNX runtime; where onnxruntime is installed, it must get our scores first.
+import numpy as np
+import onnxruntime
+from transformers import AutoTokenizer
 
-    Arguments and errors are those of `export_dense`.
-    """
-    plan, adapter = planned(adapter, backbone, task, "onnx")
-    limit = longest_row(adapter, max_length or backbone.max_length)
-    job = ExportJob(adapter, backbone, task, folder, limit, card, overwrite, generation)
-    folded = Folded(job, plan, "ragged")
+folder = Path(".")  # where this file is
+labels = json.loads((folder / "labels.json").read_text(encoding="utf-8"))
+tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
 
-    def fill(partial: Path) -> Size | None:
-        scorer = folded.scorer(folded.shrunk.model)
-        used = save_onnx(scorer, folded.inputs(2, 8, padded=True), partial / FILE)
-        outline = {"opset": OPSET, "inputs": list(scorer.names), "outputs": [OUTPUT], "exporter": used}
-        (partial / "onnx.json").write_text(json.dumps(outline, indent=1), encoding="utf-8")
-        labelled(folded.full.config, task).to_json_file(partial / "config.json")
-        if find_spec("onnxruntime") is None:
-            return None
-        run, batch = bind(run_onnx, open_onnx(partial / FILE)), folded.inputs(3, 20, padded=True)
-        with torch.no_grad():
-            expected = folded.scorer(folded.full).scores(batch)
-        compare(run(batch), expected, job.unit, bind(folded.rounding, batch))
-        return folded.measured(partial, run, "onnxruntime")
 
-    return job.write(plan, Loader.of(job, plan, file="onnx"), fill, folded.rounding)
+def scores(inputs):
+    names = [each.name for each in session.get_inputs()]
+    return session.run(None, dict((name, np.asarray(inputs[name], np.int64)) for name in names))[0]
+
+
+def {answer}
+
+
+{example}
+"""
+_LABELS = """classify(*texts):  # each text's label, and the probability of every label by its name
+    inputs = tokenizer(*texts, truncation=True, max_length={max_length}, padding=True, return_tensors="np")
+    found = scores(inputs)
+    found = np.exp(found - found.max(-1, keepdims=True))
+    found /= found.sum(-1, keepdims=True)
+    return [(labels[row.argmax()], dict(zip(labels, row.tolist()))) for row in found]"""
+_NUMBERS = """numbers(*texts):  # each text's number
+    inputs = tokenizer(*texts, truncation=True, max_length={max_length}, padding=True, return_tensors="np")
+    return scores(inputs)[:, 0].tolist()"""
+
+
+@final
+class Onnx(AbstractFormat):
+    """A whole model with its head in one file, for any ONNX runtime."""
+
+    name: ClassVar[str] = "onnx"
+    summary: ClassVar[str] = "a whole model with its head as one ONNX file"
+    article: ClassVar[str] = "an ONNX model"
+    products: ClassVar[tuple[Product, ...]] = ("smaller model", "merged weights", "prefix")
+    instead: ClassVar[tuple[str, ...]] = ("peft", "dense")
+    requires: ClassVar[tuple[str, str] | None] = ("onnx", INSTALL_ONNX)
+    library: ClassVar[str] = "onnx"
+    libraries: ClassVar[str] = "onnxruntime"
+    package: ClassVar[str | None] = "onnxruntime"
+    needs: ClassVar[str] = (
+        "needs onnxruntime and transformers' tokenizers, and neither torch nor handful (models and pipelines of "
+        "transformers refuse the folder, as it has no weights that they can read)"
+    )
+    stock_model: ClassVar[bool] = False
+
+    def lacking(self, method: AbstractMethod, exports: Exports) -> str:
+        return folds_not(method)
+
+    def obstacle(self, method: AbstractMethod, backbone: Backbone | str) -> str | None:
+        size = 0 if isinstance(backbone, str) else sum(p.nbytes for p in backbone.model.parameters())
+        too_large = f"{size / 1e9:.1f} GB of weights are more than one ONNX file can hold"
+        return super().obstacle(method, backbone) or (too_large if size > MAX_ONNX_BYTES else None)
+
+    def missing_bias(self, family: str) -> str | None:
+        return None
+
+    def describe(self, backbone: Backbone | str, pooling: str, task: Task | None) -> ExportPlan:
+        form = "classifier" if pooling == "family" else "features"
+        return ExportPlan(form, f"{self.article} of {family_of(backbone)} with its head")
+
+    def write(self, job: ExportJob, plan: ExportPlan) -> ExportReport:
+        """Where onnxruntime is installed, it must get our scores first."""
+        folded = Folded(job, plan, "ragged")
+
+        def fill(partial: Path) -> Size | None:
+            scorer = folded.scorer(folded.shrunk.model)
+            used = save_onnx(scorer, folded.inputs(2, 8, padded=True), partial / FILE)
+            outline = {"opset": OPSET, "inputs": list(scorer.names), "outputs": [OUTPUT], "exporter": used}
+            (partial / "onnx.json").write_text(json.dumps(outline, indent=1), encoding="utf-8")
+            labelled(folded.full.config, job.task).to_json_file(partial / "config.json")
+            if find_spec("onnxruntime") is None:
+                return None
+            run, batch = bind(run_onnx, open_onnx(partial / FILE)), folded.inputs(3, 20, padded=True)
+            with torch.no_grad():
+                expected = folded.scorer(folded.full).scores(batch)
+            compare(run(batch), expected, job.unit, bind(folded.rounding, batch))
+            return folded.measured(partial, run, "onnxruntime")
+
+        return job.write(plan, Loader.of(job, plan, self), fill, folded.rounding)
+
+    def code(self, loader: Loader) -> str:
+        answer = (_NUMBERS if loader.regression else _LABELS).format(max_length=loader.max_length)
+        return _CODE.format(answer=answer, example=f"print({answer.partition('(')[0]}({loader.texts}))")
+
+    def stock_calls(self, loader: Loader, task: Task) -> list[str]:
+        return []
 
 
 def exporter() -> Exporter:

@@ -15,104 +15,126 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import ClassVar, final
 
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from handful.backbone.blocks import is_transposed
 from handful.backbone.classifier import output_layer
 from handful.backbone.load import Backbone, hub_name
-from handful.backbone.low_rank import LowRank
 from handful.data.task import Task
 from handful.errors import ConfigError
-from handful.evaluation.evaluate import longest_row
 from handful.evaluation.text.generate import GenerationOptions
-from handful.export.folded import FoldedPrefix, labelled
-from handful.export.folder import Card, ExportJob, ExportReport
+from handful.export.folded import labelled
+from handful.export.folder import ExportJob, ExportReport
+from handful.export.format import REFUSED, AbstractFormat, ExportPlan, classifier_words, family_of, plain
 from handful.export.loaders import Loader
-from handful.export.plan import ExportPlan, check_export, longest_in_sight, planned
-from handful.methods.base import AbstractAdapter
+from handful.methods.base import AbstractMethod
+from handful.methods.exports import Exports, PeftState, Product
 from handful.methods.head import AbstractHeadedAdapter
-from handful.methods.peft_bridge import PeftAdapter
-from handful.methods.poly.adapter import PolyAdapter
-from handful.methods.poly.method import Poly
-from handful.methods.poly.skills import AbstractMatrixSkills
-from handful.methods.prompt import LEAST_ROOM, PromptAdapter
-
-__all__ = ["ExportPlan", "ExportReport", "check_export", "export_peft"]
+from handful.methods.prefix import longest_in_sight
+from handful.methods.prompt import LEAST_ROOM
 
 _STOCK_HEADS = ("classifier", "score")
 """Ends of module names that PEFT itself takes for a classification head and keeps with the adapter."""
 
 
-def export_peft(
-    adapter: AbstractAdapter,
-    backbone: Backbone,
-    task: Task,
-    folder: Path,
-    *,
-    card: Card | None = None,
-    overwrite: bool = False,
-    max_length: int | None = None,
-    generation: GenerationOptions | None = None,
-) -> ExportReport:
-    """Write `folder` for stock PEFT, and compare its scores with ours in a fresh process before it gets its name.
+@final
+class Peft(AbstractFormat):
+    """An adapter folder for stock PEFT."""
 
-    `card` is added to the README; `max_length` is where the README's code cuts texts, by default at what the model
-    takes; `generation` is how a language model is asked and writes.
-    Raises: ConfigError where this adapter has no such form (`check_export` says so before training); RunError when
-    the folder exists, cannot be written, or does not give our scores.
-    """
-    plan, adapter = planned(adapter, backbone, task, "peft")
-    injected: Literal["layers", "prefix", "prompt"]
-    if prefix := FoldedPrefix.of(adapter):
-        injected, (config, tensors) = "prefix", prefix_state(prefix.keys_values)
-    elif isinstance(adapter, PromptAdapter):
-        injected, (config, tensors) = "prompt", prompt_state(adapter.folded_prompt(), backbone)
-    elif isinstance(adapter, PolyAdapter):
-        injected, (config, tensors) = "layers", skills_state(adapter)
-    else:
-        assert isinstance(adapter, PeftAdapter)
-        injected, (config, tensors) = "prompt" if adapter.prompt_length else "layers", adapter.peft_state()
-    length = config.get("num_virtual_tokens", 0)
-    limit, notes = longest_row(adapter, max_length or backbone.max_length, generation), ()
-    if injected == "prefix" and (room := room_in_sight(backbone, length, generation)) is not None and room < limit:
-        limit, notes = room, (_cut_words(room, limit, writes=generation is not None),)
-    job = ExportJob(adapter, backbone, task, folder, limit, card, overwrite, generation, notes)
-    config |= {
-        "base_model_name_or_path": job.base,
-        "inference_mode": True,
-        "task_type": task_type(plan, backbone),
-    }
-    if plan.form == "classifier":
-        modules, head = classifier_state(adapter, backbone)
-        root = "base_model.model." if injected == "layers" else "base_model."
-        config["modules_to_save"] = sorted({*modules, *(config.get("modules_to_save") or ())})
-        tensors |= {root + name: tensor for name, tensor in head.items()}
-    elif plan.form == "features" and injected == "layers":
-        config["target_modules"] = whole_names(tensors, backbone.model)
+    name: ClassVar[str] = "peft"
+    summary: ClassVar[str] = "an adapter folder that stock PEFT loads onto the pretrained model"
+    article: ClassVar[str] = "a PEFT adapter"
+    products: ClassVar[tuple[Product, ...]] = ("peft state",)
+    instead: ClassVar[tuple[str, ...]] = ("dense", "onnx")
+    writes_texts: ClassVar[bool] = True
+    library: ClassVar[str] = "peft"
+    libraries: ClassVar[str] = "stock transformers and PEFT"
+    package: ClassVar[str | None] = "peft"
+    head_beside: ClassVar[bool] = True
 
-    def fill(partial: Path) -> None:
-        (partial / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
-        contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        save_file(contiguous, partial / "adapter_model.safetensors", metadata={"format": "pt"})
-        if plan.form != "language-model":
-            labelled(backbone.config, task).save_pretrained(partial)
+    def lacking(self, method: AbstractMethod, exports: Exports) -> str:
+        if "smaller model" in exports:
+            return f"{method.name!r} makes the model smaller, which no PEFT adapter can"
+        return f"method {method.name!r} adds nothing that PEFT could load"
 
-    loader = Loader.of(
-        job,
-        plan,
-        base=job.base,
-        base_on_hub=hub_name(backbone.name) is not None,
-        injected=injected,
-        length=length,
-        token_types="token_type_ids" in job.sample[0],
-        encoder=plan.form == "features" and backbone.kind == "encoder-decoder",
-    )
-    return job.write(plan, loader, fill)
+    def describe(self, backbone: Backbone | str, pooling: str, task: Task | None) -> ExportPlan:
+        if pooling == "family":
+            return ExportPlan("classifier", classifier_words(self.article, backbone, task))
+        where = f"the bare {family_of(backbone)}, with head.safetensors and a loader in its README"
+        return ExportPlan("features", f"{self.article} for {where}")
+
+    def write(self, job: ExportJob, plan: ExportPlan) -> ExportReport:
+        adapter, backbone = job.adapter, job.backbone
+        state: PeftState = adapter.fold("peft state")
+        config, tensors, length = dict(state.config), dict(state.tensors), state.config.get("num_virtual_tokens", 0)
+        if state.kind == "prefix":
+            job = _cut_to_sight(job, length)
+        config |= {
+            "base_model_name_or_path": job.base,
+            "inference_mode": True,
+            "task_type": task_type(plan, backbone),
+        }
+        if plan.form == "classifier":
+            modules, head = classifier_state(adapter, backbone)
+            root = "base_model.model." if state.kind == "layers" else "base_model."
+            config["modules_to_save"] = sorted({*modules, *(config.get("modules_to_save") or ())})
+            tensors |= {root + name: tensor for name, tensor in head.items()}
+        elif plan.form == "features" and state.kind == "layers":
+            config["target_modules"] = whole_names(tensors, backbone.model)
+
+        def fill(partial: Path) -> None:
+            content = json.dumps(config, indent=2, sort_keys=True)
+            (partial / "adapter_config.json").write_text(content, encoding="utf-8")
+            contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+            save_file(contiguous, partial / "adapter_model.safetensors", metadata={"format": "pt"})
+            if plan.form != "language-model":
+                labelled(backbone.config, job.task).save_pretrained(partial)
+
+        loader = Loader.of(
+            job,
+            plan,
+            self,
+            base=job.base,
+            base_on_hub=hub_name(backbone.name) is not None,
+            injected=state.kind,
+            length=length,
+            token_types="token_type_ids" in job.sample[0],
+            encoder=plan.form == "features" and backbone.kind == "encoder-decoder",
+        )
+        return job.write(plan, loader, fill)
+
+    def stock_calls(self, loader: Loader, task: Task) -> list[str]:
+        point = []
+        if loader.base is not None and not loader.base_on_hub:
+            point = [f"Put the path of the folder {plain(loader.base)} in place of `base`; no hub has it."]
+        if loader.form == "language-model":
+            return point
+        sentences = [f"{REFUSED}: it holds an adapter, and no weights of the pretrained model."]
+        if loader.form == "classifier":
+            sentences.append(
+                "`AutoPeftModelForSequenceClassification` needs the arguments `num_labels` and `id2label` of the code "
+                "above: an adapter does not store them, and without them classes are called LABEL_0 and so on."
+            )
+        else:
+            sentences.append(
+                "`AutoPeftModelForSequenceClassification` refuses it: the head stands on pooled features, and not "
+                "where a stock classification class has its own. A classification class of the pretrained model below "
+                "this adapter would have a random head."
+            )
+        return sentences + point
+
+
+def _cut_to_sight(job: ExportJob, length: int) -> ExportJob:
+    """The job with texts cut to what a stock prefix stays in sight of, which is noted."""
+    room = room_in_sight(job.backbone, length, job.generation)
+    if room is None or room >= job.max_length:
+        return job
+    return replace(job, max_length=room, notes=(_cut_words(room, job.max_length, writes=job.generation is not None),))
 
 
 def room_in_sight(backbone: Backbone, length: int, generation: GenerationOptions | None) -> int | None:
@@ -141,68 +163,6 @@ def _cut_words(room: int, limit: int, *, writes: bool) -> str:
         "of this model's layers with sliding attention"
     )
     return sentence if writes else f"{sentence}; the format 'onnx' takes all {limit}"
-
-
-@torch.no_grad()
-def skills_state(adapter: PolyAdapter) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """PEFT's LORA or IA3 configuration and tensors of the skills of a single task, mixed into one of each."""
-    skills, method = adapter.skills, adapter.method
-    assert isinstance(skills, AbstractMatrixSkills)
-    updates = skills.updates(adapter.weights([0]), None)
-    config: dict[str, Any] = {
-        "peft_type": "IA3" if method.skills == "ia3" else "LORA",
-        "target_modules": sorted(updates),
-        "fan_in_fan_out": any(is_transposed(module) for module in skills.updating.modules.values()),
-    }
-    tensors: dict[str, torch.Tensor] = {}
-    for name, update in updates.items():
-        if isinstance(update, LowRank):
-            down, up = update.mix()
-            tensors[f"base_model.model.{name}.lora_A.weight"] = down[0].T
-            tensors[f"base_model.model.{name}.lora_B.weight"] = up[0].T
-        else:
-            tensors[f"base_model.model.{name}.ia3_l"] = update.mix().T
-    return config | ({"feedforward_modules": []} if method.skills == "ia3" else _lora_size(method)), tensors
-
-
-def _lora_size(method: Poly) -> dict[str, Any]:
-    return {"r": method.rank, "lora_alpha": method.alpha, "bias": "none"}
-
-
-def prefix_state(prefix: torch.Tensor) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """PEFT's PREFIX_TUNING configuration and tensors of a prefix (L, 2, H, P, d).
-
-    Row p of `prompt_embeddings` (P, 2·L·H·d) holds, layer by layer, the key and the value of position p.
-    """
-    layers, _, heads, length, width = prefix.shape
-    config = {
-        "peft_type": "PREFIX_TUNING",
-        "num_virtual_tokens": length,
-        "num_layers": layers,
-        "num_attention_heads": heads,
-        "num_transformer_submodules": 1,
-        "token_dim": heads * width,
-        "encoder_hidden_size": heads * width,
-        "prefix_projection": False,
-    }
-    return config, {"prompt_embeddings": prefix.permute(3, 0, 1, 2, 4).reshape(length, -1)}
-
-
-def prompt_state(prompt: torch.Tensor, backbone: Backbone) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """PEFT's PROMPT_TUNING configuration and tensors of a prompt (P, E).
-
-    One submodule: by default PEFT stores a second prompt for the decoder of an encoder-decoder, and never reads it.
-    """
-    config = {
-        "peft_type": "PROMPT_TUNING",
-        "prompt_tuning_init": "RANDOM",
-        "num_virtual_tokens": len(prompt),
-        "token_dim": prompt.shape[1],
-        "num_layers": backbone.num_layers,
-        "num_attention_heads": backbone.config.num_attention_heads,
-        "num_transformer_submodules": 1,
-    }
-    return config, {"prompt_embeddings": prompt}
 
 
 def whole_names(tensors: Mapping[str, torch.Tensor], model: nn.Module) -> str:

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from handful.backbone.load import Pooling
-from handful.export.plan import BODY, HEAD
+from handful.export.format import BODY, HEAD
 
 POOLING = "1_Pooling"
 _MODES = {"mean": "pooling_mode_mean_tokens", "last": "pooling_mode_lasttoken"}

@@ -28,7 +28,7 @@ from handful.backbone.packaged import cache_folder
 from handful.backbone.resize import Kept, cut
 from handful.data.task import Task
 from handful.errors import ConfigError
-from handful.export.plan import SHRINKING, adds_layer
+from handful.export.dense import adds_layer
 from handful.export.shrink import sample_inputs
 from handful.export.size import LENGTH, cpu_name, in_turns, pick_rows, threads
 from handful.methods.gates.fine_gates import FineGates
@@ -81,7 +81,7 @@ def with_budget(spec: RunSpec) -> FineGates | Prune:
     if isinstance(method, FineGates | Prune) and getattr(method, "mode", "coupled") == "coupled":
         return method
     raise ConfigError(
-        f"speedup: expected a method with a budget, {' (coupled) or '.join(SHRINKING)}, found {method.name!r}"
+        f"speedup: expected a method with a budget, fine-gates (coupled) or prune, found {method.name!r}"
         + (f" in mode {method.mode!r}" if isinstance(method, FineGates) else ""),
         "name one of them with --method, or leave --speedup out",
     )

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from handful.backbone.load import Backbone
     from handful.data.batching import Batch, EncodedRows
     from handful.data.task import Task
+    from handful.methods.exports import Exports, Product
 
 
 def setting(description: str, *, source: str = "ours", unit: str = "", **bounds: Any) -> FieldInfo:
@@ -88,6 +89,14 @@ class AbstractMethod(ABC):
         """Reasons why this method cannot work on this backbone and task; empty when it can."""
         del backbone, task
         return []
+
+    def exports(self, backbone: Backbone | str) -> Exports:
+        """What an export can be made of on a backbone or a family; see `handful.methods.exports`. By default nothing.
+
+        The adapter's `fold` makes what is named here.
+        """
+        del backbone
+        return {}
 
     @abstractmethod
     def attach(self, backbone: Backbone, task: Task, *, generator: torch.Generator) -> AbstractAdapter:
@@ -310,6 +319,8 @@ class AbstractAdapter(nn.Module, ABC):
             backbone.sharing.claim(self)
 
     backbone: Backbone
+    method: Any
+    """The method that made it, an `AbstractMethod`; a run sets it where the adapter itself does not."""
 
     probes_start: bool = False
     """Whether `warm_start` looks through the parameters that the run starts from."""
@@ -384,6 +395,13 @@ class AbstractAdapter(nn.Module, ABC):
     def diagnostics(self) -> dict[str, float]:
         """Numbers worth logging at every evaluation, such as the spread of the vertices."""
         return {}
+
+    def fold(self, product: Product) -> Any:
+        """The product, of the deterministic predictor; one of those that the method's `exports` names.
+
+        Raises: ConfigError where that cannot be.
+        """
+        raise ConfigError(f"this adapter has no {product} to export", "a method names what it has in `exports`")
 
     def report(self) -> dict[str, Any]:
         """What belongs into the record of a run besides its score, as plain JSON values."""

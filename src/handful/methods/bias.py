@@ -20,6 +20,7 @@ from handful.backbone.load import Backbone
 from handful.data.task import Task
 from handful.errors import ModelError
 from handful.methods.base import AbstractMethod, BorrowedParameters, Preset, setting
+from handful.methods.exports import Exports
 from handful.methods.full import feeding_parameters
 from handful.methods.head import HEAD_INIT, AbstractHeadedAdapter, HeadInit
 from handful.methods.search_space import EPOCHS, SearchSpace, around
@@ -51,6 +52,9 @@ class Bias(AbstractMethod):
         if any(_is_bias(name) for name, _ in backbone.model.named_parameters()):
             return []
         return [f"{backbone.family} has no biases to train; use 'lora' or 'prefix'"]
+
+    def exports(self, backbone: Backbone | str) -> Exports:
+        return {"merged weights": None}
 
     def attach(self, backbone: Backbone, task: Task, *, generator: torch.Generator) -> BiasAdapter:
         reasons = self.check(backbone, task)

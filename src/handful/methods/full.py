@@ -18,6 +18,7 @@ import torch
 from handful.backbone.load import Backbone
 from handful.data.task import Task
 from handful.methods.base import AbstractMethod, BorrowedParameters, Preset, setting
+from handful.methods.exports import Exports
 from handful.methods.head import HEAD_INIT, AbstractHeadedAdapter, HeadInit
 from handful.methods.search_space import EPOCHS, SearchSpace, around
 
@@ -64,6 +65,9 @@ class Full(AbstractMethod):
     }
 
     head_init: Annotated[HeadInit, setting(HEAD_INIT)] = "soft-probe"
+
+    def exports(self, backbone: Backbone | str) -> Exports:
+        return {"merged weights": None}
 
     def attach(self, backbone: Backbone, task: Task, *, generator: torch.Generator) -> FullAdapter:
         return FullAdapter(backbone, task, self, generator=generator)

@@ -21,6 +21,7 @@ from handful.backbone.load import Backbone
 from handful.data.batching import Batch, EncodedRows, plan_batches
 from handful.data.task import Task
 from handful.methods.base import AbstractAdapter, AbstractMethod, BorrowedParameters, Preset, setting
+from handful.methods.exports import Exports, Product
 from handful.methods.simplex import Geometry, draw_weights, midpoint_weights
 from handful.objectives.base import Objective
 
@@ -228,6 +229,9 @@ class AbstractHeadedAdapter(AbstractAdapter):
         """
         return self.backbone.model
 
+    def fold(self, product: Product) -> Any:
+        return self.merged_model() if product in ("merged weights", "smaller model") else super().fold(product)
+
     def calibrate(self, temperature: float) -> None:
         if self.objective.calibrates:
             self.head.scale.fill_(1 / temperature)
@@ -275,14 +279,18 @@ class Head(AbstractMethod):
         HeadInit, setting("start from the logistic-regression probe, or from N(0, 0.02²) and train by gradient")
     ] = "probe"
 
+    def exports(self, backbone: Backbone | str) -> Exports:
+        return {"merged weights": None}
+
     def attach(self, backbone: Backbone, task: Task, *, generator: torch.Generator) -> HeadAdapter:
-        return HeadAdapter(backbone, task, generator=generator, head_init=self.head_init)
+        return HeadAdapter(backbone, task, self, generator=generator)
 
 
 @final
 class HeadAdapter(AbstractHeadedAdapter):
     """Scores from a linear head on frozen features."""
 
-    def __init__(self, backbone: Backbone, task: Task, *, generator: torch.Generator, head_init: HeadInit):
-        super().__init__(backbone, task, generator=generator, head_init=head_init)
+    def __init__(self, backbone: Backbone, task: Task, method: Head, *, generator: torch.Generator):
+        super().__init__(backbone, task, generator=generator, head_init=method.head_init)
+        self.method = method
         self.lowest_layer = backbone.num_layers  # the pooler, where it is trained, stands above all layers

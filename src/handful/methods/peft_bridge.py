@@ -29,6 +29,7 @@ from handful.data.batching import Batch, EncodedRows
 from handful.data.task import Task
 from handful.errors import ConfigError, nearest
 from handful.methods.base import AbstractMethod, BorrowedParameters, Preset, setting
+from handful.methods.exports import Exports, PeftState, Product
 from handful.methods.head import HEAD_INIT, AbstractHeadedAdapter, HeadInit
 from handful.methods.prompt import check_prompt
 from handful.methods.search_space import EPOCHS, OneOf, SearchSpace, around
@@ -175,6 +176,11 @@ class PeftAdapter(AbstractHeadedAdapter):
         tensors = import_peft().get_peft_model_state_dict(self.peft_model, save_embedding_layers=False)
         return config, {name: tensor.detach() for name, tensor in tensors.items()}
 
+    def fold(self, product: Product) -> Any:
+        if product == "peft state":
+            return PeftState("prompt" if self.prompt_length else "layers", *self.peft_state())
+        return super().fold(product)
+
     def merged_model(self) -> nn.Module:
         """A copy of the model with PEFT's layers folded into its weights. Raises: ConfigError where PEFT cannot."""
         if self.prompt_length:
@@ -282,6 +288,9 @@ class LoRA(AbstractMethod):
             backbone, import_peft().utils.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(backbone.family)
         )
 
+    def exports(self, backbone: Backbone | str) -> Exports:
+        return {"peft state": None, "merged weights": None}
+
     def attach(self, backbone: Backbone, task: Task, *, generator: torch.Generator) -> PeftAdapter:
         targets, reason = self._targets(backbone)
         config = {
@@ -338,6 +347,9 @@ class IA3(AbstractMethod):
             utils.TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING.get(backbone.family, ()),
         )
 
+    def exports(self, backbone: Backbone | str) -> Exports:
+        return {"peft state": None, "merged weights": None}
+
     def attach(self, backbone: Backbone, task: Task, *, generator: torch.Generator) -> PeftAdapter:
         targets, feedforward, reason = self._targets(backbone)
         config = {
@@ -377,6 +389,9 @@ class PromptTuning(AbstractMethod):
     def check(self, backbone: Backbone, task: Task) -> list[str]:
         import_peft()
         return check_prompt(backbone)
+
+    def exports(self, backbone: Backbone | str) -> Exports:
+        return {"peft state": None}
 
     def attach(self, backbone: Backbone, task: Task, *, generator: torch.Generator) -> PeftAdapter:
         config = {
@@ -426,6 +441,10 @@ class Peft(AbstractMethod):
         if targets is None and table is not None and backbone.family not in table:
             return [f"config.target_modules: PEFT has no choice for {backbone.family}; {name_targets(backbone)}"]
         return check_targets(backbone, tuple(targets), "config.target_modules") if isinstance(targets, list) else []
+
+    def exports(self, backbone: Backbone | str) -> Exports:
+        is_prompt = build_config(self._config()).is_prompt_learning
+        return {"peft state": None} if is_prompt else {"peft state": None, "merged weights": None}
 
     def attach(self, backbone: Backbone, task: Task, *, generator: torch.Generator) -> PeftAdapter:
         return PeftAdapter(backbone, task, self, self._config(), generator=generator)

@@ -23,6 +23,7 @@ from handful.data.batching import EncodedRows
 from handful.data.task import Task
 from handful.errors import ConfigError
 from handful.methods.base import AbstractMethod, Preset, setting
+from handful.methods.exports import Exports, KeyValues, Product, prefix_state
 from handful.methods.head import HEAD_INIT, AbstractHeadedAdapter, HeadInit
 from handful.methods.prompt import LEAST_ROOM
 from handful.methods.search_space import EPOCHS, OneOf, SearchSpace, around
@@ -132,6 +133,52 @@ def check_prefix(backbone: Backbone, layers: tuple[int, int] | None, positions: 
     return reasons
 
 
+def prefix_exports(
+    backbone: Backbone | str, length: int, positions: Positions = "auto", layers: tuple[int, int] | None = None
+) -> Exports:
+    """What a prefix can be exported as: keys and values everywhere, and for stock PEFT where that computes the same."""
+    family, num_layers = (backbone, None) if isinstance(backbone, str) else (backbone.family, backbone.num_layers)
+    obstacle = None
+    if family not in STOCK_PREFIX_FAMILIES:
+        known = ", ".join(sorted(STOCK_PREFIX_FAMILIES))
+        obstacle = f"stock PEFT has no working prefix for {family}; it has for {known}"
+    elif positions == "kept":
+        obstacle = (
+            "stock PEFT moves the texts' positions by the prefix's length; train with positions 'auto' or 'shifted'"
+        )
+    elif layers is not None and layers != (0, num_layers):
+        obstacle = "stock PEFT puts a prefix on every layer; train without a range of layers"
+    elif not isinstance(backbone, str):
+        obstacle = _window_obstacle(backbone, length)
+    return {"prefix": None, "peft state": obstacle}
+
+
+def longest_in_sight(backbone: Backbone, length: int) -> int | None:
+    """Most tokens of a text behind a stock prefix of P = `length` vectors: None where there is no limit.
+
+    It stands in the cache like earlier tokens, and so slides out of sight of longer texts in layers with sliding
+    attention; ours, also in an ONNX file, stays. A prompt is part of the text, and slides with us as in stock PEFT.
+    """
+    window = getattr(backbone.config, "sliding_window", None)
+    layers = getattr(backbone.config, "layer_types", None) or ("sliding_attention",)
+    return window - length if window and "sliding_attention" in layers else None
+
+
+def _window_obstacle(backbone: Backbone, length: int) -> str | None:
+    room = longest_in_sight(backbone, length)
+    if room is None or room >= LEAST_ROOM:
+        return None
+    return (
+        f"a stock prefix of {length} vectors leaves {max(room, 0)} tokens of a text in its sight, expected at least "
+        f"{LEAST_ROOM}, in layers that attend to the last {room + length} alone; train with a shorter prefix"
+    )
+
+
+def fold_prefix(keys_values: KeyValues, product: Product) -> Any:
+    """A prefix as what `prefix_exports` names."""
+    return keys_values if product == "prefix" else prefix_state(keys_values.keys_values)
+
+
 def shifts_positions(backbone: Backbone, positions: Positions) -> bool:
     """Whether real tokens move to positions P…P+S−1; "auto" does where stock PEFT can load the export."""
     return positions == "shifted" or (positions == "auto" and backbone.family in STOCK_PREFIX_FAMILIES)
@@ -203,6 +250,9 @@ class Prefix(AbstractMethod):
     def check(self, backbone: Backbone, task: Task) -> list[str]:
         return check_prefix(backbone, self.layers, self.positions, self.prefix_length)
 
+    def exports(self, backbone: Backbone | str) -> Exports:
+        return prefix_exports(backbone, self.prefix_length, self.positions, self.layers)
+
     def attach(self, backbone: Backbone, task: Task, *, generator: torch.Generator) -> PrefixAdapter:
         return PrefixAdapter(backbone, task, self, generator=generator)
 
@@ -250,6 +300,9 @@ class AbstractPrefixAdapter(AbstractHeadedAdapter):
     @abstractmethod
     def folded_prefix(self) -> torch.Tensor:
         """The prefix (L, 2, H, P, d) of the deterministic predictor."""
+
+    def fold(self, product: Product) -> Any:
+        return fold_prefix(KeyValues(self.folded_prefix(), self.sites, self.shift), product)
 
     def detach(self) -> None:
         super().detach()

@@ -23,6 +23,7 @@ from handful.data.batching import Batch, EncodedRows
 from handful.data.task import Task
 from handful.errors import ConfigError
 from handful.methods.base import AbstractMethod, Preset, setting
+from handful.methods.exports import Exports
 from handful.methods.head import HEAD_INIT, HeadInit
 from handful.methods.prefix import (
     AbstractPrefixAdapter,
@@ -32,6 +33,7 @@ from handful.methods.prefix import (
     check_prefix,
     check_start,
     inject,
+    prefix_exports,
 )
 from handful.methods.search_space import EPOCHS, OneOf, SearchSpace, around
 from handful.methods.simplex import (
@@ -115,6 +117,9 @@ class PrefixSubspace(AbstractMethod):
 
     def check(self, backbone: Backbone, task: Task) -> list[str]:
         return check_prefix(backbone, self.layers, self.positions, self.prefix_length)
+
+    def exports(self, backbone: Backbone | str) -> Exports:
+        return prefix_exports(backbone, self.prefix_length, self.positions, self.layers)
 
     def attach(self, backbone: Backbone, task: Task, *, generator: torch.Generator) -> PrefixSubspaceAdapter:
         return PrefixSubspaceAdapter(backbone, task, self, generator=generator)

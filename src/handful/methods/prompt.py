@@ -26,6 +26,7 @@ from handful.data.batching import Batch
 from handful.data.task import Task
 from handful.errors import ConfigError, ModelError, RunError
 from handful.methods.base import AbstractMethod, ParameterGroup, Preset, setting
+from handful.methods.exports import Exports, Product, prompt_state
 from handful.methods.head import HEAD_INIT, AbstractHeadedAdapter, HeadInit
 from handful.methods.search_space import EPOCHS, OneOf, SearchSpace, around
 from handful.methods.simplex import draw_weights, midpoint_weights, mix, spread
@@ -115,6 +116,9 @@ class Prompt(AbstractMethod):
     def check(self, backbone: Backbone, task: Task) -> list[str]:
         del task
         return check_prompt(backbone, self.prompt_length)
+
+    def exports(self, backbone: Backbone | str) -> Exports:
+        return {"peft state": None}
 
     def attach(self, backbone: Backbone, task: Task, *, generator: torch.Generator) -> PromptAdapter:
         return PromptAdapter(backbone, task, self, None, generator=generator)
@@ -260,6 +264,9 @@ class PromptAdapter(AbstractHeadedAdapter):
         return found | {
             name: value for name, value in zip(names, carried[form.carry], strict=True) if value is not None
         }
+
+    def fold(self, product: Product) -> Any:
+        return prompt_state(self.folded_prompt(), self.backbone) if product == "peft state" else super().fold(product)
 
     @torch.no_grad()
     def folded_prompt(self) -> torch.Tensor:

@@ -21,6 +21,7 @@ from handful.backbone.load import Backbone
 from handful.data.task import Task
 from handful.errors import ConfigError
 from handful.methods.base import AbstractMethod, Preset, setting
+from handful.methods.exports import Exports
 from handful.methods.head import HEAD_INIT, HeadInit
 from handful.methods.prompt import (
     PROMPT_INIT,
@@ -93,6 +94,12 @@ class ScaledPrompt(AbstractMethod):
     def check(self, backbone: Backbone, task: Task) -> list[str]:
         del task
         return check_prompt(backbone, self.prompt_length)
+
+    def exports(self, backbone: Backbone | str) -> Exports:
+        if self.scale_target == "prompt":
+            return {"peft state": None}
+        words = "it scales the words' embeddings too, which no prompt does; train with scale_target 'prompt'"
+        return {"peft state": words, "merged weights": words}
 
     def attach(self, backbone: Backbone, task: Task, *, generator: torch.Generator) -> PromptAdapter:
         form = ScaleForm(self.scale_shape, self.scale_target, self.scale_init_std, self.scale_rate, self.carry)

@@ -32,6 +32,7 @@ from handful.data.batching import EncodedRows
 from handful.data.task import Task
 from handful.errors import ConfigError
 from handful.methods.base import AbstractMethod, BorrowedParameters, Preset, setting
+from handful.methods.exports import Exports
 from handful.methods.full import feeding_parameters
 from handful.methods.head import AbstractHeadedAdapter
 from handful.methods.search_space import Interval, SearchSpace
@@ -85,6 +86,9 @@ class SetFit(AbstractMethod):
     def check(self, backbone: Backbone, task: Task) -> list[str]:
         missing = [] if find_spec("setfit") else [f"SetFit is not installed: {INSTALL}"]
         return missing + (["SetFit is for classes, not for numbers"] if not task.objective.has_classes else [])
+
+    def exports(self, backbone: Backbone | str) -> Exports:
+        return {"merged weights": None}
 
     def attach(self, backbone: Backbone, task: Task, *, generator: torch.Generator) -> SetFitAdapter:
         return SetFitAdapter(backbone, task, self, generator=generator)

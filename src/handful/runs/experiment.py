@@ -158,9 +158,16 @@ def attach(task: Task, spec: RunSpec, backbone: Backbone) -> AbstractAdapter:
     """A fresh adapter. Raises: ConfigError as `check_method` does."""
     check_method(task, spec, backbone)
     with backbone.sharing.alone():
-        adapter = spec.method.attach(backbone, task, generator=stream(spec.options.seed, "init"))
+        adapter = _attached(task, spec, backbone)
         elsewhere = any(tensor.device != backbone.device for tensor in (*adapter.parameters(), *adapter.buffers()))
         return adapter.to(backbone.device) if elsewhere else adapter  # a skeleton's tensors cannot be moved
+
+
+def _attached(task: Task, spec: RunSpec, backbone: Backbone) -> AbstractAdapter:
+    adapter = spec.method.attach(backbone, task, generator=stream(spec.options.seed, "init"))
+    if not hasattr(adapter, "method"):
+        adapter.method = spec.method
+    return adapter
 
 
 def train(
@@ -459,7 +466,7 @@ def open_trained(saved: Run, *, backbone: Backbone | None = None, device: str = 
     check_backbone(saved, backbone)
     task = recorded_task(task_record)
     with backbone.sharing.alone():
-        adapter = method.attach(backbone, task, generator=stream(spec.options.seed, "init")).to(backbone.device)
+        adapter = _attached(task, spec, backbone).to(backbone.device)
     expected = {name: tuple(tensor.shape) for name, tensor in adapter.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     if expected != found:

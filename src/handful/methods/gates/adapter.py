@@ -12,13 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from handful.backbone.blocks import find_blocks, inputs, matrix, outputs
+from handful.backbone.blocks import FAMILIES, find_blocks, inputs, matrix, obstacles, outputs
 from handful.backbone.closed import Layout, choose_kept, find_open
 from handful.backbone.gating import Gates, Gating, fold, remove_gating
 from handful.backbone.load import Backbone
 from handful.data.batching import Batch, EncodedRows
 from handful.data.task import Task
 from handful.methods.base import BorrowedParameters, ParameterGroup
+from handful.methods.exports import Exports
 from handful.methods.head import AbstractHeadedAdapter, HeadInit
 from handful.methods.simplex import draw_weights, midpoint_weights
 
@@ -230,6 +231,14 @@ class AbstractGatedAdapter(AbstractHeadedAdapter):
         self.gating.remove()
         self.biases.restore()
         super().detach()
+
+
+def gated_exports(backbone: Backbone | str) -> Exports:
+    """What gates can be exported as: a smaller model, of the families whose blocks are known."""
+    if not isinstance(backbone, str):
+        return {"smaller model": next(iter(obstacles(backbone.config)), None)}
+    known = f"no exact export of a gated {backbone} is known; there is for {', '.join(sorted(FAMILIES))}"
+    return {"smaller model": None if backbone in FAMILIES else known}
 
 
 def matching_obstacles(backbone: Backbone, match_features: float) -> list[str]:

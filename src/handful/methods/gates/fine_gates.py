@@ -27,7 +27,8 @@ from handful.backbone.load import Backbone
 from handful.data.task import Task
 from handful.errors import ConfigError, ModelError
 from handful.methods.base import AbstractMethod, Preset, setting
-from handful.methods.gates.adapter import matching_obstacles
+from handful.methods.exports import Exports
+from handful.methods.gates.adapter import gated_exports, matching_obstacles
 from handful.methods.gates.distribution import Squash
 from handful.methods.gates.importance import Importance
 from handful.methods.gates.published import MatrixGatesAdapter
@@ -214,6 +215,9 @@ class FineGates(AbstractMethod):
         except (ConfigError, ModelError) as error:
             return [error.message + (f" ({error.hint})" if error.hint else "")]
         return matching_obstacles(backbone, self.match_features)
+
+    def exports(self, backbone: Backbone | str) -> Exports:
+        return gated_exports(backbone)
 
     def attach(
         self, backbone: Backbone, task: Task, *, generator: torch.Generator

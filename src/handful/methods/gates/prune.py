@@ -21,7 +21,8 @@ from handful.backbone.load import Backbone
 from handful.data.task import Task
 from handful.errors import ConfigError, ModelError
 from handful.methods.base import AbstractMethod, Preset, setting
-from handful.methods.gates.adapter import matching_obstacles
+from handful.methods.exports import Exports
+from handful.methods.gates.adapter import gated_exports, matching_obstacles
 from handful.methods.gates.importance import Importance
 from handful.methods.gates.structured import MULTIPLE, GroupGatesAdapter, Groups, plan_budget
 from handful.methods.head import HEAD_INIT, HeadInit
@@ -81,6 +82,9 @@ class Prune(AbstractMethod):
         if not (has_head or (self.train_biases and has_biases) or self.lora_rank):
             return ["nothing would be left to train: no head, no biases and no LoRA; give a method.lora_rank"]
         return []
+
+    def exports(self, backbone: Backbone | str) -> Exports:
+        return gated_exports(backbone)
 
     def attach(self, backbone: Backbone, task: Task, *, generator: torch.Generator) -> GroupGatesAdapter:
         if reasons := self.check(backbone, task):

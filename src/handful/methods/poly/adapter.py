@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any, final
 import torch
 from torch import nn
 
+from handful.backbone.blocks import is_transposed
 from handful.backbone.gating import remove_gating
 from handful.backbone.load import Backbone
-from handful.backbone.low_rank import fold_updates
+from handful.backbone.low_rank import LowRank, fold_updates
 from handful.data.batching import Batch, EncodedRows
 from handful.data.task import Task
 from handful.errors import ConfigError, DataError
 from handful.methods.base import ParameterGroup
+from handful.methods.exports import KeyValues, PeftState, Product
 from handful.methods.head import AbstractHeadedAdapter, frozen_features
 from handful.methods.label_text import LabelTextHead, has_texts, label_embeddings
 from handful.methods.poly.alignment import first_batches, task_alignment
@@ -36,7 +38,7 @@ from handful.methods.poly.skills import (
     PrefixSkills,
     RescalingSkills,
 )
-from handful.methods.prefix import shifts_positions
+from handful.methods.prefix import fold_prefix, shifts_positions
 from handful.methods.targets import lowest_layer
 
 if TYPE_CHECKING:
@@ -48,6 +50,8 @@ class PolyAdapter(AbstractHeadedAdapter):
     """scores = head(features(x; Σ w_t skills)), for the tasks of a task of tasks or for a single one."""
 
     probes_start = True
+
+    method: Poly
 
     def __init__(self, backbone: Backbone, task: Task, method: Poly, *, generator: torch.Generator):
         super().__init__(backbone, task, generator=generator, head_init=method.head_init)
@@ -327,6 +331,34 @@ class PolyAdapter(AbstractHeadedAdapter):
             state |= {"head.weight": weight[None], "head.bias": bias[None]}
             state |= {"head.offset": self.head.offset, "head.scale": self.head.scale}
         return {key: tensor.detach().clone() for key, tensor in state.items()}
+
+    @torch.no_grad()
+    def fold(self, product: Product) -> Any:
+        if isinstance(self.skills, PrefixSkills):
+            mixed = self.skills.mixed(self.weights([0]))[:, 0].detach()
+            return fold_prefix(KeyValues(mixed, self.skills.sites, self.skills.shift), product)
+        return self._peft_state() if product == "peft state" else super().fold(product)
+
+    def _peft_state(self) -> PeftState:
+        """PEFT's LORA or IA3 of the skills of a single task, mixed into one of each."""
+        skills, method = self.skills, self.method
+        assert isinstance(skills, AbstractMatrixSkills)
+        updates = skills.updates(self.weights([0]), None)
+        config: dict[str, Any] = {
+            "peft_type": "IA3" if method.skills == "ia3" else "LORA",
+            "target_modules": sorted(updates),
+            "fan_in_fan_out": any(is_transposed(module) for module in skills.updating.modules.values()),
+        }
+        tensors: dict[str, torch.Tensor] = {}
+        for name, update in updates.items():
+            if isinstance(update, LowRank):
+                down, up = update.mix()
+                tensors[f"base_model.model.{name}.lora_A.weight"] = down[0].T
+                tensors[f"base_model.model.{name}.lora_B.weight"] = up[0].T
+            else:
+                tensors[f"base_model.model.{name}.ia3_l"] = update.mix().T
+        size = {"r": method.rank, "lora_alpha": method.alpha, "bias": "none"}
+        return PeftState("layers", config | ({"feedforward_modules": []} if method.skills == "ia3" else size), tensors)
 
     @torch.no_grad()
     def merged_model(self) -> nn.Module:

@@ -27,11 +27,12 @@ from handful.data.mixture import Mixing
 from handful.data.task import Task
 from handful.errors import ConfigError
 from handful.methods.base import AbstractMethod, Preset, setting
+from handful.methods.exports import Exports
 from handful.methods.head import HEAD_INIT, HeadInit
 from handful.methods.poly.adapter import PolyAdapter
 from handful.methods.poly.routing import Gate, Sharing
 from handful.methods.poly.skills import SkillKind, chosen_matrices
-from handful.methods.prefix import check_prefix
+from handful.methods.prefix import check_prefix, prefix_exports
 from handful.methods.search_space import EPOCHS, OneOf, SearchSpace, around
 from handful.methods.targets import Targets, check_targets
 
@@ -220,6 +221,11 @@ class Poly(AbstractMethod):
     def matrices(self, backbone: Backbone) -> list[str]:
         """Names of the layers that get skills."""
         return chosen_matrices(backbone, self.target_modules)
+
+    def exports(self, backbone: Backbone | str) -> Exports:
+        if self.skills == "prefix":
+            return prefix_exports(backbone, self.prefix_length)
+        return {"peft state": None, "merged weights": None}
 
     def attach(self, backbone: Backbone, task: Task, *, generator: torch.Generator) -> PolyAdapter:
         return PolyAdapter(backbone, task, self, generator=generator)
