@@ -45,7 +45,7 @@ def line(run: Path) -> dict[str, Any]:
         "score": round(scores["accuracy"]["mean"], 4), "nll": round(scores["nll"]["mean"], 4),
     }  # fmt: skip
     found |= {name: round(adapter[name], 4) for name in ("removed", "closed", "soft") if name in adapter}
-    if spec["method"].get("mode") == "faithful":
+    if spec["method"]["name"] == "fine-gates" and spec["method"].get("mode") != "coupled":
         found |= {"left_out_dense": round(adapter["removable"], 3)}
         found |= {"left_out_compact": round(adapter["removable_compact"], 3)}
     return found | {"epochs": spec["training"]["epochs"], "seconds": round(record["fit"]["seconds"], 3)}

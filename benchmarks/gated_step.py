@@ -29,9 +29,9 @@ PEER = "bias-only"
 HEAD: dict[str, Any] = {"head_init": "normal"}
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     PEER: ("bias", {}),
-    "published gates": ("fine-gates", {"mode": "faithful", "train_biases": False}),
-    "published gates and biases": ("fine-gates", {"mode": "faithful"}),
-    "coupled gates and biases": ("fine-gates", {}),
+    "published gates": ("fine-gates", {"penalty_start": 0.0, "train_biases": False}),
+    "published gates and biases": ("fine-gates", {"penalty_start": 0.0}),
+    "learned gates and biases": ("prune", {"importance": "learned"}),
 }
 
 
@@ -53,7 +53,7 @@ def main() -> None:
         adapter.begin_training(STEPS, rows.encoded)
         adapter.warm_start(rows.encoded, stream(0, "start"))
         steps[label] = partial(cpu_seconds, gated_step(adapter.train(), rows))
-    for label in ("frozen model", "published gates", "coupled gates and biases"):
+    for label in ("frozen model", "published gates", "learned gates and biases"):
         forwards[label] = partial(cpu_seconds, forward(label, rows))
     lines = []
     for table, peer, actions in (("step", PEER, steps), ("forward", "frozen model", forwards)):

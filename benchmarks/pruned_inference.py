@@ -34,7 +34,7 @@ from transformers import AutoModel, RobertaConfig
 from handful.backbone.blocks import Blocks, find_blocks, inputs, matrix, outputs
 from handful.backbone.load import load_backbone
 from handful.export.shrink import Shrunk, shrink
-from handful.methods.gates.structured import Budget
+from handful.methods.gates.budget import Budget
 from handful.randomness import stream
 
 SHAPES = ((8, 128), (1, 16), (1, 128))

@@ -81,7 +81,7 @@ def test_one_backbone_serves_one_model_after_another(task, tiny_folder):
 def test_a_speed_can_be_asked_for_instead_of_a_budget(task, tiny_folder, tmp_path, monkeypatch):
     monkeypatch.setenv("HANDFUL_CACHE", str(tmp_path))
     monkeypatch.setattr("handful.export.speedup.in_turns", lambda *arguments: [(1.0, 0.5)])
-    model = handful.fit(task, method="fine-gates", model=str(tiny_folder), settings=QUICK, shots=16, speedup=1.1)
+    model = handful.fit(task, method="prune", model=str(tiny_folder), settings=QUICK, shots=16, speedup=1.1)
     choice = model.spec.choices[0]
     assert choice.name == "method.target_sparsity" and choice.reason.startswith("measured: 1.1 times as fast")
     assert model.spec.method.target_sparsity == choice.value
@@ -137,7 +137,9 @@ def test_export_by_name(fitted, tmp_path):
 def test_export_without_a_name_takes_what_suits_the_method(task, tiny_folder, tmp_path):
     """PEFT could not load the gates of a smaller model."""
     budget = {"target_sparsity": 0.4, "multiple": 4}
-    gated = handful.fit(task, model=str(tiny_folder), method="fine-gates", settings=QUICK | budget)
+    gated = handful.fit(
+        task, model=str(tiny_folder), method="prune", settings=QUICK | budget | {"importance": "learned"}
+    )
     report = gated.export(tmp_path / "out")
     assert report.size is not None
     assert report.size.parts.removed > 0.2

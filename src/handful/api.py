@@ -291,7 +291,7 @@ def fit(
     training rows within `budget` seconds; `spec.choices` says why. `start` is a run to start from, or a prompt that
     PEFT has saved, whose method and model are taken where none is named; an inventory of many tasks also decides the
     sizes, and `adapt` what is trained of it: its average skill (mu), only a routing (z), or both (full).
-    `speedup` is how many times as fast the export is to be, by "fine-gates" or "prune", instead of a budget of
+    `speedup` is how many times as fast the export is to be, by "prune", instead of a budget of
     parameters: it is measured on this machine, once, and `spec.choices` says what follows from it.
     `device` is auto (a CUDA device, else Apple's mps, else the CPU), cpu, cuda, cuda:N or mps; a `backbone` that is
     given stays where it is.

@@ -337,7 +337,7 @@ def test_exports_that_cannot_be(command, finished, tmp_path, options, message):
 
 @pytest.mark.slow
 def test_what_gates_close_is_gone_from_the_export(command, table, quick, tmp_path):
-    gated = (table(), *quick, "--method", "fine-gates")
+    gated = (table(), *quick, "--method", "prune", "--set", "importance=learned")
     exports = command("check", *gated, "--json").json["export"]
     assert {name: plan["possible"] for name, plan in exports.items()} == {
         "peft": False, "dense": True, "sentence-transformers": True, "compact": True, "onnx": True,

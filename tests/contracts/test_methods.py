@@ -78,7 +78,7 @@ def test_prefix_subspaces_of_every_shape_keep_the_contract(options):
     ids=lambda options: "-".join(options) or "plain",
 )
 def test_published_gates_of_every_kind_keep_the_contract(options, family):
-    check("fine-gates", family, mode="faithful", **options)
+    check("fine-gates", family, **options)
 
 
 @pytest.mark.parametrize("name", ["head", "prefix-subspace", "full", "lora"])

@@ -73,10 +73,10 @@ CASES = [
     (Full(), "t5", "dense"),
     (Full(), "gpt2", "dense"),
     (Bias(), "bart", "dense"),
-    (FineGates(target_sparsity=0.45), "llama", "dense"),
-    (FineGates(lora_rank=2), "t5", "dense"),
-    (FineGates(), "gpt2", "dense"),
-    *((FineGates(mode="faithful", init_mean=0.3), family, "dense") for family in ("llama", "t5", "gpt2")),
+    (Prune(importance="learned", target_sparsity=0.45), "llama", "dense"),
+    (Prune(importance="learned", lora_rank=2), "t5", "dense"),
+    (Prune(importance="learned"), "gpt2", "dense"),
+    *((FineGates(init_mean=0.3), family, "dense") for family in ("llama", "t5", "gpt2")),
     (Prune(target_sparsity=0.45, lora_rank=2), "llama", "dense"),
     (Prune(lora_rank=2), "t5", "dense"),
     (Prune(), "gpt2", "dense"),
@@ -84,7 +84,7 @@ CASES = [
 
 
 def identity(part):
-    return "faithful-gates" if getattr(part, "mode", None) == "faithful" else getattr(part, "name", part)
+    return "learned" if getattr(part, "importance", None) == "learned" else getattr(part, "name", part)
 
 
 @pytest.mark.parametrize(("method", "family", "form"), CASES, ids=identity)
@@ -228,7 +228,7 @@ def test_texts_of_another_search_are_judged_by_those_without_beams(stored, in_pr
         (Prompt(), "dense", "use the format 'peft'"),
         (Prefix(), "peft", "stock PEFT has no working prefix for t5"),
         (Full(), "onnx", "a model that writes texts is exported as peft or dense"),
-        (FineGates(), "compact", "a model that writes texts is exported as dense"),
+        (Prune(), "compact", "a model that writes texts is exported as dense"),
     ],
 )
 def test_what_cannot_be_exported_is_said_before_training(method, form, words):

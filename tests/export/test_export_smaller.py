@@ -33,7 +33,7 @@ def closed(backbone, task, share=0.4):
 
     Units are closed by a row, by a column or by both.
     """
-    method = FineGates(mode="faithful", init_mean=0.3)
+    method = FineGates(init_mean=0.3)
     adapter = method.attach(backbone, task, generator=torch.Generator().manual_seed(0)).eval()
     generator = torch.Generator().manual_seed(1)
     for name, parameter in adapter.named_parameters():
@@ -201,7 +201,7 @@ def test_nothing_is_saved_when_the_file_gives_other_scores(stored, in_process, m
 
 
 @pytest.mark.parametrize(
-    "method", [FineGates(), FineGates(mode="faithful"), Prune()], ids=["coupled", "faithful", "prune"]
+    "method", [Prune(importance="learned"), FineGates(), Prune()], ids=["learned", "published", "prune"]
 )
 def test_what_can_become_of_a_smaller_model_is_known_before_training(method):
     for format in FORMATS:

@@ -10,7 +10,7 @@ from handful.evaluation.evaluate import encode_for
 from handful.export import speedup
 from handful.export.shrink import shrink
 from handful.export.speedup import SpeedCurve, measure_curve, with_speedup
-from handful.methods.gates.structured import plan_budget
+from handful.methods.gates.budget import plan_budget
 from handful.runs.spec import resolve
 from handful.testing import toy_task
 
@@ -37,7 +37,7 @@ def timed(monkeypatch):
     return seen
 
 
-def spec(method="fine-gates", **overrides):
+def spec(method="prune", **overrides):
     return resolve(method, overrides=overrides)
 
 
@@ -96,9 +96,9 @@ def test_the_least_budget_is_chosen_of_which_an_export_leaves_out_enough(family,
         assert speedup._removed(less) < 1 - 1 / value
 
 
-@pytest.mark.parametrize("method", ["fine-gates", "prune"])
-def test_what_is_chosen_is_said(method, timed):
-    given, messages = spec(method), []
+@pytest.mark.parametrize("importance", ["learned", "wanda"])
+def test_what_is_chosen_is_said(importance, timed):
+    given, messages = spec(importance=importance), []
     found = asked(tiny_backbone("bert"), 1.25, given, on_message=messages.append)
     choice = found.choices[0]
     assert (choice.name, choice.value) == ("method.target_sparsity", found.method.target_sparsity)
@@ -146,8 +146,8 @@ def test_time_is_taken_as_falling_evenly_with_what_is_removed():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (spec("bias"), "expected a method with a budget, fine-gates .* found 'bias'"),
-        (spec(mode="faithful"), "found 'fine-gates' in mode 'faithful'"),
+        (spec("bias"), "expected a method with a budget, 'prune', found 'bias'"),
+        (spec("fine-gates"), "expected a method with a budget, 'prune', found 'fine-gates'"),
         (spec("prune", multiple=100), "expected at most half of the 128 units"),
     ],
 )

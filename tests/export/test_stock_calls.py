@@ -49,7 +49,7 @@ HOLDS = [  # the stock class holds the head
     Case("llama", "last", LoRA(), "dense"),
     Case("bert", "mean", Head(), "dense"),
     Case("bert", "mean", LoRA(), "dense", NUMBER),
-    Case("bert", "mean", FineGates(mode="faithful"), "dense"),
+    Case("bert", "mean", FineGates(), "dense"),
     Case("bert", "family", LoRA(), "dense"),
     Case("mpnet", "family", Head(), "dense", NUMBER),
 ]
@@ -60,8 +60,8 @@ APART = [
     Case("llama", "last", Head(), "sentence-transformers", NUMBER),
 ]
 OURS = [
-    Case("bert", "mean", FineGates(mode="faithful"), "compact"),
-    Case("bert", "family", FineGates(mode="faithful"), "compact"),
+    Case("bert", "mean", FineGates(), "compact"),
+    Case("bert", "family", FineGates(), "compact"),
     Case("bert", "mean", Head(), "onnx"),
 ]
 ADAPTERS = [

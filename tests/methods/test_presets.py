@@ -46,25 +46,26 @@ SAID: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
             "training.validation": "deterministic", "training.validation_draws": 10,
         },
     },
-    ("fine-gates", "published"): {
-        "Preset `published` is ours: the same gates with our head and a rate of 3e-2": {
-            "method.mode": "faithful", "method.head_init": "soft-probe", "training.learning_rate": 3e-2,
+    ("fine-gates", "default"): {
+        "the same gates with our head, a constant rate of 3e-2, and `penalty_start` = 0.5": {
+            "method.head_init": "soft-probe", "training.learning_rate": 3e-2, "training.schedule": "constant",
+            "method.penalty_start": 0.5,
         },
         "so that s = 0.4 is met": {"method.target_sparsity": 0.4},
         "u = ½ + tanh(m)": {"method.squash": "tanh"},
         "σ_r = 0.5 against σ_n = 0.1": {"method.penalty_std": 0.5, "method.noise_std": 0.1},
     },
     ("fine-gates", "repo"): {
-        '`mode="faithful"`': {"method.mode": "faithful"},
         "u = ½ + tanh(m)": {"method.squash": "tanh"},
         "σ_r = 0.5 against σ_n = 0.1": {"method.penalty_std": 0.5, "method.noise_std": 0.1},
         "`penalty_weight` takes the sources' λ instead": {"method.penalty_weight": 50.0},
+        "(their penalty starts at once)": {"method.penalty_start": 0.0},
         "so that s = 0.4 is met": {"method.target_sparsity": 0.4},
         "(off there, and by default here)": {"method.kurtosis": False},
-        "a gate starts at m = 1": {"method.init_mean": 1.0},
+        "gate starts at m = 1": {"method.init_mean": 1.0},
     },
     ("fine-gates", "paper"): {
-        "`paper` is incomplete": {"method.mode": "faithful", "method.squash": "none", "method.penalty_weight": 50.0},
+        "`paper` is incomplete": {"method.squash": "none", "method.penalty_weight": 50.0},
     },
     ("poly", "polytropon"): {
         "`gumbel`: logistic noise in training (Polytropon)": {"method.gate": "gumbel", "method.noise": "per-example"},

@@ -51,8 +51,8 @@ def real(tmp_path_factory) -> Path:
     cut = {"target_sparsity": 0.4}
     methods = [
         {"name": "whole", "method": "bias"},
-        {"name": "gates", "method": "fine-gates", "set": {**cut, "groups": "units-and-heads"}},
-        {"name": "published", "method": "fine-gates", "set": {**cut, "mode": "faithful"}},
+        {"name": "gates", "method": "prune", "set": {**cut, "importance": "learned", "groups": "units-and-heads"}},
+        {"name": "published", "method": "fine-gates", "set": cut},
         {"name": "wanda", "method": "prune", "set": cut},
     ]
     recipe = Recipe.from_dict(

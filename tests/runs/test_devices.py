@@ -55,10 +55,10 @@ CASES: dict[str, tuple[str, str, str, dict[str, Any]]] = {
     "prompt": ("prompt", "classification", "bert", {"method.prompt_length": 3, "method.num_vertices": 3}),
     "full": ("full", "classification", "bert", {}),
     "bias": ("bias", "classification", "bert", {}),
-    "gates": ("fine-gates", "classification", "bert", {"method.importance": "wanda"}),
-    "faithful": (
+    "gates": ("prune", "classification", "bert", {"method.importance": "learned", "method.init_importance": "wanda"}),
+    "published gates": (
         "fine-gates", "classification", "bert",
-        {"method.mode": "faithful", "method.match_features": 0.1, "method.kurtosis": True},
+        {"method.match_features": 0.1, "method.kurtosis": True},
     ),
     "prune": ("prune", "classification", "bert", {}),
     "poly": ("poly", "classification", "bert", {"method.rank": 2}),
@@ -70,7 +70,7 @@ EXPORTED = {"head": "dense", "prune": "compact"}
 ELSEWHERE = ("setfit", "peft")
 """Methods without a case: SetFit's library chooses its device, and `peft` is LoRA's way under other names."""
 
-IN_FLOAT64 = ("prefix", "gates", "faithful", "poly")
+IN_FLOAT64 = ("prefix", "gates", "published gates", "poly")
 """Cases of which something is computed in float64: late averages, Wanda's importance, routing measures."""
 
 TOLERANCE = 2e-4

@@ -130,9 +130,12 @@ def test_ensembles_draw_for_every_row_and_point(monkeypatch):
 
 OTHERS = {
     "prompt": ({"prompt_length": 3, "num_vertices": 3}, lambda adapter: adapter._weights, "rows"),
-    "fine-gates": ({"num_vertices": 2, "close_share": 0.9}, lambda adapter: adapter._point[None], "steps"),
+    "prune": (
+        {"importance": "learned", "num_vertices": 2, "close_share": 0.9},
+        lambda adapter: adapter._point[None], "steps",
+    ),
     "gates' noise": (
-        {"mode": "faithful"}, lambda adapter: adapter._noise[None, :8], "steps",
+        {}, lambda adapter: adapter._noise[None, :8], "steps",
     ),
     "poly": ({"gate": "gumbel", "rank": 2}, lambda adapter: adapter._noise.movedim(1, 0).flatten(1)[:, :8], "rows"),
 }  # fmt: skip

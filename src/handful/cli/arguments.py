@@ -103,7 +103,7 @@ class RunArguments:
         str | None,
         _option(
             "--speedup",
-            "Of fine-gates and prune: how many times as fast the export is to be; 'fit' measures what that takes.",
+            "Target speed-up of the exported model, e.g. 1.5 (prune only). `fit` measures how much has to be pruned.",
             "a budget of parameters",
             "<float>",
         ),

@@ -31,9 +31,8 @@ from handful.errors import ConfigError
 from handful.export.dense import adds_layer
 from handful.export.shrink import sample_inputs
 from handful.export.size import LENGTH, cpu_name, in_turns, pick_rows, threads
-from handful.methods.gates.fine_gates import FineGates
+from handful.methods.gates.budget import Budget, plan_budget
 from handful.methods.gates.prune import Prune
-from handful.methods.gates.structured import Budget, plan_budget
 from handful.runs.experiment import check_method, make_split, open_checked
 from handful.runs.spec import Choice, RunSpec
 from handful.storage import write_file
@@ -75,15 +74,13 @@ class SpeedCurve:
         return ", ".join(f"{1 / time:.2f} × without {share:.0%}" for share, time in points)
 
 
-def with_budget(spec: RunSpec) -> FineGates | Prune:
+def with_budget(spec: RunSpec) -> Prune:
     """The spec's method. Raises: ConfigError where it has no budget."""
-    method = spec.method
-    if isinstance(method, FineGates | Prune) and getattr(method, "mode", "coupled") == "coupled":
-        return method
+    if isinstance(spec.method, Prune):
+        return spec.method
     raise ConfigError(
-        f"speedup: expected a method with a budget, fine-gates (coupled) or prune, found {method.name!r}"
-        + (f" in mode {method.mode!r}" if isinstance(method, FineGates) else ""),
-        "name one of them with --method, or leave --speedup out",
+        f"speedup: expected a method with a budget, {Prune.name!r}, found {spec.method.name!r}",
+        "name it with --method, or leave --speedup out",
     )
 
 

@@ -72,6 +72,8 @@ class AbstractMethod(ABC):
     """The format to propose for what it trains."""
     search_space: ClassVar[SearchSpace] = {}
     """What a search varies, by dotted name, unless it is told otherwise; empty: nothing is worth it."""
+    former: ClassVar[Mapping[str, str]] = {}
+    """Settings that the method once had, and what to use instead, for errors."""
 
     def __post_init__(self) -> None:
         convert_settings(self)
@@ -81,9 +83,18 @@ class AbstractMethod(ABC):
         """The method with these fields set; all wrong names, types and ranges are reported at once."""
         return cls(**check_settings(cls, settings))
 
+    @classmethod
+    def from_record(cls, settings: Mapping[str, Any]) -> AbstractMethod:
+        """The method of a run's record, whose settings may be from before one was renamed or moved."""
+        return cls.from_settings(settings)
+
     def settings(self) -> dict[str, Any]:
         """The fields as plain JSON values."""
         return asdict(self)
+
+    def identity(self) -> dict[str, Any]:
+        """Name and settings as they go into a run's key: it stays the same where a setting is added or renamed."""
+        return {"name": self.name, **self.settings()}
 
     def check(self, backbone: Backbone, task: Task) -> list[str]:
         """Reasons why this method cannot work on this backbone and task; empty when it can."""
@@ -184,7 +195,8 @@ def check_settings(cls: type, settings: Mapping[str, Any]) -> dict[str, Any]:
         for problem in error.errors():
             name, *inner = (str(part) for part in problem["loc"])
             if problem["type"] == "extra_forbidden":
-                problems[name] = f"{cls.name} has no such field; {nearest(name, names)}"
+                instead = getattr(cls, "former", {}).get(name) or nearest(name, names)
+                problems[name] = f"{cls.name} has no such field; {instead}"
             elif name not in problems:  # a union complains once for each of its types
                 where = f"item {inner[-1]}: " if inner and inner[-1].isdigit() else ""
                 expected = problem["msg"].lower().partition(", unable")[0].replace("input should be", "expected")

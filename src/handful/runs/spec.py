@@ -146,7 +146,7 @@ class RunSpec:
 
         And of the kind of device where it is no CPU, as kernels round otherwise there; which GPU it is does not count.
         """
-        deciding = self.resolved()
+        deciding = self.resolved() | {"method": self.method.identity()}
         del deciding["run"]["landscape"]  # it is measured afterwards
         if self.training.class_weight == "none":
             del deciding["training"]["class_weight"]  # as in runs from before there was such a setting
@@ -261,7 +261,7 @@ def recorded_method(record: Mapping[str, Any]) -> AbstractMethod:
     settings, path = dict(record["spec"]["method"]), record["spec"].get("method_path")
     name = settings.pop("name")
     if path is None:
-        return own_method_class(name).from_settings(settings)
+        return own_method_class(name).from_record(settings)
     package = record.get("method_package")
     of = f"of the package {package} ({path})" if package else f"of another package than handful ({path})"
     try:
@@ -271,7 +271,7 @@ def recorded_method(record: Mapping[str, Any]) -> AbstractMethod:
         hint = f"install it: pip install {package.replace(' ', '==')}" if package else "put its module on the path"
         found = f"this run is of the method {name!r} {of}, which cannot be imported: {in_words(error)}"
         raise RunError(found, f"{hint}, then try again") from None
-    return cls.from_settings(settings)
+    return cls.from_record(settings)
 
 
 def _refuse_no_text(
@@ -336,7 +336,8 @@ def _check_together(built: Mapping[str, Any], problems: dict[str, str]) -> None:
 def _names(cls: type[AbstractMethod] | None) -> dict[str, set[str]]:
     """The names of the settings in each section."""
     kinds = {"method": cls, "training": TrainingConfig, "run": RunOptions, "generation": GenerationOptions}
-    return {section: {f.name for f in fields(kind)} if kind else set() for section, kind in kinds.items()}
+    found = {section: {f.name for f in fields(kind)} if kind else set() for section, kind in kinds.items()}
+    return found | {"method": found["method"] | set(cls.former if cls else ())}
 
 
 def _full_name(name: str, names: Mapping[str, set[str]]) -> str:

@@ -32,7 +32,8 @@ def names_of(start: Start | None) -> tuple[MethodLike | None, str | None]:
     """
     if isinstance(start, Run):
         spec = start.record["spec"]
-        return type(recorded_method(start.record)) if "method_path" in spec else spec["method"]["name"], spec["model"]
+        method = recorded_method(start.record)
+        return type(method) if "method_path" in spec else method.name, spec["model"]
     return {PeftPoly: Poly.name, PeftPrompt: Prompt.name}.get(type(start)), None
 
 

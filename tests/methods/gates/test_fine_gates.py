@@ -2,6 +2,7 @@
 
 import copy
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -18,19 +19,22 @@ from handful.errors import ConfigError, ModelError
 from handful.evaluation.evaluate import encode_for
 from handful.evaluation.text.generate import GenerationOptions
 from handful.export.shrink import shrink
+from handful.methods.gates.budget import Budget, plan_budget
 from handful.methods.gates.fine_gates import FineGates
 from handful.methods.gates.importance import _input_squares
 from handful.methods.gates.prune import Prune
-from handful.methods.gates.structured import Budget, plan_budget
-from handful.runs.spec import resolve
+from handful.runs.spec import RunOptions, RunSpec, recorded_method, resolve
 from handful.testing import toy_task
 from handful.training.config import TrainingConfig
 from handful.training.fit import fit
 
+learned = partial(Prune, importance="learned")
+published = partial(FineGates, penalty_start=0.0)
+
 GATED = [family for family in TINY_FAMILIES if family in FAMILIES]
 
 
-def attach(family="bert", method=FineGates, **settings):
+def attach(family="bert", method=learned, **settings):
     backbone, task = tiny_backbone(family), toy_task()
     adapter = method(**settings).attach(backbone, task, generator=torch.Generator().manual_seed(0))
     return adapter, encode_for(adapter, task.pool, task, 64), task
@@ -64,7 +68,7 @@ def scores(adapter, rows):
 
 @pytest.mark.parametrize("family", GATED)
 def test_at_the_start_published_gates_change_nothing(family):
-    adapter, rows, _ = attach(family, mode="faithful", init_std=0.0)
+    adapter, rows, _ = attach(family, method=published, init_std=0.0)
     inputs = rows.batch(range(8)).inputs
     expected = adapter.head(tiny_backbone(family).features(inputs))  # a model that no gate was ever on
     assert torch.equal(scores(adapter, rows), expected)
@@ -73,7 +77,7 @@ def test_at_the_start_published_gates_change_nothing(family):
 
 
 def test_noise_is_in_training_only_and_the_same_for_all_rows_of_a_batch():
-    adapter, rows, _ = attach(mode="faithful", init_mean=0.0)
+    adapter, rows, _ = attach(method=published, init_mean=0.0)
     generator = torch.Generator().manual_seed(0)
     batch = rows.batch([0, 0, 1])
 
@@ -94,9 +98,9 @@ def test_noise_is_in_training_only_and_the_same_for_all_rows_of_a_batch():
 @pytest.mark.parametrize(
     ("method", "settings"),
     [
-        (FineGates, {"mode": "faithful", "init_mean": 0.0, "lora_rank": 2}),
-        (FineGates, {"target_sparsity": 0.3}),
-        (FineGates, {"target_sparsity": 0.3, "groups": "units-and-heads", "lora_rank": 2, "num_vertices": 3}),
+        (published, {"init_mean": 0.0, "lora_rank": 2}),
+        (learned, {"target_sparsity": 0.3}),
+        (learned, {"target_sparsity": 0.3, "groups": "units-and-heads", "lora_rank": 2, "num_vertices": 3}),
         (Prune, {"target_sparsity": 0.3}),
     ],
 )
@@ -147,7 +151,7 @@ def test_the_budget_of_a_wide_model_is_met_within_a_percent():
     backbone = load_skeleton("minilm")
     for target in (0.1, 0.2, 0.3, 0.4, 0.6):
         for groups in ("units", "units-and-heads"):
-            adapter = FineGates(target_sparsity=target, groups=groups).attach(
+            adapter = learned(target_sparsity=target, groups=groups).attach(
                 backbone, toy_task(), generator=torch.Generator().manual_seed(0)
             )
             assert adapter.budget.removed(adapter.budget.closing) == pytest.approx(target, abs=0.01)
@@ -166,7 +170,7 @@ def test_what_shrinking_removes_is_what_was_promised(family, groups, target, sto
     """In a stock checkpoint, or in a compact model where only that can do without heads."""
     settings = WIDE if FAMILIES[family].heads == "stock" else {}  # of which Llama's class takes 1, 2 or 4
     backbone, task = stored(family, **settings), toy_task()
-    method, heads = FineGates(target_sparsity=target, groups=groups), head_rule(backbone.config)
+    method, heads = learned(target_sparsity=target, groups=groups), head_rule(backbone.config)
     layout = "ragged" if groups == "units-and-heads" and heads == "compact" else "padded"
     if reasons := method.check(backbone, task):
         assert (groups, heads) == ("units-and-heads", "none") or (target > 0.5 and heads != "stock"), reasons
@@ -194,7 +198,7 @@ def test_heads_go_in_numbers_that_the_stock_class_takes(stored):
 @pytest.mark.parametrize("family", ["t5", "mpnet"])
 def test_heads_that_no_export_takes_out_are_refused(family):
     backbone, task = tiny_backbone(family), toy_task()
-    for method in (FineGates, Prune):
+    for method in (learned, Prune):
         (reason,) = method(groups="units-and-heads").check(backbone, task)
         assert "heads have to stay" in reason and "position biases" in reason
         assert method().check(backbone, task) == []
@@ -202,7 +206,7 @@ def test_heads_that_no_export_takes_out_are_refused(family):
         assert "give less" in reason and "units-and-heads" not in reason
 
 
-@pytest.mark.parametrize("method", [FineGates, Prune])
+@pytest.mark.parametrize("method", [learned, Prune])
 def test_heads_stay_where_no_export_of_a_model_that_writes_leaves_them_out(method):
     gpt2, llama = tiny_backbone("gpt2", purpose="lm"), tiny_backbone("llama", purpose="lm")
     writes = Task("records", "generation", (), "bleu", pool=(Example("a", references=("b",)),))
@@ -234,7 +238,7 @@ def test_the_default_multiple_closes_in_minilm_what_it_always_did():
 
 def test_a_target_that_rounds_to_nothing_is_refused():
     backbone, task = tiny_backbone("bert"), toy_task()
-    for method in (FineGates, Prune):
+    for method in (learned, Prune):
         (reason,) = method(target_sparsity=0.001).check(backbone, task)
         assert "0.001 of the parameters is rounded to none: 2 units of every layer" in reason
         assert "0.008 of them" in reason and "smaller method.multiple" in reason
@@ -242,7 +246,7 @@ def test_a_target_that_rounds_to_nothing_is_refused():
 
 def test_published_gates_say_what_of_the_closed_can_be_left_out():
     """Sheet 9, check 7: the count after coupling. A unit goes with its row or its column, the residual stream stays."""
-    adapter, _, _ = attach(mode="faithful")
+    adapter, _, _ = attach(method=published)
     into, output = adapter.blocks.feed_forward[0].inputs[0], adapter.blocks.feed_forward[0].output
     value, attention = adapter.blocks.attention[1].projections[2], adapter.blocks.attention[1].output
     sides = {(side.matrix, side.side): side.start for side in adapter.sides}
@@ -265,10 +269,10 @@ def test_published_gates_say_what_of_the_closed_can_be_left_out():
 
 def test_a_target_beyond_what_can_be_removed_is_refused_with_what_can():
     backbone, task = tiny_backbone("bert"), toy_task()
-    (reason,) = FineGates(target_sparsity=0.7).check(backbone, task)
+    (reason,) = learned(target_sparsity=0.7).check(backbone, task)
     assert "with one unit left in every block 0.493 of them are gone" in reason and "units-and-heads" in reason
     with pytest.raises(ModelError, match=r"0\.493"):
-        FineGates(target_sparsity=0.7).attach(backbone, task, generator=torch.Generator().manual_seed(0))
+        learned(target_sparsity=0.7).attach(backbone, task, generator=torch.Generator().manual_seed(0))
     adapter, rows, task = attach(target_sparsity=0.85, groups="units-and-heads")
     train(adapter, rows, task)
     assert all(int((~adapter.closed[side.slice]).sum()) >= 1 for side in adapter.sides)
@@ -318,15 +322,15 @@ def test_without_a_step_the_least_important_are_closed():
 
 @pytest.mark.parametrize("target", [0.02, 0.4])
 def test_published_gates_that_have_not_moved_are_not_said_to_have_collapsed(target):
-    adapter, rows, _ = attach(mode="faithful", target_sparsity=target, init_std=0.0)
+    adapter, rows, _ = attach(method=published, target_sparsity=target, init_std=0.0)
     assert adapter.notes == []
     adapter.begin_training(10, rows)
     (note,) = adapter.notes
-    assert note.startswith("the gates have not closed") and "preset 'published'" in note
+    assert note.startswith("the gates have not closed") and "the default preset has 3e-2" in note
 
 
 def test_a_target_that_is_missed_is_said_although_many_gates_are_closed():
-    adapter, rows, _ = attach(mode="faithful", target_sparsity=0.4)
+    adapter, rows, _ = attach(method=published, target_sparsity=0.4)
     adapter.begin_training(10, rows)
     with torch.no_grad():
         adapter.logits.fill_(20.0)
@@ -342,7 +346,7 @@ def test_published_gates_close_under_moderate_pressure_and_collapse_under_much()
     """Sheet 2, observations 2 and 3, and that the collapse is said. Of six seeds the first closes 43 to 47 %."""
     found = {}
     for weight, rate, epochs in ((20.0, 3e-2, 60), (300.0, 1e-2, 100)):
-        adapter, rows, task = attach(mode="faithful", target_sparsity=0.4, penalty_weight=weight, init_std=0.02)
+        adapter, rows, task = attach(method=published, target_sparsity=0.4, penalty_weight=weight, init_std=0.02)
         train(adapter, rows, task, epochs=epochs, learning_rate=rate, schedule="constant", gradient_clip=0.0)
         found[weight] = adapter.diagnostics(), adapter.notes
     (mild, no_notes), (hard, notes) = found.values()
@@ -353,7 +357,7 @@ def test_published_gates_close_under_moderate_pressure_and_collapse_under_much()
 
 
 def test_removed_is_counted_from_open_rows_and_columns():
-    adapter, _, _ = attach(mode="faithful")
+    adapter, _, _ = attach(method=published)
     with torch.no_grad():
         adapter.logits.fill_(3)
         rows, columns = adapter.sides[:2]
@@ -371,9 +375,7 @@ def test_the_pressure_on_a_gate_does_not_depend_on_the_models_size():
         backbone = tiny_backbone("bert")
         if layers == 2:
             backbone.model.encoder.layer = backbone.model.encoder.layer[:2]
-        adapter = FineGates(mode="faithful", init_std=0.0).attach(
-            backbone, toy_task(), generator=torch.Generator().manual_seed(0)
-        )
+        adapter = published(init_std=0.0).attach(backbone, toy_task(), generator=torch.Generator().manual_seed(0))
         adapter.penalty().backward()
         gradients[layers] = adapter.logits.grad
     torch.testing.assert_close(*(g[0, :1] for g in gradients.values()))
@@ -382,7 +384,7 @@ def test_the_pressure_on_a_gate_does_not_depend_on_the_models_size():
 
 def test_the_sources_weight_is_shared_out_over_the_sides_of_all_matrices():
     """λ / (2 · matrices) a side, whatever its width (sheet 2)."""
-    adapter, _, _ = attach(mode="faithful", init_std=0.0, penalty_weight=3.0, target_sparsity=0.4)
+    adapter, _, _ = attach(method=published, init_std=0.0, penalty_weight=3.0, target_sparsity=0.4)
     open_p = 0.5 * math.erfc(-(0.5 + math.tanh(1.0)) / 0.5 / math.sqrt(2))
     assert adapter.penalty().item() == pytest.approx(3 * abs(open_p - 0.6), rel=1e-5)
     matrices, (side, *_) = 3 * 6, adapter.sides
@@ -395,8 +397,8 @@ def test_the_sources_weight_is_shared_out_over_the_sides_of_all_matrices():
 
 def test_with_kurtosis_closed_gates_leave_the_target_to_the_open_ones():
     """The weights come from the inputs of the forward before; closed gates are pressed no more (sheet 2)."""
-    adapter, rows, _ = attach(mode="faithful", kurtosis=True, init_std=0.0, penalty_weight=1.0, target_sparsity=0.4)
-    plain, _, _ = attach(mode="faithful", init_std=0.0, penalty_weight=1.0, target_sparsity=0.4)
+    adapter, rows, _ = attach(method=published, kurtosis=True, init_std=0.0, penalty_weight=1.0, target_sparsity=0.4)
+    plain, _, _ = attach(method=published, init_std=0.0, penalty_weight=1.0, target_sparsity=0.4)
     assert adapter.penalty().item() == plain.penalty().item()  # before any forward there is nothing to weigh by
     side = adapter.sides[0]
     with torch.no_grad():
@@ -421,7 +423,7 @@ def drawn_at(u, **settings):
     """
     adapter, _, _ = attach(**settings)
     with torch.no_grad():
-        if adapter.method.mode == "coupled":
+        if isinstance(adapter.method, Prune):
             adapter.threshold.fill_(0.0)
             adapter.scores.fill_(u / adapter.learning.slope)
         else:
@@ -443,7 +445,7 @@ def open_share(u, std):
 
 @pytest.mark.parametrize(
     "settings",
-    [{"mode": "faithful"}, {"mode": "faithful", "squash": "shift", "noise_std": 0.5}, {"mode": "coupled"}],
+    [{"method": published}, {"method": published, "squash": "shift", "noise_std": 0.5}, {}],
     ids=["repo", "stg", "coupled"],
 )
 @pytest.mark.parametrize("u", [-0.4, -0.2, -0.1, 0.0, 0.05, 0.2, 0.6, 1.0, 1.4])
@@ -453,19 +455,19 @@ def test_gates_in_training_are_open_as_often_as_the_noise_says(settings, u):
     std = adapter.method.noise_std
     assert float(noise.std()) == pytest.approx(std, rel=3e-3)
     assert opened == pytest.approx(open_share(u, std), abs=3e-3)
-    if adapter.method.mode == "faithful":
+    if isinstance(adapter.method, FineGates):
         assert adapter.diagnostics()["open_probability"] == pytest.approx(open_share(u, 0.5), abs=1e-6)
 
 
 @pytest.mark.parametrize(("noise_std", "apart"), [(0.1, 0.977 - 0.655), (0.5, 0.0)])
 def test_the_penalty_counts_as_many_open_gates_as_there_are_only_where_its_noise_is_theirs(noise_std, apart):
-    adapter, _, opened = drawn_at(0.2, mode="faithful", noise_std=noise_std)
+    adapter, _, opened = drawn_at(0.2, method=published, noise_std=noise_std)
     assert opened - adapter.diagnostics()["open_probability"] == pytest.approx(apart, abs=3e-3)
 
 
 def test_gates_are_closed_up_to_one_logit_and_open_from_another():
     """Sheet 9, check 3."""
-    adapter, _, _ = attach(mode="faithful")
+    adapter, _, _ = attach(method=published)
     m = torch.linspace(-2, 2, adapter.num_gates)
     with torch.no_grad():
         adapter.logits.copy_(m)
@@ -513,7 +515,7 @@ def test_the_shares_of_several_processes_match_their_own_rows_features(count):
     assert all(parts[: len(indices)])
 
 
-@pytest.mark.parametrize("method", [FineGates, Prune])
+@pytest.mark.parametrize("method", [learned, Prune])
 def test_features_that_mean_nothing_cannot_be_matched(method):
     task = toy_task()
     (reason,) = method(match_features=0.1).check(tiny_backbone("t5", purpose="lm"), task)
@@ -525,28 +527,69 @@ def test_features_that_mean_nothing_cannot_be_matched(method):
 
 
 @pytest.mark.parametrize(
-    ("settings", "message", "hint"),
+    ("method", "settings", "message", "hint"),
     [
+        (Prune, {"slope": 1.0}, r"a setting of learned gates, found importance 'wanda' and slope = 1\.0", "leave it"),
         (
-            {"pressure": 0.1},
-            r"mode 'coupled' has no such setting; found of mode 'faithful': pressure = 0\.1",
-            "leave it",
+            Prune, {"importance": "taylor", "num_vertices": 3, "noise_std": 0.2},
+            r"importance 'taylor' and num_vertices = 3, noise_std = 0\.2", "importance to 'learned'",
         ),
-        ({"squash": "none", "penalty_weight": 3.0}, r"squash = 'none', penalty_weight = 3\.0", "mode to 'faithful'"),
-        ({"mode": "faithful", "groups": "units", "slope": 1.0}, "groups = 'units', slope = 1.0", "leave them out"),
         (
-            {"mode": "faithful", "penalty_weight": 3.0, "pressure": 0.1},
-            "it or penalty_weight, found 0.1 and 3",
-            "one of",
+            Prune, {"importance": "learned", "dense_share": 0.7}, r"less than close_share, found 0\.7 and 0\.6",
+            "gates close between",
         ),
+        (FineGates, {"penalty_weight": 3.0, "pressure": 0.1}, "it or penalty_weight, found 0.1 and 3", "one of"),
     ],
-)
-def test_settings_of_the_other_mode_are_not_ignored(settings, message, hint):
+)  # fmt: skip
+def test_settings_that_would_be_ignored_are_refused(method, settings, message, hint):
     with pytest.raises(ConfigError, match=message) as refused:
-        FineGates(**settings)
+        method(**settings)
     assert hint in refused.value.hint
     with pytest.raises(ConfigError, match=message):
-        resolve("fine-gates", overrides=settings)
+        resolve(method.name, overrides=settings)
+
+
+@pytest.mark.parametrize("name", ["mode", "method.mode", "groups", "method.close_share"])
+def test_settings_of_gates_on_units_say_where_they_are_now(name):
+    with pytest.raises(ConfigError, match=r"no such field; .* are method 'prune', importance 'learned'"):
+        resolve("fine-gates", overrides={name: "coupled"})
+
+
+OLD_PRUNE = {
+    "name": "prune", "importance": "taylor", "target_sparsity": 0.2, "groups": "auto", "multiple": 16,
+    "train_biases": True, "train_head": True, "lora_rank": 4, "match_features": 0.0, "head_init": "soft-probe",
+}  # fmt: skip
+OLD_GATES = {
+    "name": "fine-gates", "mode": "coupled", "target_sparsity": 0.2, "train_biases": True, "train_head": True,
+    "lora_rank": 0, "match_features": 0.0, "num_vertices": 1, "head_init": "soft-probe", "noise_std": 0.1,
+    "squash": "tanh", "init_mean": 1.0, "init_std": 0.1, "penalty_std": 0.5, "pressure": 0.001, "penalty_weight": None,
+    "penalty_start": 0.0, "kurtosis": False, "groups": "auto", "multiple": 16, "importance": "taylor", "slope": 5.0,
+    "dense_share": 0.05, "close_share": 0.6,
+}  # fmt: skip
+OLD = [
+    (OLD_GATES, Prune(importance="learned"), "f75e8839f8bf32c7"),
+    (
+        OLD_GATES | {
+            "target_sparsity": 0.4, "importance": "wanda", "num_vertices": 3, "slope": 4.0, "noise_std": 0.2,
+            "dense_share": 0.1, "close_share": 0.5, "groups": "units", "multiple": 8, "lora_rank": 2,
+            "train_biases": False,
+        },
+        Prune("learned", 0.4, "units", 8, False, True, 2, 0.0, "soft-probe", "wanda", 3, 0.2, 4.0, 0.1, 0.5),
+        "f22d5fb88a70e370",
+    ),
+    (OLD_GATES | {"mode": "faithful"}, FineGates(penalty_start=0.0), "76b55405632b0812"),
+    (OLD_PRUNE, Prune(importance="taylor", lora_rank=4), "bf1a9a82564eceb0"),
+]  # fmt: skip
+"""Settings in records, the method that they are of today, and the beginning of the key that the run had."""
+
+
+@pytest.mark.parametrize(("settings", "method", "key"), OLD)
+def test_old_records_are_read_as_the_method_they_are_of_today_and_keep_their_key(settings, method, key):
+    assert recorded_method({"spec": {"method": settings}}) == method
+    training = TrainingConfig(epochs=20, learning_rate=1e-2, head_learning_rate=3e-3)
+    spec = RunSpec("minilm", method, training, RunOptions(), "default")
+    assert spec.key("data", "weights").startswith(key)
+    assert recorded_method({"spec": spec.resolved()}) == method  # today's records are read too
 
 
 def test_a_decoders_activations_are_those_of_its_own_tokens():
@@ -625,7 +668,7 @@ def test_a_head_that_stays_is_no_parameter_of_training():
 
 
 @pytest.mark.parametrize("family", ["deberta-v2", "bert"])
-@pytest.mark.parametrize("settings", [{"mode": "faithful", "lora_rank": 2}, {"lora_rank": 2}, {"mode": "faithful"}])
+@pytest.mark.parametrize("settings", [{"method": published, "lora_rank": 2}, {"lora_rank": 2}, {"method": published}])
 def test_gates_train_in_half_precision(family, settings):
     adapter, rows, task = attach(family, **settings)
     name, module = next(iter(adapter.gating.modules.items()))
@@ -637,7 +680,7 @@ def test_gates_train_in_half_precision(family, settings):
 
 
 def test_detaching_gives_the_backbone_back():
-    for settings in ({"mode": "faithful"}, {}):
+    for settings in ({"method": published}, {}):
         adapter, rows, task = attach("roberta", lora_rank=2, **settings)
         before = {name: tensor.clone() for name, tensor in adapter.backbone.model.state_dict().items()}
         expected = adapter.backbone.features(rows.batch([0, 1]).inputs)
@@ -649,9 +692,9 @@ def test_detaching_gives_the_backbone_back():
 
 
 def test_biases_that_a_matrix_lacks_are_not_added():
-    adapter, _, _ = attach("llama", mode="faithful")
+    adapter, _, _ = attach("llama", method=published)
     assert not list(adapter.biases.parameters())
-    adapter, _, _ = attach("bert", mode="faithful")
+    adapter, _, _ = attach("bert", method=published)
     layers = find_blocks(adapter.backbone.model).matrices
     assert len(list(adapter.biases.parameters())) == len(layers)
 
@@ -660,7 +703,7 @@ def test_biases_that_a_matrix_lacks_are_not_added():
 def test_presets_are_those_of_their_sources(preset):
     spec = resolve("fine-gates", preset=preset)
     method = spec.method
-    assert method.mode == "faithful" and method.penalty_std == 0.5 and method.match_features == 0
+    assert method.penalty_start == 0 and method.penalty_std == 0.5 and method.match_features == 0
     gate = {
         "repo": ("tanh", 1.0, 0.1, 0.1, 50, 0.4), "peft": ("tanh", 0.9, 0.1, 0.0, 0.01, 0.2),
         "stg": ("shift", 0.0, 0.01, 0.5, 0.1, 0.4), "paper": ("none", 1.0, 0.1, 0.1, 50, 0.4),
@@ -672,7 +715,7 @@ def test_presets_are_those_of_their_sources(preset):
 
 
 def test_a_simplex_of_gates_draws_between_its_vertices():
-    adapter, rows, task = attach(mode="faithful", num_vertices=3, init_mean=0.0, init_std=0.3)
+    adapter, rows, task = attach(method=published, num_vertices=3, init_mean=0.0, init_std=0.3)
     batch = rows.batch(range(4))
     vertices = []
     adapter.eval()

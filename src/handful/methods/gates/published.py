@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 _MORE = (
-    "train for longer, with a greater training.learning_rate (the preset 'published' has 3e-2), or with a greater "
+    "train for longer, with a greater training.learning_rate (the default preset has 3e-2), or with a greater "
     "method.pressure"
 )
 
