@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, final
+from typing import final
 
 import torch
 from torch import nn
@@ -16,51 +16,11 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.pytorch_utils import Conv1D
 
+from handful.backbone.families import ROWS, BlockNames, HeadRule, family_of
 from handful.errors import ModelError
 
-HeadRule = Literal["stock", "compact", "none"]
-
-
-@final
-@dataclass(frozen=True)
-class Names:
-    """Where a family keeps its matrices, relative to the module that holds them all.
-
-    `attention` are query, key, value and output; of three, the first is all of them side by side. `feed_forward` are
-    one or two matrices into the units, then the one out of them. `heads` says who can do with fewer heads: the stock
-    class ("stock"), only our own loader ("compact"), or nobody ("none"), see `head_rule`. `width` is the number of
-    units in the family's configuration.
-    """
-
-    attention: tuple[str, ...]
-    feed_forward: tuple[tuple[str, ...], ...]
-    heads: HeadRule
-    width: str = "intermediate_size"
-
-
-_BERT = Names(
-    ("self.query", "self.key", "self.value", "output.dense"), (("intermediate.dense", "output.dense"),), "compact"
-)
-_LLAMA = Names(("q_proj", "k_proj", "v_proj", "o_proj"), (("gate_proj", "up_proj", "down_proj"),), "stock")
-FAMILIES: Mapping[str, Names] = {
-    "bert": _BERT,
-    "roberta": _BERT,
-    "xlm-roberta": _BERT,
-    "electra": _BERT,
-    "distilbert": Names(("q_lin", "k_lin", "v_lin", "out_lin"), (("lin1", "lin2"),), "compact", "hidden_dim"),
-    "mpnet": Names(("attn.q", "attn.k", "attn.v", "attn.o"), (("intermediate.dense", "output.dense"),), "none"),
-    "deberta-v2": Names(
-        ("self.query_proj", "self.key_proj", "self.value_proj", "output.dense"),
-        (("intermediate.dense", "output.dense"),),
-        "compact",
-    ),
-    "llama": _LLAMA,
-    "qwen2": _LLAMA,
-    "qwen3": _LLAMA,
-    "mistral": _LLAMA,
-    "gpt2": Names(("c_attn", "c_proj"), (("c_fc", "c_proj"),), "compact", "n_inner"),
-    "t5": Names(("q", "k", "v", "o"), (("wi", "wo"), ("wi_0", "wi_1", "wo")), "none", "d_ff"),
-}
+FAMILIES: Mapping[str, BlockNames] = {row.model_type: row.blocks for row in ROWS if row.blocks}
+"""Families whose blocks are known."""
 
 
 @final
@@ -184,13 +144,14 @@ def head_rule(config: PreTrainedConfig) -> HeadRule:
     checkpoint does not share those (`share_att_key`), positions have matrices that are not cut.
     """
     apart = getattr(config, "relative_attention", False) and not getattr(config, "share_att_key", False)
-    return "none" if apart and config.model_type == "deberta-v2" else FAMILIES[config.model_type].heads
+    return "none" if apart and family_of(config.model_type).reads_positions else FAMILIES[config.model_type].heads
 
 
 def why_heads_stay(config: PreTrainedConfig) -> str:
     """In words, why nobody can do with fewer heads, where the rule is "none"."""
-    if config.model_type == "deberta-v2":
-        return "positions have matrices of their own in this deberta-v2 (share_att_key is off), which are not cut"
+    if family_of(config.model_type).reads_positions:
+        family = config.model_type
+        return f"positions have matrices of their own in this {family} (share_att_key is off), which are not cut"
     return f"a {config.model_type} has position biases of its own for each head, in one table for all layers"
 
 

@@ -30,6 +30,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, 
 from transformers.utils.logging import EmptyTqdm, set_tqdm_hook
 
 from handful.backbone.attention import KeyValueInjection
+from handful.backbone.families import family_of
 from handful.backbone.outline import read_outline, wrong_values
 from handful.backbone.packaged import PACKAGED_MODELS, packaged_folder
 from handful.backbone.packing import PACKED_FAMILIES, Packing
@@ -95,7 +96,7 @@ class Backbone:
     def max_length(self) -> int:
         """Most tokens a row may have, special tokens included."""
         positions = getattr(self.config, "max_position_embeddings", None) or 512
-        if self.family in ("roberta", "xlm-roberta"):  # their positions start behind the padding index
+        if family_of(self.family).positions == "padding":
             positions -= (self.config.pad_token_id or 0) + 1
         return min(int(positions), int(self.tokenizer.model_max_length))
 

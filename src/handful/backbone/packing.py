@@ -14,7 +14,9 @@ from typing import final
 
 import torch
 
-PACKED_FAMILIES = frozenset(("bert", "electra", "roberta", "xlm-roberta"))
+from handful.backbone.families import ROWS
+
+PACKED_FAMILIES = frozenset(row.model_type for row in ROWS if row.packs)
 """Families whose layers learn nothing about places from where a token stands: positions are an input of the model,
 and each layer's mask is the same and hides padding alone."""
 

@@ -1,39 +1,23 @@
 """Shifted positions: the real tokens move up by P, as if the prefix were P earlier tokens in a cache.
 
 Stock prefix tuning puts its prefix into the cache, so it always shifts; adapters that are to be exported to it are
-trained the same way. How positions are made differs by family, hence the table. Families that stock prefix tuning
-cannot serve are not in it.
+trained the same way. How positions are made differs by family: see `Family.positions`, which families that stock
+prefix tuning cannot serve do not have.
 """
 
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from handful.backbone.families import family_of
 from handful.errors import ModelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-_KINDS: dict[str, Literal["absolute", "padding", "rotary", "offset", "bias"]] = {
-    "bert": "absolute",
-    "electra": "absolute",
-    "gpt2": "absolute",
-    "roberta": "padding",  # positions are counted from the padding index, over real tokens only
-    "xlm-roberta": "padding",
-    "llama": "rotary",
-    "qwen2": "rotary",
-    "qwen3": "rotary",
-    "mistral": "rotary",
-    "gemma3_text": "rotary",
-    "gpt_neox": "rotary",
-    "opt": "offset",  # the position table itself adds an offset
-    "bart": "offset",
-    "t5": "bias",  # only distances count
-}
 
 
 class PositionShift:
@@ -46,7 +30,7 @@ class PositionShift:
     def __init__(self, model: PreTrainedModel):
         base = model.base_model
         self._config = model.config
-        self._kind = _KINDS.get(model.config.model_type)
+        self._kind = family_of(model.config.model_type).positions
         self.length = 0
         self._hook = None
         self._tables: dict[Any, int] = {}

@@ -20,7 +20,6 @@ Formula: scores = W f(x) + c, with f the mean (or last) of the last hidden state
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -30,6 +29,7 @@ from transformers import CONFIG_MAPPING, PreTrainedConfig
 from transformers.initialization import no_init_weights
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
+from handful.backbone.families import family_of
 from handful.backbone.load import Pooling, default_pooling, model_kind
 from handful.backbone.sharing import making_models
 
@@ -45,45 +45,8 @@ OPEN_GATE = 32.0
 """silu(32) and gelu(32) are 32 in float32."""
 
 
-@final
-@dataclass(frozen=True)
-class _Encoder:
-    """Where a post-norm encoder's layer has its parts, and the parts of the stock class behind it.
-
-    `activation` is that of `dense`: a name, or "@field" for the configuration's.
-    """
-
-    layers: str
-    value: str
-    mixed: str
-    norms: tuple[str, str]
-    dense: str
-    output: str
-    activation: str
-
-
-_NORMS = ("attention.output.LayerNorm", "output.LayerNorm")
-_BERT = ("encoder.layer", "attention.self.value", "attention.output.dense", _NORMS)
-_ROBERTA = _Encoder(*_BERT, "classifier.dense", "classifier.out_proj", "tanh")
-_ENCODERS: Mapping[str, _Encoder] = {
-    "bert": _Encoder(*_BERT, "bert.pooler.dense", "classifier", "tanh"),
-    "roberta": _ROBERTA,
-    "xlm-roberta": _ROBERTA,
-    "camembert": _ROBERTA,
-    "electra": _Encoder(*_BERT, "classifier.dense", "classifier.out_proj", "gelu"),
-    "deberta-v2": _Encoder(
-        "encoder.layer", "attention.self.value_proj", "attention.output.dense", _NORMS,
-        "pooler.dense", "classifier", "@pooler_hidden_act",
-    ),
-    "distilbert": _Encoder(
-        "transformer.layer", "attention.v_lin", "attention.out_lin", ("sa_layer_norm", "output_layer_norm"),
-        "pre_classifier", "classifier", "relu",
-    ),
-}  # fmt: skip
 _SLOPES = {"tanh": 1.0, "linear": 1.0, "gelu": 0.5, "gelu_new": 0.5, "silu": 0.5, "swish": 0.5}
 """Slopes at zero of activations that have one there."""
-_NORMED_DECODERS = {"gpt2": "ln_f", "gpt_neox": "final_layer_norm", "opt": "decoder.final_layer_norm"}
-"""Decoders that end in a layer norm with weight and bias, and where it is."""
 
 
 def head_obstacle(config: PreTrainedConfig | str, pooling: str, num_outputs: int | None = None) -> str | None:
@@ -92,24 +55,20 @@ def head_obstacle(config: PreTrainedConfig | str, pooling: str, num_outputs: int
         if config not in CONFIG_MAPPING:
             return f"{config} has no stock classification class"
         config = CONFIG_MAPPING[config]()
-    family = config.model_type
+    family = family_of(config.model_type)
     if pooling == "last":
         return _decoder_obstacle(config, num_outputs)
     if pooling not in ("mean", "auto"):
         return f"pooling {pooling!r} is not known"
-    if family in _ENCODERS:
+    if family.mean_head:
         activation = _activation(config)
         if activation not in (*_SLOPES, "relu"):
-            return f"the activation {activation!r} in {family}'s classification class was not tried"
+            return f"the activation {activation!r} in {family.model_type}'s classification class was not tried"
         room = (config.hidden_size - 1) // 2 if activation == "relu" else config.hidden_size - SPARE
         return _too_many(num_outputs, min(room, config.hidden_size - SPARE))
-    if family == "modernbert":
+    if family.pools_mean:
         return _too_many(num_outputs, config.hidden_size - SPARE)
-    reasons = {
-        "albert": "ALBERT's layers share their weights, so there is no last one that could do the mean",
-        "mpnet": "MPNet's layers share their position biases, so no layer can attend to all tokens alike",
-    }
-    return reasons.get(family, f"{family}'s stock classification class does not pool by the mean")
+    return family.no_mean_head or f"{family.model_type}'s stock classification class does not pool by the mean"
 
 
 def family_pooling(family: str) -> str:
@@ -119,8 +78,8 @@ def family_pooling(family: str) -> str:
 
 def layers_added(config: PreTrainedConfig | str, pooling: str) -> int:
     """Layers that `with_head` adds to a model that it can be used on."""
-    family = config if isinstance(config, str) else config.model_type
-    return int((pooling != "last" and family in _ENCODERS) or (pooling == "last" and family == "llama"))
+    family = family_of(config if isinstance(config, str) else config.model_type)
+    return int(family.adds_layer if pooling == "last" else family.mean_head is not None)
 
 
 def with_head(model: Any, pooling: Pooling, weight: torch.Tensor, bias: torch.Tensor, config: Any) -> Any:
@@ -129,11 +88,11 @@ def with_head(model: Any, pooling: Pooling, weight: torch.Tensor, bias: torch.Te
     `weight` (C, D) and `bias` (C,); `config` is the model's with the labels, and of a decoder with its padding token.
     Tensors that stay as they are are shared with the model. `head_obstacle` must have said None.
     """
-    config = copy.deepcopy(config)
+    config, family = copy.deepcopy(config), family_of(config.model_type)
     config.num_hidden_layers += layers_added(config, pooling)
-    if config.model_type == "modernbert":
+    if family.pools_mean:
         config.classifier_pooling, config.classifier_activation, config.classifier_bias = "mean", "linear", True
-    if config.model_type == "llama":
+    if family.adds_layer:
         config.mlp_bias = True
     kind: Any = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)]
     with making_models(), no_init_weights():
@@ -147,8 +106,8 @@ def with_head(model: Any, pooling: Pooling, weight: torch.Tensor, bias: torch.Te
             stock.get_parameter(name).zero_()
         head = _Scaled.of(weight.detach().cpu(), bias.detach().cpu())
         if pooling == "last":
-            (_write_llama if config.model_type == "llama" else _write_decoder)(stock, head)
-        elif config.model_type == "modernbert":
+            (_write_llama if family.adds_layer else _write_decoder)(stock, head)
+        elif family.pools_mean:
             _write_modernbert(stock, head)
         else:
             _write_encoder(stock, head)
@@ -181,7 +140,8 @@ class _Scaled:
 def _write_encoder(stock: Any, head: _Scaled) -> None:
     """Dimensions 0 … C−1 hold scores, C stays zero, the last two hold the pattern."""
     config, count = stock.config, len(head)
-    place, width = _ENCODERS[config.model_type], config.hidden_size
+    place, width = family_of(config.model_type).mean_head, config.hidden_size
+    assert place is not None
     layer = getattr(stock, stock.base_model_prefix).get_submodule(place.layers)[-1]
     layer.get_submodule(place.value).weight[:count] = head.rows
     mixed = layer.get_submodule(place.mixed)
@@ -215,7 +175,7 @@ def _write_modernbert(stock: Any, head: _Scaled) -> None:
 
 def _write_decoder(stock: Any, head: _Scaled) -> None:
     """With n the normed state, Σn = 0: n + 1 sums to D, and W·diag(w) reads what W read of w·n + b."""
-    norm = getattr(stock, stock.base_model_prefix).get_submodule(_NORMED_DECODERS[stock.config.model_type])
+    norm = getattr(stock, stock.base_model_prefix).get_submodule(family_of(stock.config.model_type).final_norm)
     weight = head.weight * norm.weight
     constant = head.weight @ norm.bias + head.bias - weight.sum(1)
     stock.score.weight.copy_(weight + constant[:, None] / weight.shape[1])
@@ -242,22 +202,25 @@ def _write_llama(stock: Any, head: _Scaled) -> None:
 
 
 def _activation(config: PreTrainedConfig) -> str:
-    name = _ENCODERS[config.model_type].activation
+    head = family_of(config.model_type).mean_head
+    assert head is not None
+    name = head.activation
     return str(getattr(config, name[1:], "gelu")) if name.startswith("@") else name
 
 
 def _decoder_obstacle(config: PreTrainedConfig, num_outputs: int | None) -> str | None:
-    family = config.model_type
-    if family in _NORMED_DECODERS:
-        changed = family == "opt" and (
-            not config.do_layer_norm_before or config.word_embed_proj_dim != config.hidden_size
-        )
-        return "this OPT does not end in a layer norm" if changed else None
-    if family == "llama":
+    family = family_of(config.model_type)
+    if family.final_norm:
+        # only OPT has these two settings: its variants norm behind each block, or project the last state
+        plain = getattr(config, "do_layer_norm_before", True)
+        plain = plain and getattr(config, "word_embed_proj_dim", config.hidden_size) == config.hidden_size
+        return None if plain else f"this {family.model_type.upper()} does not end in a layer norm"
+    if family.adds_layer:
         if config.hidden_act not in ("silu", "swish", "gelu"):
-            return f"the activation {config.hidden_act!r} of this llama was not tried"
+            return f"the activation {config.hidden_act!r} of this {family.model_type} was not tried"
         return _too_many(num_outputs, min(config.hidden_size, config.intermediate_size) - 1)
-    return f"the output layer of {family}'s stock classification class has no bias, and nothing before it can make one"
+    name = family.model_type
+    return f"the output layer of {name}'s stock classification class has no bias, and nothing before it can make one"
 
 
 def _too_many(num_outputs: int | None, room: int) -> str | None:

@@ -7,12 +7,12 @@ for tests, for `handful doctor` and for trying out a method; their predictions m
 from __future__ import annotations
 
 import string
-from collections.abc import Mapping
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from handful.backbone.families import ROWS, TINY_LENGTH
 from handful.backbone.sharing import lent_seed
 from handful.errors import ModelError, nearest
 
@@ -23,79 +23,22 @@ if TYPE_CHECKING:
 
 SPECIAL_TOKENS = ("[UNK]", "[PAD]", "[CLS]", "[SEP]", "[MASK]", "<s>", "</s>")
 VOCABULARY = {token: index for index, token in enumerate((*SPECIAL_TOKENS, *string.printable[:95]))}
-MAX_LENGTH = 256
+MAX_LENGTH = TINY_LENGTH
 NOISE = 0.1
 """Spread of the random weights; also added to biases and norms, which families start at 0 and 1."""
 
-_ENCODER = {"num_hidden_layers": 3, "hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 128}
-_DECODER = {**_ENCODER, "num_key_value_heads": 2, "head_dim": 16}
-_SIZES: Mapping[str, Mapping[str, Any]] = {
-    "bert": _ENCODER,
-    "roberta": _ENCODER | {"max_position_embeddings": MAX_LENGTH + 2, "type_vocab_size": 1},
-    "xlm-roberta": _ENCODER | {"max_position_embeddings": MAX_LENGTH + 2, "type_vocab_size": 1},
-    "electra": _ENCODER | {"embedding_size": 32},
-    "distilbert": {"n_layers": 3, "dim": 64, "n_heads": 4, "hidden_dim": 128},
-    "albert": _ENCODER | {"embedding_size": 32},
-    "modernbert": _ENCODER | {"local_attention": 32},
-    "mpnet": _ENCODER | {"max_position_embeddings": MAX_LENGTH + 2},
-    "deberta-v2": _ENCODER
-    | {
-        "relative_attention": True,
-        "pos_att_type": ["c2p", "p2c"],
-        "share_att_key": True,
-        "position_buckets": 16,
-        "norm_rel_ebd": "layer_norm",
-        "position_biased_input": False,
-        "type_vocab_size": 0,
-    },
-    "llama": _DECODER,
-    "qwen2": _DECODER,
-    "qwen3": _DECODER,
-    "mistral": _DECODER,
-    "gemma3": _DECODER
-    | {"sliding_window": 32, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
-    "gpt2": {"n_layer": 3, "n_embd": 64, "n_head": 4, "n_inner": 128, "n_positions": MAX_LENGTH},
-    "gpt-neox": _ENCODER,
-    "opt": {
-        "num_hidden_layers": 3,
-        "hidden_size": 64,
-        "num_attention_heads": 4,
-        "ffn_dim": 128,
-        "word_embed_proj_dim": 64,
-    },
-    "t5": {
-        "num_layers": 3,
-        "d_model": 64,
-        "num_heads": 4,
-        "d_kv": 16,
-        "d_ff": 128,
-        "relative_attention_num_buckets": 8,
-        "relative_attention_max_distance": 32,
-    },
-    "bart": {
-        "d_model": 64,
-        "encoder_layers": 3,
-        "decoder_layers": 3,
-        "encoder_attention_heads": 4,
-        "decoder_attention_heads": 4,
-        "encoder_ffn_dim": 128,
-        "decoder_ffn_dim": 128,
-    },
-}
-TINY_FAMILIES = tuple(_SIZES)
-
-_WITH_TOKEN_TYPES = ("bert", "electra", "albert", "deberta-v2")
-_DECODERS = ("llama", "qwen2", "qwen3", "mistral", "gemma3", "gpt2", "gpt-neox", "opt")
+_ROWS = {row.tiny_name: row for row in ROWS if row.tiny}
+TINY_FAMILIES = tuple(_ROWS)
 
 
 def tiny_config(family: str, **settings: Any) -> PreTrainedConfig:
     """The family's configuration at tiny size; `settings` change it. Raises: ModelError for an unknown family."""
-    if family not in _SIZES:
+    if family not in _ROWS:
         raise ModelError(f"expected a tiny model family, found {family!r}", nearest(family, TINY_FAMILIES))
     from transformers import CONFIG_MAPPING
 
-    model_type = {"gemma3": "gemma3_text", "gpt-neox": "gpt_neox"}.get(family, family)
-    start, end = ("[CLS]", "[SEP]") if family not in _DECODERS else ("<s>", "</s>")
+    row = _ROWS[family]
+    start, end = ("<s>", "</s>") if row.decoder else ("[CLS]", "[SEP]")
     values = {
         "vocab_size": len(VOCABULARY),
         "max_position_embeddings": MAX_LENGTH,
@@ -104,13 +47,8 @@ def tiny_config(family: str, **settings: Any) -> PreTrainedConfig:
         "eos_token_id": VOCABULARY[end],
         "initializer_range": NOISE,
     }
-    if family == "modernbert":
-        values |= {"cls_token_id": VOCABULARY[start], "sep_token_id": VOCABULARY[end]}
-    if family == "t5":
-        values |= {"decoder_start_token_id": VOCABULARY["[PAD]"]}
-    if family == "bart":
-        values |= {"decoder_start_token_id": VOCABULARY[end], "forced_eos_token_id": VOCABULARY[end]}
-    return CONFIG_MAPPING[model_type](**(values | dict(_SIZES[family]) | settings))
+    values |= {setting: VOCABULARY[token] for setting, token in row.tiny_tokens.items()}
+    return CONFIG_MAPPING[row.model_type](**(values | dict(row.tiny) | settings))
 
 
 def tiny_model(
@@ -135,7 +73,7 @@ def tiny_model(
         "classifier": transformers.AutoModelForSequenceClassification,
         "lm": transformers.AutoModelForMaskedLM,
     }
-    if family in _DECODERS:
+    if _ROWS[family].decoder:
         heads["lm"] = transformers.AutoModelForCausalLM
     elif config.is_encoder_decoder:
         heads["lm"] = transformers.AutoModelForSeq2SeqLM
@@ -156,7 +94,7 @@ def tiny_tokenizer(family: str = "bert") -> PreTrainedTokenizerFast:
     Frames texts as `[CLS] a [SEP]` and pairs as `[CLS] a [SEP] b [SEP]`; token types only for families that have
     them; decoders start with `<s>` and have no end mark, as Llama's do. Raises: ModelError for an unknown family.
     """
-    if family not in _SIZES:
+    if family not in _ROWS:
         raise ModelError(f"expected a tiny model family, found {family!r}", nearest(family, TINY_FAMILIES))
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
@@ -166,12 +104,12 @@ def tiny_tokenizer(family: str = "bert") -> PreTrainedTokenizerFast:
     core.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")  # pyright: ignore
     core.decoder = decoders.Fuse()  # pyright: ignore
     single, pair, marks = "[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1", ("[CLS]", "[SEP]")
-    if family in _DECODERS:
+    decoder = _ROWS[family].decoder
+    if decoder:
         single, pair, marks = "<s> $A", "<s> $A $B:1", ("<s>",)
     core.post_processor = processors.TemplateProcessing(  # pyright: ignore
         single=single, pair=pair, special_tokens=[(mark, VOCABULARY[mark]) for mark in marks]
     )
-    decoder = family in _DECODERS
     names = ["input_ids", "attention_mask"]
     return PreTrainedTokenizerFast(
         tokenizer_object=core,
@@ -183,7 +121,7 @@ def tiny_tokenizer(family: str = "bert") -> PreTrainedTokenizerFast:
         mask_token="[MASK]",
         bos_token="<s>" if decoder else "[CLS]",
         eos_token="</s>" if decoder else "[SEP]",
-        model_input_names=[*names, "token_type_ids"] if family in _WITH_TOKEN_TYPES else names,
+        model_input_names=[*names, "token_type_ids"] if _ROWS[family].token_types else names,
     )
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from handful.backbone.attention import AttentionSite
+from handful.backbone.families import ROWS
 from handful.backbone.load import Backbone
 from handful.data.batching import EncodedRows
 from handful.data.task import Task
@@ -35,22 +36,7 @@ PrefixForm = Literal["flat", "mlp"]
 PrefixInit = Literal["normal", "activations"]
 Positions = Literal["auto", "shifted", "kept"]
 
-STOCK_PREFIX_FAMILIES = frozenset(
-    [
-        "bert",
-        "roberta",
-        "xlm-roberta",
-        "electra",
-        "llama",
-        "qwen2",
-        "qwen3",
-        "mistral",
-        "gemma3_text",
-        "gpt2",
-        "gpt_neox",
-        "opt",
-    ]
-)
+STOCK_PREFIX_FAMILIES = frozenset(row.model_type for row in ROWS if row.stock_prefix)
 """Families whose prefix stock PEFT can load and apply as it was trained (positions shifted)."""
 
 

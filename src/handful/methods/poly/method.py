@@ -22,6 +22,7 @@ from typing import Annotated, ClassVar, Literal, final
 import torch
 
 from handful.backbone.blocks import inputs, outputs
+from handful.backbone.families import family_of
 from handful.backbone.load import Backbone
 from handful.data.mixture import Mixing
 from handful.data.task import Task
@@ -246,7 +247,7 @@ def _read_positions(backbone: Backbone, matrices: Sequence[str]) -> list[str]:
     """A reason where a layer also reads embeddings of positions, once for all rows: it cannot differ between rows."""
     leaves = {name.rpartition(".")[2] for name in matrices}
     shared = sorted(leaves & {"query_proj", "key_proj", "pos_query_proj", "pos_key_proj"})
-    if backbone.family != "deberta-v2" or not shared:
+    if not family_of(backbone.family).reads_positions or not shared:
         return []
     return [
         f"target_modules: {', '.join(shared)} of {backbone.family} also read positions, which are of no row and so of "
