@@ -131,7 +131,7 @@ def test_the_merged_model_computes_what_the_trained_adapter_does(family, method,
     ],
 )
 @pytest.mark.parametrize("target", [0.1, 0.4])
-def test_coupled_gates_close_what_they_were_asked_to(family, groups, target):
+def test_learned_gates_close_what_they_were_asked_to(family, groups, target):
     adapter, rows, task = attach(family, target_sparsity=target, groups=groups)
     train(adapter, rows, task)
     assert adapter.diagnostics()["removed"] == pytest.approx(target, abs=0.01)
@@ -446,7 +446,7 @@ def open_share(u, std):
 @pytest.mark.parametrize(
     "settings",
     [{"method": published}, {"method": published, "squash": "shift", "noise_std": 0.5}, {}],
-    ids=["repo", "stg", "coupled"],
+    ids=["repo", "stg", "learned"],
 )
 @pytest.mark.parametrize("u", [-0.4, -0.2, -0.1, 0.0, 0.05, 0.2, 0.6, 1.0, 1.4])
 def test_gates_in_training_are_open_as_often_as_the_noise_says(settings, u):
