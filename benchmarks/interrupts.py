@@ -8,8 +8,8 @@ share of that time, a third of them once more within half a second, as people do
 - an exit code that is not 130 (128 + SIGINT), a traceback, or a process that has not ended after a minute;
 - a run folder, export or file of predictions that is there and not whole;
 - the same command, started undisturbed, that does not end with 0 or leaves temporary files behind. Each trial starts on
-  what the one before it left; an undisturbed start comes after every third trial of a verb, and the results are then
-  removed.
+  what the one before it left; an undisturbed start comes after a few trials of a verb (--undisturbed), and the results
+  are then removed.
 
 A process whose signal comes after its work was done, or before Python has come to our first line (tens of milliseconds,
 where it dies of the signal, as shells show by the same 130), is counted apart. The signal goes to the whole group of
@@ -71,6 +71,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=48)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--verbs", nargs="+", default=["fit", "predict", "export", "study"])
+    parser.add_argument("--undisturbed", type=int, default=4, help="Trials of a verb between undisturbed starts.")
     parser.add_argument("--keep", type=Path, help="Folder for what was made, which is kept.")
     arguments = parser.parse_args()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have left it ignored, also for our children
@@ -78,11 +79,11 @@ def main() -> None:
         folder = (arguments.keep or Path(name)).resolve()
         folder.mkdir(exist_ok=True)
         subjects = {verb: subject for verb, subject in make_subjects(folder).items() if verb in arguments.verbs}
-        faults = campaign(subjects, arguments.trials, random.Random(arguments.seed))
+        faults = campaign(subjects, arguments.trials, arguments.undisturbed, random.Random(arguments.seed))
     sys.exit(1 if faults else 0)
 
 
-def campaign(subjects: dict[str, Subject], trials: int, draw: random.Random) -> int:
+def campaign(subjects: dict[str, Subject], trials: int, every: int, draw: random.Random) -> int:
     """Interrupt the subjects in turn; prints each trial and a table, and returns the number of faults."""
     lengths = {verb: undisturbed(subject) for verb, subject in subjects.items()}
     for subject in subjects.values():
@@ -95,7 +96,7 @@ def campaign(subjects: dict[str, Subject], trials: int, draw: random.Random) -> 
         moment = draw.uniform(0, lengths[verb])
         second = draw.uniform(0, WITHIN) if draw.random() < 1 / 3 else None
         ended, problems = interrupt(subject, moment, second)
-        if number % 3 == 2 or ended == "done before":
+        if number % every == every - 1 or ended == "done before":
             problems += restart(subject)
             clear(subject.results)
         counts[verb].update([ended, *(["twice"] if second is not None else []), *(["fault"] if problems else [])])

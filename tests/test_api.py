@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import datasets
 import numpy as np
 import pandas
@@ -246,6 +248,17 @@ def test_predictions_of_anything_that_has_a_column_of_texts(fitted, tmp_path):
         assert fitted.predict(texts) == fitted.predict(TEXTS)
     with pytest.raises(DataError, match="expected rows, found an empty DataFrame"):
         fitted.predict(pandas.DataFrame({"text": []}))
+
+
+def test_what_was_guessed_in_reading_a_table_is_said(shared):
+    frame = pandas.DataFrame({"what": TEXTS, "n": range(len(TEXTS))})
+    for ask in (shared.predict, shared.predict_proba):
+        with pytest.warns(UserWarning, match="read the column 'what'.* as the text") as said:
+            ask(frame)
+        assert [warning.filename for warning in said] == [__file__]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        shared.predict(frame.rename(columns={"what": "text"}))  # as in training: nothing was guessed
 
 
 def test_a_text_without_tokens_has_no_label(fitted):

@@ -106,13 +106,17 @@ class FittedModel:
         return longest_row(trained.adapter, trained.spec.options.max_length, trained.spec.generation)
 
     def _rows(self, texts: Texts) -> list[Example]:
-        """The rows of what is to be predicted: a table's by the columns of training, or else by their names."""
+        """The rows of what is to be predicted: a table's by the columns of training, or else by their names. Warns of
+        what was guessed or left out in reading it.
+        """
         if not _is_table(texts):
             return as_examples(texts, blank=True)
         task = self._trained.task
         table = unlabelled_rows(texts, kind=task.kind, trained_on=task.columns)
         if not (rows := [row for row, _ in table]):
             raise DataError("expected texts, found none")
+        for guess in table.guesses:
+            warnings.warn(guess, stacklevel=4)
         return rows
 
     def stream(

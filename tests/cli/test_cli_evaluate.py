@@ -40,7 +40,7 @@ def test_repeats_and_rows_of_training_do_not_count(command, table, finished):
     ],
 )
 def test_wrong_labels_are_said_before_the_model_is_loaded(command, table, finished, monkeypatch, rows, message):
-    monkeypatch.setattr("handful.cli.predict.open_model", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("handful.cli.evaluate.open_model", lambda *_: pytest.fail("the model was loaded"))
     outcome = command("evaluate", finished, table(rows, "text", "label", "other"))
     assert outcome.code == 1 and message in outcome.err
 

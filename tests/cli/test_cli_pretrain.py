@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from handful.cli.pretrain import open_tasks
-from handful.errors import ConfigError
+from handful.errors import ConfigError, DataError
 
 
 @pytest.fixture
@@ -56,14 +56,20 @@ def test_everything_wrong_with_the_tasks_is_told_before_a_model_is_loaded(comman
     assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").iterdir())
 
 
-def test_the_delimiter_of_the_files(tmp_path):
-    path = tmp_path / "a.csv"
-    path.write_text("text^label\n" + "".join(f"t {i}^{'ab'[i % 2]}\n" for i in range(10)))
-    assert [task.labels for task in open_tasks([str(path), f"b={path}"], 0.2, "^")] == [("a", "b")] * 2
-    rows = tmp_path / "a.jsonl"
+def test_the_encoding_and_the_delimiter_of_the_files(tmp_path):
+    path, rows = tmp_path / "a.csv", tmp_path / "a.jsonl"
+    path.write_bytes(("text^label\n" + "".join(f"é {i}^{'aü'[i % 2]}\n" for i in range(10))).encode("cp1252"))
+    reading = {"encoding": "cp1252", "delimiter": "^"}
+    first, second = open_tasks([str(path), f"b={path}"], 0.2, reading)
+    assert first.labels == second.labels == ("a", "ü") and first.pool[0].text.startswith("é ")
     rows.write_text('{"text": "a", "label": "b"}\n{"text": "c", "label": "d"}\n')
-    with pytest.raises(ConfigError, match="--delimiter: none of the tasks is a file of delimited text"):
-        open_tasks([str(rows)], 0.2, "^")
+    with pytest.raises(ConfigError, match="--delimiter: none of the tasks is a file of delimited text, found '\\^'"):
+        open_tasks([str(rows)], 0.2, {"delimiter": "^"})
+    with pytest.raises(ConfigError, match="--encoding: none of the tasks is a file of text, found 'cp1252'"):
+        open_tasks([str(tmp_path / "folder")], 0.2, {"encoding": "cp1252"})
+    with pytest.raises(DataError, match="1 of 2 tasks cannot be opened"):
+        open_tasks([str(path), str(rows)], 0.2, {"delimiter": "^"})  # the encoding is not UTF-8
+    assert open_tasks([str(rows)], 0, {"encoding": None, "delimiter": None})[0].labels == ("b", "d")
 
 
 def test_wrong_settings_are_told_at_once(command, tasks, tmp_path):

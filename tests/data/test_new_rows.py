@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -101,6 +102,36 @@ def test_the_name_of_the_only_column_is_said_and_that_of_a_class_is_a_row(tmp_pa
     rows = [f"the bill {i} is paid in full,{'neg' if i % 2 else 'fair'}\n" for i in range(9)]
     with pytest.raises(DataError, match="found what looks like a row of data in the first line \\('late', 'pos'\\)"):
         labelled_rows(write(tmp_path / "new.csv", "late,pos\n" + "".join(rows)), three)
+
+
+@pytest.mark.parametrize(
+    ("header", "cell"),
+    [
+        ("Customer comment", "a b"),
+        ("Free text comments", "late"),
+        ("What guests wrote", "the bill that we paid was never taken off"),
+        ("Kommentar des Gastes", "die Rechnung wurde nie bezahlt und niemand ruft an"),
+    ],
+)
+def test_several_words_may_be_the_name_of_the_texts_and_that_is_said(tmp_path, header, cell):
+    found = unlabelled_rows(
+        write(tmp_path / "new.csv", f"{header}\n{cell} 1\n{cell} 2\n"),
+        kind="classification",
+        trained_on=Columns("text"),
+    )
+    assert [row.text for row, _ in found] == [f"{cell} 1", f"{cell} 2"]
+    assert found.notes == found.guesses == (f"new.csv: read {header!r}, the first row, as the name of the only column",)
+    rows = "".join(f"{i},the bill of table {i} is not what we had,{'neg' if i % 2 else 'pos'}\n" for i in range(20))
+    labelled = write(tmp_path / "labelled.csv", f"Case,{header},mood\n{rows}")
+    read, notes = labelled_rows(labelled, replace(TASK, columns=Columns("text", None, "mood")))
+    assert len(read) == 20 and any(repr(header) in note for note in notes)
+
+
+@pytest.mark.parametrize("first", ["The bill was never paid", "Very late!", "Late, and cold,", "Great food"])
+def test_a_text_in_the_first_row_is_not_taken_for_a_name(tmp_path, first):
+    path = write(tmp_path / "new.csv", f'"{first}"\nthe parcel never came\nall of it was good\n')
+    with pytest.raises(DataError, match=r"(?s)expected a header.*if it is the header: --text"):
+        unlabelled_rows(path, kind="classification", trained_on=Columns("text"))
 
 
 def test_a_line_of_json_without_the_text_is_an_empty_text(tmp_path):

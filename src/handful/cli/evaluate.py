@@ -9,29 +9,31 @@ import typer
 
 from handful.cli.arguments import Device, chosen_device
 from handful.cli.console import FitProgress, say, show, show_json, show_table
+from handful.cli.new_rows import (
+    ColumnOptions,
+    Delimiter,
+    Encoding,
+    Label,
+    Member,
+    Pretrained,
+    RunFolder,
+    Text,
+    TextPair,
+    open_model,
+)
 from handful.data.coverage import coverage_sentences
 
 
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="The folder that 'handful fit' made.")],
+    run: RunFolder,
     data: Annotated[Path, typer.Argument(help="Labelled rows that are new to the run: a file, as for 'fit'.")],
-    text: Annotated[
-        str | None, typer.Option(help="Column of the text.", show_default="as in training, or found")
-    ] = None,
-    text_pair: Annotated[
-        str | None, typer.Option(help="Column of a pair's second text.", show_default="as in training, or found")
-    ] = None,
-    label: Annotated[
-        str | None, typer.Option(help="Column of the label.", show_default="as in training, or found")
-    ] = None,
-    encoding: Annotated[str | None, typer.Option(help="Encoding of the file.", show_default="utf-8")] = None,
-    delimiter: Annotated[
-        str | None, typer.Option(help="Delimiter of the file's cells, e.g. ';'.", show_default="found")
-    ] = None,
-    task: Annotated[str | None, typer.Option(help="Of a multi-task run: the task.")] = None,
-    model: Annotated[
-        str | None, typer.Option(help="Where the pretrained model is now.", show_default="where it was in training")
-    ] = None,
+    text: Text = None,
+    text_pair: TextPair = None,
+    label: Label = None,
+    encoding: Encoding = None,
+    delimiter: Delimiter = None,
+    task: Member = None,
+    model: Pretrained = None,
     device: Device = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -39,7 +41,6 @@ def evaluate(
 
     A text counts once, and rows that the run was trained or selected on are left out.
     """
-    from handful.cli.predict import open_model
     from handful.data.columns import Columns
     from handful.data.new_rows import labelled_rows
     from handful.evaluation.baseline import beside, rescored
@@ -50,8 +51,9 @@ def evaluate(
     from handful.runs.store import read_run
 
     described = recorded_task(member_record(read_run(run), task))
-    columns = {"text": text or "", "text_pair": text_pair, "label": label or "label"}
-    options = {"encoding": encoding, "delimiter": delimiter}
+    asked = ColumnOptions(text, text_pair, encoding, delimiter, label)
+    columns = {"text": asked.text or "", "text_pair": asked.text_pair, "label": asked.label or "label"}
+    options = {"encoding": asked.encoding, "delimiter": asked.delimiter}
     labelled_rows(
         data, described, wanted=Columns(**columns), **options
     )  # what is wrong is said before a model is loaded

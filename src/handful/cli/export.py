@@ -37,7 +37,7 @@ def export(
     """
     from dataclasses import asdict
 
-    from handful.cli.predict import open_model
+    from handful.cli.new_rows import open_model
     from handful.errors import ConfigError, nearest
     from handful.export.folder import refuse_existing
     from handful.export.plan import FORMATS, recorded_format

@@ -18,10 +18,21 @@ import typer
 
 from handful.cli.arguments import Device, chosen_device
 from handful.cli.console import FitProgress, say
+from handful.cli.new_rows import (
+    ColumnOptions,
+    Delimiter,
+    Encoding,
+    Member,
+    Pretrained,
+    RunFolder,
+    Text,
+    TextPair,
+    open_model,
+)
 from handful.data.coverage import NO_TEXTS, Coverage, coverage_sentences
 from handful.data.delimited import DELIMITERS
 from handful.data.names import clean_name, is_header
-from handful.errors import EMPTY_NAME, ConfigError, DataError, HandfulError, RunError
+from handful.errors import ConfigError, DataError, HandfulError, RunError
 from handful.neutral import cell, printable
 from handful.storage import new_file
 
@@ -35,7 +46,7 @@ FORMATS = (".csv", ".tsv", ".jsonl")
 
 
 def predict(
-    run: Annotated[Path, typer.Argument(help="The folder that 'handful fit' made.")],
+    run: RunFolder,
     source: Annotated[
         str, typer.Option("--input", help="File of texts, as for 'fit'; '-' takes one text per line from stdin.")
     ],
@@ -47,20 +58,12 @@ def predict(
         bool,
         typer.Option("--disagreement", help="Also how far random points of the simplex disagree; ten times the work."),
     ] = False,
-    text: Annotated[
-        str | None, typer.Option(help="Column of the text.", show_default="as in training, or found")
-    ] = None,
-    text_pair: Annotated[
-        str | None, typer.Option(help="Column of a pair's second text.", show_default="as in training, or found")
-    ] = None,
-    encoding: Annotated[str | None, typer.Option(help="Encoding of the input.", show_default="utf-8")] = None,
-    delimiter: Annotated[
-        str | None, typer.Option(help="Delimiter of the input's cells, e.g. ';'.", show_default="found")
-    ] = None,
-    task: Annotated[str | None, typer.Option(help="Of a multi-task run: the task.")] = None,
-    model: Annotated[
-        str | None, typer.Option(help="Where the pretrained model is now.", show_default="where it was in training")
-    ] = None,
+    text: Text = None,
+    text_pair: TextPair = None,
+    encoding: Encoding = None,
+    delimiter: Delimiter = None,
+    task: Member = None,
+    model: Pretrained = None,
     device: Device = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, one object per line.")] = False,
 ) -> None:
@@ -95,22 +98,6 @@ def predict(
 
 
 @final
-@dataclass(frozen=True)
-class ColumnOptions:
-    """How to read the input, where that is said."""
-
-    text: str | None = None
-    text_pair: str | None = None
-    encoding: str | None = None
-    delimiter: str | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("text", "encoding"):  # a pair of "" is none
-            if (value := getattr(self, name)) is not None and not value.strip():
-                raise ConfigError(f"--{name}: {EMPTY_NAME}", "leave it out, or is a shell variable not set?")
-
-
-@final
 @dataclass
 class Counts:
     """What is to be said of the rows once all are predicted."""
@@ -140,25 +127,6 @@ class Counts:
             where = ", ".join(self.blank_sources) + more
             yield f"{self.blank:,} of {self.rows:,} texts have no tokens and an empty prediction ({where})"
         yield from coverage_sentences(replace(self.coverage, without_token=0))  # that has been said
-
-
-def open_model(run: Path, model: str | None, task: str | None = None, device: str = "cpu") -> FittedModel:
-    """The trained model of a run, or of a task of an inventory, on the pretrained model it was trained on or the same
-    one elsewhere; on this device.
-    """
-    from handful.api import load
-    from handful.backbone.load import load_backbone
-    from handful.objectives import objective_of
-    from handful.runs.store import read_run
-
-    if model is None:
-        return load(run, task=task, device=device)
-    if not model.strip():
-        raise ConfigError(f"--model: {EMPTY_NAME}", "leave it out, or is a shell variable not set?")
-    record = read_run(run).record
-    purpose = objective_of(record["task"]["kind"]).purpose
-    pooling = record["spec"]["run"]["pooling"]
-    return load(run, task=task, backbone=load_backbone(model, pooling=pooling, purpose=purpose, device=device))
 
 
 def check_output(output: Path | None, source: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -46,6 +47,7 @@ def pretrain(
     test_fraction: Annotated[
         float, typer.Option(help="Share of rows set apart as test rows, from 0 to 0.9, where a task has none.")
     ] = TEST_FRACTION,
+    encoding: Annotated[str | None, typer.Option(help="Encoding of the files of text.", show_default="utf-8")] = None,
     delimiter: Annotated[
         str | None, typer.Option(help="Delimiter of the CSV, TSV and text files.", show_default="found")
     ] = None,
@@ -68,8 +70,8 @@ def pretrain(
         assignments=assignments or [], shots=None if rows is None else str(rows), test_fraction=test_fraction,
         device=device,
     )  # fmt: skip
-    request = arguments.request(output)
-    plan = replace(request, opens=lambda share: mix_tasks(name, open_tasks(tasks, share, delimiter))).plan()
+    request, reading = arguments.request(output), {"encoding": encoding, "delimiter": delimiter}
+    plan = replace(request, opens=lambda share: mix_tasks(name, open_tasks(tasks, share, reading))).plan()
     task, spec = plan.task, plan.specs[0]
     tell_tasks(task, spec)
     preflight(task, spec)
@@ -89,32 +91,34 @@ def pretrain(
     say(f"  handful inventory list {saved.folder}")
 
 
-def open_tasks(names: list[str], test_fraction: float, delimiter: str | None = None) -> list[Task]:
-    """The tasks with their test rows; files of delimited text are read with this delimiter.
+def open_tasks(names: list[str], test_fraction: float, reading: Mapping[str, str | None]) -> list[Task]:
+    """The tasks with their test rows; `reading` is the encoding of files of text and the delimiter of delimited ones.
 
-    Raises: DataError with all that cannot be opened, ConfigError for a delimiter where there is no such file.
+    Raises: DataError with all that cannot be opened, ConfigError for an encoding or delimiter of no file.
     """
     from handful.data.holdout import with_held_out_test
     from handful.data.open import open_task
-    from handful.data.tables import takes_delimiter
+    from handful.data.tables import takes_delimiter, takes_encoding
 
-    tasks, problems, used = [], [], delimiter is None
+    takes = {"encoding": takes_encoding, "delimiter": takes_delimiter}
+    wanted = {option: value for option, value in reading.items() if value is not None}
+    tasks, problems, unused = [], [], dict(wanted)
     for given in names:
         called, equals, path = given.partition("=")
         if not equals or "/" in called or exists(given):
             called, path = "", given
         try:
-            used = used or takes_delimiter(path)
-            task = open_task(path, **({"delimiter": delimiter} if takes_delimiter(path) else {}))
+            options = {option: value for option, value in wanted.items() if takes[option](path)}
+            unused = {option: value for option, value in unused.items() if option not in options}
+            task = open_task(path, **options)
             if task.test is None and test_fraction:
                 task = with_held_out_test(task, test_fraction)
             tasks.append(replace(task, name=called or task.name))
         except HandfulError as error:
             problems.append(f"{error.message}; {error.hint}" if error.hint else error.message)
-    if not used:
-        raise ConfigError(
-            f"--delimiter: none of the tasks is a file of delimited text, found {delimiter!r}", "leave it out"
-        )
+    for option, value in unused.items():
+        what = "text" if option == "encoding" else "delimited text"
+        raise ConfigError(f"--{option}: none of the tasks is a file of {what}, found {value!r}", "leave it out")
     if problems:
         raise DataError(
             f"{len(problems)} of {len(names)} tasks cannot be opened:\n  " + "\n  ".join(problems),

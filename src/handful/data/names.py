@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from statistics import median
 from typing import Any
 
 from handful.data.cells import check_row
@@ -64,6 +65,12 @@ COMMON_NAMES = frozenset(
 )
 """Names by which a first row is known to be a header, in lower case."""
 
+_TEXT_WORDS = COMMON_NAMES | frozenset(
+    ["comment", "comments", "complaint", "email", "feedback", "mail", "note", "notes", "opinion", "post", "remark",
+     "remarks", "reply", "reviews", "subject", "texts", "ticket", "tweet"]
+)  # fmt: skip
+"""Last words of names such as "Customer comment", in lower case."""
+
 MAX_NAME = 1000
 """Characters in the name of a column. More is a text."""
 
@@ -83,6 +90,16 @@ def clean_name(name: Any) -> str:
 def is_header(cells: Iterable[Any]) -> bool:
     """Whether cells are the names of columns beyond doubt: two of them are customary."""
     return len({clean_name(cell).lower() for cell in cells} & COMMON_NAMES) > 1
+
+
+def is_title(name: str, cells: Iterable[str]) -> bool:
+    """Whether several words head the column of these texts, and are no text themselves: there are at most four, they
+    are no sentence, and the last one is customary or the texts have three times as many words (their median).
+    """
+    words = name.split()
+    if len(words) > 4 or name[-1:] in tuple(".!?…,;:"):
+        return False
+    return words[-1].lower() in _TEXT_WORDS or median([len(cell.split()) for cell in cells] or [0]) >= 3 * len(words)
 
 
 def check_names(names: Iterable[str], where: str) -> None:

@@ -15,7 +15,7 @@ from handful.data.derived import told, with_derived
 from handful.data.grid import is_number
 from handful.data.interpret import choose_columns, examples
 from handful.data.labels import Targets, class_name, with_numbers
-from handful.data.names import COMMON_NAMES
+from handful.data.names import COMMON_NAMES, is_title
 from handful.data.references import generation_columns, records, source_of
 from handful.data.tables import Table, TableStream, read_table, stream_table
 from handful.data.task import Example, Task, TaskKind
@@ -30,6 +30,9 @@ FEW_UNKNOWN = 0.05
 the wrong column is the likelier cause.
 """
 
+_AS_TRAINED = ", as in training"
+"""End of the note on a column that was not asked for, and is no guess either."""
+
 Cells = Mapping[str, Any]
 
 
@@ -39,12 +42,16 @@ class UnlabelledRows:
     """Rows as examples without labels, each with all cells of its row. They are read as they are asked for.
 
     A missing text is an empty one, also where the row lacks its column, as a line of JSON can. `notes` say how the
-    table was read and which columns were chosen.
+    table was read and which columns were chosen; `guesses` are those but for columns that are called as in training.
     """
 
     table: TableStream
     columns: Columns
     notes: tuple[str, ...]
+
+    @property
+    def guesses(self) -> tuple[str, ...]:
+        return tuple(note for note in self.notes if not note.endswith(_AS_TRAINED))
 
     def __iter__(self) -> Iterator[tuple[Example, Cells]]:
         """Raises: DataError naming the place of a row whose column seems misspelt, or of a cell that is no text."""
@@ -245,7 +252,8 @@ def _check_header(
     table: Table, columns: Columns, asked: Columns, trained_on: Columns | None, classes: Sequence[str] = ()
 ) -> None:
     """Raises: DataError where the first row of a file is data: no name in it is customary, asked for or one of
-    training, and the name of a text has several words, another is a number, or that of the labels is a class.
+    training, and the name of a text has several words and is no title, another is a number, or that of the labels is a
+    class.
     """
     known = {name for each in (asked, trained_on) if each for name in (each.text, each.text_pair, each.label) if name}
     if not table.cells_are_texts or known.intersection(table.columns):
@@ -253,7 +261,7 @@ def _check_header(
     if any(name.lower() in COMMON_NAMES for name in table.columns):
         return
     texts = [name for name in (columns.text, columns.text_pair) if name]
-    words = any(len(name.split()) > 1 for name in texts)
+    words = any(len(name.split()) > 1 and not is_title(name, _filled(table, name)) for name in texts)
     numbers = [name for name in table.columns if is_number(name)]
     if words or 0 < len(numbers) < len(table.columns) or columns.label in classes:
         first = ", ".join(f"{name!r:.80}" for name in table.columns[:5]) + (", …" if len(table.columns) > 5 else "")
@@ -262,6 +270,10 @@ def _check_header(
             f"{table.path}: expected a header, found what looks like a row of data in the first line ({first})",
             f"give the file a header line, e.g. {names}; if it is the header: --text {shlex.quote(columns.text)}",
         )
+
+
+def _filled(table: Table, name: str) -> Iterator[str]:
+    return (cell for row in table.rows if isinstance(cell := row.get(name), str) and cell.strip())
 
 
 def _as_trained(table: Table, wanted: Columns, trained_on: Columns | None) -> tuple[Columns, list[str]]:
@@ -273,5 +285,5 @@ def _as_trained(table: Table, wanted: Columns, trained_on: Columns | None) -> tu
         if known in table.columns:
             wanted = replace(wanted, **{role: known})
             if known != role:
-                notes.append(f"{table.name}: read the column {known!r} as the {role.replace('_', ' ')}, as in training")
+                notes.append(f"{table.name}: read the column {known!r} as the {role.replace('_', ' ')}{_AS_TRAINED}")
     return wanted, notes

@@ -22,7 +22,10 @@ from handful.data.stream import TableStream, place
 from handful.data.text_files import LONE_RETURN, TextFile
 from handful.errors import ConfigError, DataError, nearest
 
-__all__ = ["MAX_CELL", "Table", "TableStream", "as_path", "read_table", "stem", "stream_table", "takes_delimiter"]
+__all__ = [
+    "MAX_CELL", "Table", "TableStream", "as_path", "read_table", "stem", "stream_table", "takes_delimiter",
+    "takes_encoding",
+]  # fmt: skip
 
 _DELIMITED = {".csv": ",", ".tsv": "\t", ".tab": "\t", ".txt": "\t"}
 _JSON = {".jsonl": lines_stream, ".ndjson": lines_stream, ".json": document_stream}
@@ -128,6 +131,11 @@ def is_readable(path: Path) -> bool:
 def takes_delimiter(source: Any) -> bool:
     """Whether a source is a file of delimited text, by its ending."""
     return isinstance(source, str | os.PathLike) and _suffix(Path(source)) in _DELIMITED
+
+
+def takes_encoding(source: Any) -> bool:
+    """Whether a source is a file of text, delimited or JSON, by its ending."""
+    return isinstance(source, str | os.PathLike) and _suffix(Path(source)) in (*_DELIMITED, *_JSON)
 
 
 def stem(path: Path) -> str:
