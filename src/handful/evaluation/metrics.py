@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 from handful.data.task import TaskKind
 from handful.errors import ConfigError, DataError, nearest
 from handful.evaluation.metric import Metric, Needs
-from handful.evaluation.text.metrics import GENERATION_METRICS
+from handful.evaluation.text.metrics import GENERATION_METRICS, RETIRED
 
 SMALLEST_PROBABILITY = float(np.finfo(np.float64).eps)
 _LARGEST_NLL = -log(SMALLEST_PROBABILITY)
@@ -52,9 +52,15 @@ def measure(metric: Metric, texts: np.ndarray, records: np.ndarray) -> np.ndarra
 
 
 def get_metric(name: str | Metric) -> Metric:
-    """The metric of that name (a `Metric` is passed through). Raises: ConfigError naming the nearest one."""
+    """The metric of that name (a `Metric` is passed through), also one that is only read from older runs.
+
+    Raises: ConfigError naming the nearest one.
+    """
     if isinstance(name, Metric):
         return name
+    for retired in RETIRED:
+        if retired.name == name:
+            return retired
     if name not in METRICS:
         raise ConfigError(f"expected the name of a metric, found {name!r}", nearest(name, METRICS))
     return METRICS[name]

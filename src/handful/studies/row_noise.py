@@ -91,7 +91,7 @@ def _bound(pairs: Sequence[tuple[int, Result, Result]], weights: Sequence[float]
 def _read(result: Result, metric: str) -> Effects | None:
     """The effects of a run's rows, if they make up the score that it has on record."""
     recorded, found = result.estimate(metric), get_metric(metric)
-    if recorded is None or metric in SLOW:
+    if recorded is None:
         return None
     try:
         lines = result.run.lines(PREDICTIONS)
@@ -163,9 +163,6 @@ def _brier(probabilities: np.ndarray, targets: np.ndarray) -> np.ndarray:
 
 LEAST = 5e-7
 """Probabilities are kept with six decimals."""
-
-SLOW = frozenset({"meteor", "meteor-e2e", "cider-e2e"})
-"""Metrics that start Java for every run; their noise is bounded instead."""
 
 MEANS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "accuracy": lambda predictions, targets: (predictions == targets).astype(float),

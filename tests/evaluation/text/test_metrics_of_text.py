@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import runpy
 import shutil
 from dataclasses import replace
 from importlib.util import find_spec
 from math import exp
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,13 +20,13 @@ from handful.data.task import Example, Task, TestRows
 from handful.errors import ConfigError, DataError
 from handful.evaluation.estimate import Estimate, bootstrap_score, wilson
 from handful.evaluation.metrics import METRICS, check_metric, get_metric, score
-from handful.evaluation.text import java_scores, overlap_scores
+from handful.evaluation.text import overlap_scores
 from handful.evaluation.text.content_scores import SlotError, missing_entities, slot_errors
 from handful.evaluation.text.metrics import GENERATION_METRICS, check_writing, usual_metrics
 from handful.evaluation.text.overlap_scores import longest_common_subsequence, penn_tokens, split_dart
 
-WITH_JAVA = ("meteor", "meteor-e2e", "cider-e2e")
-WITHOUT_JAVA = [metric.name for metric in GENERATION_METRICS if metric.name not in WITH_JAVA]
+NAMES = [metric.name for metric in GENERATION_METRICS]
+OFFICIAL = runpy.run_path(str(Path(__file__).parents[3] / "benchmarks" / "java_scores.py"))
 NO_JAVA = shutil.which("java") is None or find_spec("pycocoevalcap") is None
 needs_java = pytest.mark.skipif(NO_JAVA, reason="needs Java and the package pycocoevalcap")
 
@@ -209,7 +211,7 @@ def test_sources_that_say_nothing_are_refused():
 # ----------------------------------------------------------------------------------------------------- all of them
 
 
-@pytest.mark.parametrize("name", WITHOUT_JAVA)
+@pytest.mark.parametrize("name", NAMES)
 def test_estimates_are_over_records_and_repeatable(name):
     texts, records = TEXTS * 5, RECORDS * 5
     first, second, other = (
@@ -227,7 +229,7 @@ def test_estimates_are_over_records_and_repeatable(name):
     assert (alone.low is None) == (name != "exact-match")
 
 
-@pytest.mark.parametrize("name", WITHOUT_JAVA)
+@pytest.mark.parametrize("name", NAMES)
 def test_an_empty_text_is_the_worst_one(name):
     metric, empty = METRICS[name], score(name, ["", "", ""], RECORDS)
     assert empty == (1 if name == "slot-error" else 0)
@@ -262,14 +264,6 @@ def test_wrong_rows_and_names():
 
 
 def test_what_is_missing_is_said_before_training(monkeypatch):
-    monkeypatch.setattr(java_scores.shutil, "which", lambda name: None)
-    with pytest.raises(ConfigError, match=r"need Java(?s:.*)chrf\+\+, rouge-l and bleu, which need none"):
-        check_metric("meteor", "generation", 0)
-    monkeypatch.setattr(java_scores.shutil, "which", lambda name: "java")
-    monkeypatch.setattr(java_scores, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match="'pycocoevalcap', which is not installed"):
-        check_metric("cider-e2e", "generation", 0)
-
     def absent(name):
         raise ImportError(name)
 
@@ -281,6 +275,21 @@ def test_what_is_missing_is_said_before_training(monkeypatch):
     assert check_metric("rouge-l", "generation", 0).name == "rouge-l"
     with pytest.raises(ConfigError, match="'sacrebleu', which is not installed"):  # for chrF++, which is always beside
         check_writing(Task("e2e", "generation", (), "rouge-l", tuple(RECORDS)))
+
+
+@pytest.mark.parametrize("name", ["meteor", "meteor-e2e", "cider-e2e"])
+def test_a_retired_metric_is_read_and_not_computed(name):
+    metric = get_metric(name)
+    assert metric.higher_is_better and metric.range[0] == 0 and name not in METRICS
+    for use in (
+        lambda: check_metric(name, "generation", 0),
+        lambda: check_writing(Task("t", "generation", (), name, tuple(RECORDS))),
+        lambda: score(name, TEXTS, RECORDS),
+    ):
+        with pytest.raises(
+            ConfigError, match=rf"'{name}' is no longer computed(?s:.*)score with chrf\+\+, rouge-l or bleu"
+        ):
+            use()
 
 
 def test_usual_metrics_fit_the_sources_of_all_records():
@@ -335,12 +344,12 @@ def test_rouge_and_tokens_equal_those_of_coco_caption(held_out_references):
     from pycocoevalcap.rouge.rouge import Rouge
 
     texts, records = (rows[:150] for rows in held_out_references)
-    written, references = java_scores._tokenised(texts, records)
+    written, references = OFFICIAL["_tokenised"](texts, records)
     brackets = [text.replace("-lrb-", "(").replace("-rrb-", ")") for text in written]
     assert [" ".join(penn_tokens(text)) for text in texts] == brackets
     official, _ = Rouge().compute_score(dict(enumerate(references)), {i: [text] for i, text in enumerate(written)})
     assert score("rouge-l", texts, records) == pytest.approx(official, abs=1e-4)
-    assert score("cider-e2e", texts, records) > 1
+    assert OFFICIAL["score"]("CIDEr, as E2E", texts, records) > 1
 
 
 @needs_java
@@ -354,7 +363,7 @@ def test_meteor_of_sums_is_meteor_of_all_texts():
     )
     official.meteor_p.stdout.close()
     official.meteor_p.stderr.close()
-    assert score("meteor", TEXTS, RECORDS) == pytest.approx(expected, abs=1e-6)
+    assert OFFICIAL["score"]("METEOR", TEXTS, RECORDS) == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from math import inf
+from typing import NoReturn
 
 from handful.data.task import Example, Task, TaskKind
-from handful.errors import DataError
+from handful.errors import ConfigError, DataError
 from handful.evaluation.metric import Metric
-from handful.evaluation.text import content_scores, java_scores, overlap_scores
+from handful.evaluation.text import content_scores, overlap_scores
 from handful.evaluation.text.overlap_scores import Bleu, combine_mean, require_sacrebleu
 
 _TEXTS: frozenset[TaskKind] = frozenset({"generation"})
@@ -24,10 +25,6 @@ def _bleu(name: str, summary: str, variant: Bleu) -> Metric:
 
 def _sacrebleu_ready() -> None:
     require_sacrebleu()
-
-
-def _java_ready() -> None:
-    java_scores.require_java()
 
 
 def _ours(rules: str) -> Callable[[], str]:
@@ -52,21 +49,9 @@ GENERATION_METRICS = (
         ready=_sacrebleu_ready,
     ),
     Metric(
-        "rouge-l", "ROUGE-L of the E2E challenge, without Java", _TEXTS, "texts", True, (0, 1),
+        "rouge-l", "ROUGE-L of the E2E challenge", _TEXTS, "texts", True, (0, 1),
         overlap_scores.measure_rouge, combine=combine_mean,
         signature=_ours("nrefs:all|beta:1.2|max:each|case:lc|tok:penn"),
-    ),
-    Metric(
-        "meteor", "METEOR 1.5 on texts as they are", _TEXTS, "texts", True, (0, 1), java_scores.measure_meteor,
-        combine=java_scores.combine_meteor, signature=java_scores.meteor_signature, ready=_java_ready,
-    ),
-    Metric(
-        "meteor-e2e", "METEOR 1.5 of the E2E challenge", _TEXTS, "texts", True, (0, 1), java_scores.measure_meteor_e2e,
-        combine=java_scores.combine_meteor, signature=java_scores.meteor_e2e_signature, ready=_java_ready,
-    ),
-    Metric(
-        "cider-e2e", "CIDEr of the E2E challenge", _TEXTS, "texts", True, (0, 10), java_scores.measure_cider,
-        combine=combine_mean, signature=java_scores.cider_signature, ready=_java_ready,
     ),
     Metric(
         "exact-match", "share of texts that are a reference, whatever the case and white space", _TEXTS, "texts", True,
@@ -81,11 +66,29 @@ GENERATION_METRICS = (
         content_scores.measure_entities, combine=combine_mean, signature=_ours("entities:subject,object|match:words"),
     ),
 )  # fmt: skip
-"""BLEU, chrF++ are percentages, as in the literature; all others run from 0 to 1, CIDEr to 10."""
+"""BLEU, chrF++ are percentages, as in the literature; all others run from 0 to 1."""
+
+
+def _retired(name: str, summary: str, most: float) -> Metric:
+    def refuse(*rows: object) -> NoReturn:
+        raise ConfigError(
+            f"metric {name!r} is no longer computed: it ran programs of Java; scores on record are still read",
+            "score with chrf++, rouge-l or bleu",
+        )
+
+    return Metric(name, summary, _TEXTS, "texts", True, (0, most), refuse, combine=combine_mean, ready=refuse)
+
+
+RETIRED = (
+    _retired("meteor", "METEOR 1.5 on texts as they are", 1),
+    _retired("meteor-e2e", "METEOR 1.5 of the E2E challenge", 1),
+    _retired("cider-e2e", "CIDEr of the E2E challenge", 10),
+)
+"""Metrics that run folders of older versions may hold: these are read, compared and shown."""
 
 
 def usual_metrics(metric: str, records: Sequence[Example]) -> tuple[str, ...]:
-    """A task's own metric, those that need no Java, and what the sources of all these records allow to be checked."""
+    """A task's own metric, two that suit every task, and what the sources of all these records allow to be checked."""
     if metric == "exact-match":  # of labels; ROUGE-L is what tasks of all kinds have
         return (metric, "rouge-l")
     names = [metric, "chrf++", "rouge-l"]
@@ -109,7 +112,7 @@ def check_writing(task: Task) -> None:
         raise DataError(f"metric {task.metric!r}: {unfit}", "take another metric for this file, such as 'bleu'")
 
 
-_BY_NAME = {metric.name: metric for metric in GENERATION_METRICS}
+_BY_NAME = {metric.name: metric for metric in (*GENERATION_METRICS, *RETIRED)}
 _OF_SOURCES = {"slot-error": content_scores.slot_errors, "entity-coverage": content_scores.missing_entities}
 """Metrics that ask the source, by what reads it; the first that can read all sources is a usual one."""
 

@@ -1,7 +1,14 @@
-"""METEOR 1.5 and CIDEr as the official scripts run them, through what pycocoevalcap carries, where Java is present."""
+"""METEOR 1.5 and CIDEr of runs that generate, as the official scripts run them: for comparison with published figures.
+
+    pip install pycocoevalcap
+    python benchmarks/java_scores.py RUN ...
+
+They are programs of Java and no part of handful, which computes every metric itself (`--metric chrf++`, `rouge-l`, …).
+"""
 
 from __future__ import annotations
 
+import argparse
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -13,6 +20,8 @@ import numpy as np
 
 from handful.data.task import Example
 from handful.errors import ConfigError
+from handful.evaluation.text.overlap_scores import combine_mean
+from handful.runs.store import PREDICTIONS, read_run
 
 _DROPPED = frozenset(
     ["''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-", ".", "?", "!", ",", ":", "-", "--", "...", ";"]
@@ -25,12 +34,12 @@ def require_java() -> Path:
     if shutil.which("java") is None:
         raise ConfigError(
             "METEOR and CIDEr of the official scripts need Java, and there is no program 'java'",
-            "install a Java runtime, or score with chrf++, rouge-l and bleu, which need none",
+            "install a Java runtime",
         )
     spec = find_spec("pycocoevalcap")
     if spec is None or not spec.submodule_search_locations:
         raise ConfigError(
-            "METEOR and CIDEr need the package 'pycocoevalcap', which is not installed", "pip install 'handful[meteor]'"
+            "METEOR and CIDEr need the package 'pycocoevalcap', which is not installed", "pip install pycocoevalcap"
         )
     return Path(next(iter(spec.submodule_search_locations)))
 
@@ -64,7 +73,7 @@ def _tokenised(texts: Sequence[str], records: Sequence[Example]) -> tuple[list[s
 def measure_meteor(texts: Sequence[str], records: Sequence[Example]) -> np.ndarray:
     """METEOR 1.5 (Denkowski and Lavie 2014), English, `-norm`, on the texts as they are.
 
-    WebNLG's script tokenises with NLTK first, which changes it by about .001 (sheet 5.3).
+    WebNLG's script tokenises with NLTK first, which changes it by about .001.
 
     `texts` (N,), `records` (N,). Returns (N, F), METEOR's own statistics.
     """
@@ -104,16 +113,6 @@ def _meteor(lines: Sequence[str]) -> list[str]:
     )
 
 
-def meteor_signature() -> str:
-    """The variant of `meteor`."""
-    return "nrefs:all|lang:en|norm:yes|tok:none|version:meteor-1.5"
-
-
-def meteor_e2e_signature() -> str:
-    """The variant of `meteor-e2e`."""
-    return "nrefs:all|lang:en|norm:yes|tok:stanford-corenlp-3.4.1|version:meteor-1.5"
-
-
 def measure_cider(texts: Sequence[str], records: Sequence[Example]) -> np.ndarray:
     """CIDEr-D (Vedantam et al. 2015) on `stanford_tokens`, as e2e-metrics runs it; document frequencies are those of
     the references of the rows at hand, so compare it only on the same rows.
@@ -128,6 +127,30 @@ def measure_cider(texts: Sequence[str], records: Sequence[Example]) -> np.ndarra
     return np.stack([scores, np.ones(len(scores))], axis=1)
 
 
-def cider_signature() -> str:
-    """The variant of `cider-e2e`."""
-    return "nrefs:all|n:4|sigma:6|df:references|tok:stanford-corenlp-3.4.1|version:pycocoevalcap-1.2"
+SCORES = {
+    "METEOR": (measure_meteor, combine_meteor), "METEOR, tokens of E2E": (measure_meteor_e2e, combine_meteor),
+    "CIDEr, as E2E": (measure_cider, combine_mean),
+}  # fmt: skip
+
+
+def score(name: str, texts: Sequence[str], records: Sequence[Example]) -> float:
+    """One of `SCORES` of written texts (N,) and their records (N,)."""
+    measure, combine = SCORES[name]
+    return float(combine(measure(texts, records).sum(0, keepdims=True))[0])
+
+
+def main() -> None:
+    """A line per run folder."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path)
+    print("| run | rows | " + " | ".join(SCORES) + " |\n|---|---:|" + "---:|" * len(SCORES))
+    for folder in parser.parse_args().runs:
+        rows = read_run(folder).lines(PREDICTIONS)
+        texts = [str(row["written"]) for row in rows]
+        records = [Example(str(row["text"]), references=tuple(row["references"])) for row in rows]
+        scores = (score(name, texts, records) for name in SCORES)
+        print(f"| {folder.name} | {len(rows):,} | " + " | ".join(f"{value:.4f}" for value in scores) + " |")
+
+
+if __name__ == "__main__":
+    main()
