@@ -227,7 +227,8 @@ def test_texts_of_another_search_are_judged_by_those_without_beams(stored, in_pr
         (ScaledPrompt(scale_target="sequence"), "dense", "scales the words' embeddings too"),
         (Prompt(), "dense", "use the format 'peft'"),
         (Prefix(), "peft", "stock PEFT has no working prefix for t5"),
-        (Full(), "onnx", "a model that writes texts is exported as peft or dense"),
+        (LoRA(), "onnx", "a model that writes texts is exported as peft or dense"),
+        (Full(), "onnx", "a model that writes texts is exported as dense"),
         (Prune(), "compact", "a model that writes texts is exported as dense"),
     ],
 )
