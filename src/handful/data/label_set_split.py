@@ -105,6 +105,7 @@ class _Draw:
     dev_fraction: float | None
     order: list[int] = field(default_factory=list)
     selects: list[bool] = field(default_factory=list)
+    number_selecting: int = 0
 
     def __post_init__(self) -> None:
         found: dict[tuple[int, ...], list[int]] = {}
@@ -154,6 +155,7 @@ class _Draw:
         self.taken[own] += 1
         self.selects.append(self._selects(own))
         self.selecting[own] += self.selects[-1]
+        self.number_selecting += self.selects[-1]
 
     def _selects(self, own: np.ndarray) -> bool:
         """Whether the row that was just taken, with these labels, selects: stratified into two parts, row by row."""
@@ -164,6 +166,6 @@ class _Draw:
             return False
         if (self.selecting[named] == 0).any():
             return True
-        size, selecting = len(self.order), sum(self.selects)
+        size, selecting = len(self.order), self.number_selecting
         of_labels = (2 * (self.selecting[own] - self.dev_fraction * self.taken[own]) + 1) / self.taken[own]
         return bool(of_labels.sum() + len(own) * (2 * (selecting - self.dev_fraction * size) + 1) / size < 0)

@@ -65,7 +65,7 @@ def choose_thresholds(
 
     - "half": 0.5, which is best for subset accuracy;
     - "shared": the one threshold of the largest micro-averaged F1. Within 0.01 to 0.02 of the best that is possible
-      from 100 rows on, and 0.04 to 0.2 better than 0.5 (docs/experiments.md, "Thresholds of labels");
+      from 100 rows on, and 0.05 to 0.2 better than 0.5 (docs/experiments.md, "Thresholds of labels");
     - "per-label": for macro-averaged F1. That of each label's own largest F1, drawn towards the shared one: the mean of
       both, by weights of its number of rows and of `PRIOR_ROWS`. Without the shared one, thresholds of rare labels are
       noise, often so low that a label is predicted everywhere.
