@@ -69,9 +69,9 @@ def gated_step(adapter: Any, rows: Rows) -> Any:
 
     def loss() -> torch.Tensor:
         adapter.after_step(STEPS // 3)  # amid closing: some gates are closed, and each step chooses anew which
-        adapter.begin_batch(rows.batch, draws)
-        value = batch_loss(adapter(rows.batch), rows.batch, adapter, rows.task.kind)
-        penalty = adapter.penalty()
+        draw = adapter.draw(rows.batch, draws)
+        value = batch_loss(adapter(rows.batch, draw), rows.batch, adapter, rows.task.kind)
+        penalty = adapter.penalty(draw)
         return value if penalty is None else value + penalty
 
     return training_step(loss, list(adapter.parameters()))

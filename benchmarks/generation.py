@@ -50,7 +50,6 @@ def prompt_step(label: str, task: Task, backbone: Backbone, batch_size: int) -> 
     batch = rows.batch(range(batch_size))
 
     def loss() -> torch.Tensor:
-        adapter.begin_batch(batch)
         return batch_loss(adapter(batch), batch, adapter, task.kind)
 
     return training_step(loss, list(adapter.parameters()))

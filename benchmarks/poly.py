@@ -85,8 +85,7 @@ def make_loss(label: str, arguments: argparse.Namespace) -> tuple[Callable[[], t
         adapter, draws = adapter_of(label, backbone, task).train(), stream(0, "draws")
 
         def ours() -> torch.Tensor:
-            adapter.begin_batch(batch, draws)
-            return batch_loss(adapter(batch), batch, adapter, task.kind)
+            return batch_loss(adapter(batch, adapter.draw(batch, draws)), batch, adapter, task.kind)
 
         return ours, list(adapter.parameters()), backbone
     head = LabelTextHead(backbone, task)
@@ -178,7 +177,6 @@ def writers(arguments: argparse.Namespace) -> dict[str, Callable[[], torch.Tenso
     found[PLAIN] = partial(models[PLAIN].generate, batch_for(models[PLAIN]).inputs, **options)
     ours = {label: adapter_of(label, models[label], task).eval() for label in (POLY, SHARED)}
     for label, adapter in ours.items():
-        adapter.begin_batch(None)
         found[label] = partial(adapter.generate, batch_for(models[label]), **options)
     for label in (PEFT_LORA, PEFT_POLY):
         backbone = models[label]

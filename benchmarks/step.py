@@ -79,8 +79,8 @@ def handful_step(rows: Rows, method: str, *, equal: bool = True) -> Step:
     draws = stream(0, "draws")
 
     def loss() -> torch.Tensor:
-        adapter.begin_batch(rows.batch, draws)
-        return batch_loss(adapter(rows.batch), rows.batch, adapter, rows.task.kind)
+        scores = adapter(rows.batch, adapter.draw(rows.batch, draws))
+        return batch_loss(scores, rows.batch, adapter, rows.task.kind)
 
     return training_step(loss, list(adapter.parameters()))
 

@@ -132,7 +132,6 @@ class Case:
     def loss(self, adapter: AbstractAdapter) -> float:
         """The loss of all rows at the deterministic predictor."""
         batch = self.rows.batch(range(len(self.rows))).to(self.backbone.device)
-        adapter.begin_batch(None)
         with torch.no_grad():
             return float(batch_loss(adapter(batch), batch, adapter, self.task.kind))
 
@@ -217,7 +216,6 @@ def check_attach(case: Case) -> None:
 def check_scores(case: Case) -> None:
     """Scores are (B, C), finite, and without a generator always the same, for batches of any size."""
     with case.attached() as adapter, torch.no_grad():
-        adapter.begin_batch(None)
         for size in (5, 1):
             batch = case.rows.batch(range(size)).to(case.backbone.device)
             scores = adapter(batch)
@@ -232,13 +230,10 @@ def check_scores(case: Case) -> None:
         batch = encode(long, case.backbone.tokenizer, room, kind=case.task.kind).batch([0]).to(case.backbone.device)
         case.require(bool(adapter(batch).isfinite().all()), f"a row of {room} tokens should leave room for the adapter")
         batch = case.batch
-        adapter.begin_batch(batch)
         expected = adapter(batch)
-        adapter.begin_batch(batch, generator(5))
-        adapter(batch)
-        adapter.begin_batch(batch)
+        adapter(batch, adapter.draw(batch, generator(5)))
         case.require(
-            torch.equal(adapter(batch), expected), "begin_batch() without a generator should give the same scores again"
+            torch.equal(adapter(batch), expected), "forward() without a draw should give the same scores again"
         )
 
 
@@ -249,8 +244,7 @@ def check_draws(case: Case) -> None:
         def drawn(seed: int, global_seed: int) -> torch.Tensor:
             with torch.random.fork_rng(devices=[]):
                 torch.default_generator.manual_seed(global_seed)
-                adapter.begin_batch(case.batch, generator(seed))
-                return adapter(case.batch)
+                return adapter(case.batch, adapter.draw(case.batch, generator(seed)))
 
         case.require(
             torch.equal(drawn(2, 3), drawn(2, 4)),
@@ -259,31 +253,35 @@ def check_draws(case: Case) -> None:
         if adapter.num_vertices > 1:
             case.require(not torch.equal(drawn(2, 3), drawn(5, 3)), "two generators gave the same point of the simplex")
         for vertex in range(adapter.num_vertices):
-            adapter.begin_batch(case.batch, vertex=vertex)
-            case.require(bool(adapter(case.batch).isfinite().all()), f"scores of vertex {vertex} should be finite")
+            scores = adapter(case.batch, adapter.at(vertex=vertex))
+            case.require(bool(scores.isfinite().all()), f"scores of vertex {vertex} should be finite")
+            corner = adapter(case.batch, adapter.at(weights=torch.eye(adapter.num_vertices)[vertex]))
+            case.require(
+                torch.allclose(scores, corner, atol=1e-4), f"at(weights=…) of vertex {vertex} should be that vertex"
+            )
 
 
-def check_narrow(case: Case) -> None:
-    """Processes that share a batch use the draws of their own rows."""
+def check_values(case: Case) -> None:
+    """A draw is a value: other draws in between change nothing, and a part of it serves those rows of its batch."""
     with case.attached() as adapter, torch.no_grad():
-        adapter.begin_batch(case.batch, generator(2))
-        whole = adapter(case.batch)
-        adapter.begin_batch(case.batch, generator(2))
-        adapter.narrow(slice(1, None, 2))
+        draw = adapter.draw(case.batch, generator(2))
+        whole = adapter(case.batch, draw)
+        adapter(case.batch, adapter.draw(case.batch, generator(3)))
+        case.require(torch.equal(adapter(case.batch, draw), whole), "a draw should give the same scores again")
         part = None
         with suppress(RuntimeError):  # draws for five rows do not go with two
-            part = adapter(case.rows.batch([1, 3]).to(case.backbone.device))
+            part = adapter(case.rows.batch([1, 3]).to(case.backbone.device), draw[1::2])
         kept = part is not None and torch.allclose(part, whole[1::2], atol=1e-4)
-        case.require(kept, "narrow() should keep what was drawn for those rows of a batch")
+        case.require(kept, "draw[rows] should keep what was drawn for those rows of a batch")
 
 
 def check_gradients(case: Case) -> None:
     """One training loss reaches every parameter with a finite gradient, and the frozen model with none."""
     with case.attached() as adapter:
         adapter.train()
-        adapter.begin_batch(case.batch, generator(2))
-        loss = batch_loss(adapter(case.batch), case.batch, adapter, case.task.kind)
-        penalty = adapter.penalty()
+        draw = adapter.draw(case.batch, generator(2))
+        loss = batch_loss(adapter(case.batch, draw), case.batch, adapter, case.task.kind)
+        penalty = adapter.penalty(draw)
         (loss if penalty is None else loss + penalty).backward()
         unreached = [name for name, parameter in adapter.named_parameters() if parameter.grad is None]
         case.require(not unreached, f"no gradient reaches {unreached}")
@@ -345,7 +343,6 @@ def check_units(case: Case) -> None:
     """`forward` is in units of the loss; `target_scores` are calibrated logits, or numbers in the targets' units."""
     if case.task.objective.calibrates:
         with case.attached() as adapter, torch.no_grad():
-            adapter.begin_batch(case.batch)
             adapter.calibrate(2.0)
             case.require(
                 torch.allclose(2 * adapter.target_scores(case.batch), adapter(case.batch), atol=1e-5),
@@ -359,7 +356,6 @@ def check_units(case: Case) -> None:
     with case.attached() as adapter:
         case.train(adapter, 2)
         with torch.no_grad():
-            adapter.begin_batch(case.batch)
             scores, targets = adapter(case.batch)[:, 0], adapter.target_scores(case.batch)[:, 0]
         case.require(
             torch.allclose(adapter.standardise(targets), scores, rtol=1e-3, atol=1e-3),
@@ -379,7 +375,7 @@ METHOD_CHECKS: tuple[Callable[[Case], None], ...] = (
     check_draws,
     check_gradients,
     check_training,
-    check_narrow,
+    check_values,
     check_detach,
     check_units,
 )

@@ -12,9 +12,9 @@ from torch import nn
 from handful.backbone.tiny import TINY_FAMILIES, tiny_backbone
 from handful.errors import ConfigError
 from handful.methods import method_class, method_names
-from handful.methods.base import AbstractMethod, Preset, setting
+from handful.methods.base import AbstractMethod, Draw, Preset, setting
 from handful.methods.head import AbstractHeadedAdapter
-from handful.methods.simplex import draw_weights
+from handful.methods.simplex import Simplex
 from handful.testing import METHOD_CHECKS, Case, check_method, toy_task
 
 QUICK_FAMILIES = ("bert", "llama", "t5")
@@ -112,7 +112,7 @@ class Shift(AbstractMethod):
 class ShiftAdapter(AbstractHeadedAdapter):
     def __init__(self, backbone, task, fault, generator):
         super().__init__(backbone, task, generator=generator)
-        self.fault, self.num_vertices, self.lowest_layer = fault, 2, backbone.num_layers
+        self.fault, self.simplex, self.lowest_layer = fault, Simplex(2), backbone.num_layers
         noise = torch.randn(2, backbone.hidden_size) if fault == "attach" else torch.zeros(2, backbone.hidden_size)
         self.shift = nn.Parameter(
             noise + torch.randn(noise.shape, generator=generator), requires_grad=fault != "frozen"
@@ -123,26 +123,28 @@ class ShiftAdapter(AbstractHeadedAdapter):
             self.unused = nn.Parameter(torch.zeros(2))
         if fault == "stray":
             next(backbone.model.parameters()).requires_grad_(True)
-        self.begin_batch(None)
 
-    def begin_batch(self, batch, generator=None, *, vertex=None):
-        if vertex is not None:
-            self.point = torch.eye(2)[vertex][None]
-        elif batch is not None and generator is not None:
-            self.point = draw_weights((len(batch),), 2, generator)
-            if self.fault == "draws":
-                self.point = torch.rand(len(batch), 2)
-            if self.fault == "constant":
-                self.point = torch.ones(1, 2) / 2
-        elif self.fault != "remembers" or not hasattr(self, "point"):
-            self.point = torch.ones(1, 2) / 2
+    def draw(self, batch, generator):
+        points = self.simplex.draw((len(batch),), generator)
+        if self.fault == "draws":
+            points = torch.rand(len(batch), 2)
+        if self.fault == "constant":
+            points = torch.ones(1, 2) / 2
+        return Draw(shared={"point": points}) if self.fault == "part" else Draw({"point": points})
 
-    def narrow(self, rows):
-        if len(self.point) > 1 and self.fault != "narrow":
-            self.point = self.point[rows]
+    def at(self, *, vertex=None, weights=None):
+        weights = None if self.fault == "weights" else weights
+        return Draw({"point": self.simplex.point(vertex, weights)[None]})
 
-    def forward(self, batch):
-        features = self.backbone.features(batch.inputs) + self.point @ self.shift + self.unsaved
+    def forward(self, batch, draw=None):
+        draw = draw or self.at()
+        if self.fault == "remembers":
+            draw = self.drawn = draw if draw.rows["point"].shape[0] > 1 else getattr(self, "drawn", draw)
+        point = (draw.rows or draw.shared)["point"]
+        features = self.backbone.features(batch.inputs) + point @ self.shift + self.unsaved
+        if self.fault == "changes" and self.training is False and len(point) > 1:
+            self.calls = getattr(self, "calls", 0) + 1
+            features = features + self.calls
         if self.fault == "batch":
             features = features - features.mean(0)
         if self.fault == "room" and batch.inputs["input_ids"].shape[1] > 250:
@@ -150,10 +152,10 @@ class ShiftAdapter(AbstractHeadedAdapter):
         scores = self.head(features)
         return {"shape": scores[:, 0], "finite": scores / 0}.get(self.fault, scores)
 
-    def target_scores(self, batch):
-        return self(batch) if self.fault == self.objective.kind else super().target_scores(batch)
+    def target_scores(self, batch, draw=None):
+        return self(batch, draw) if self.fault == self.objective.kind else super().target_scores(batch, draw)
 
-    def penalty(self):
+    def penalty(self, draw=None):
         return self.shift.sum() * torch.inf if self.fault == "gradient" else None
 
     def after_step(self, step):
@@ -187,7 +189,7 @@ FAULTS = {
     "stray": r"trainable parameters of the model that the adapter does not list: \['embeddings",
     "shape": r"scores should be \(5, 2\), found \(5,\)",
     "finite": "scores should be finite at the start",
-    "remembers": "without a generator should give the same scores again",
+    "remembers": r"forward\(\) without a draw should give the same scores",
     "draws": "equal generators gave different scores",
     "constant": "two generators gave the same point of the simplex",
     "unused": r"no gradient reaches \['unused'\]",
@@ -196,7 +198,9 @@ FAULTS = {
     "base": r"training changed frozen tensors of the model: \['embeddings",
     "batch": "a row's prediction should not depend on its batch",
     "unsaved": r"the state_dict\(\) predicts otherwise",
-    "narrow": r"narrow\(\) should keep what was drawn for those rows",
+    "changes": "a draw should give the same scores again",
+    "part": r"draw\[rows\] should keep what was drawn for those rows",
+    "weights": r"at\(weights=…\) of vertex 0 should be that vertex",
     "hook": r"detach\(\) did not restore features: \['of a batch",
     "module": r"detach\(\) did not restore modules: \['left_behind'",
     "mode": r"detach\(\) did not restore modes",

@@ -121,7 +121,6 @@ def test_a_tiny_model_learns_a_task():
     adapter = LoRA().attach(backbone, task, generator=torch.Generator().manual_seed(0))
     config = TrainingConfig.from_settings({"epochs": 20, "batch_size": 16, "learning_rate": 5e-3})
     fit(adapter, train, None, config, kind=task.kind, metric=task.metric, generator=torch.Generator().manual_seed(1))
-    adapter.begin_batch(None)
     with torch.no_grad():
         scores = adapter.eval()(test.batch(range(200)))
     assert float((scores.argmax(1) == test.labels).float().mean()) > 0.85

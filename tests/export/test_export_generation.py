@@ -52,7 +52,6 @@ def trained(method, backbone, strength=0.1):
             parameter.add_(torch.randn(parameter.shape, generator=generator) * strength)
         for side in adapter.sides if isinstance(adapter, MatrixGatesAdapter) else ():
             adapter.logits[:, (side.start + side.stop) // 2 : side.stop] = -3
-    adapter.begin_batch(None)
     return adapter
 
 

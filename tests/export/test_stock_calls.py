@@ -168,7 +168,6 @@ def make(case, root):
         if case.kind == NUMBER:
             adapter.head.scale.fill_(50.0)
             adapter.head.offset.fill_(1000.0)
-    adapter.begin_batch(None)
     export(adapter, backbone, task, root / case.name, case.format)
     rows = encode([Example(text) for text in TEXTS], backbone.tokenizer, 64, kind=SINGLE)
     with torch.no_grad():

@@ -15,7 +15,7 @@ from handful.data.batching import encode
 from handful.evaluation.predict import predict_rows
 from handful.methods.head import SOFT_PENALTY, Head, LinearHead, frozen_features
 from handful.methods.prefix import Prefix
-from handful.methods.simplex import midpoint_weights
+from handful.methods.simplex import Simplex
 from handful.objectives import objective_of
 from handful.objectives.classification import LONE_PENALTY
 from handful.testing import differences, toy_task
@@ -37,7 +37,7 @@ def generator(seed=0):
 
 
 def random_head(outputs=2, vertices=1, geometry="simplex", width=8):
-    head = LinearHead(width, outputs, vertices, geometry)
+    head = LinearHead(width, outputs, Simplex(vertices, geometry))
     with torch.no_grad():
         head.weight.copy_(torch.randn(head.weight.shape, generator=generator()))
         head.bias.copy_(torch.randn(head.bias.shape, generator=generator(1)))
@@ -69,7 +69,7 @@ def test_one_vertex_is_a_linear_layer_to_the_bit(batch, width, outputs):
 def test_mixing_logits_is_mixing_weights(vertices, outputs, rows):
     head = random_head(outputs, vertices)
     features = torch.randn(6, 8, generator=generator(2)) / 8
-    weights = head.draw(rows, generator(3))
+    weights = head.simplex.draw((rows,), generator(3))
     mixed = torch.einsum("bm,mcd->bcd", weights, head.weight).expand(6, -1, -1)
     expected = torch.einsum("bcd,bd->bc", mixed, features) + weights @ head.bias
     torch.testing.assert_close(head(features, weights), expected, rtol=0, atol=1e-6)
@@ -80,7 +80,7 @@ def test_without_weights_it_is_the_midpoint_and_that_is_what_folds(geometry, ver
     head = random_head(2, vertices, geometry)
     features = torch.randn(5, 8, generator=generator(2))
     weight, bias = head.folded()
-    torch.testing.assert_close(weight, torch.einsum("m,mcd->cd", midpoint_weights(vertices, geometry), head.weight))
+    torch.testing.assert_close(weight, torch.einsum("m,mcd->cd", head.simplex.midpoint, head.weight))
     torch.testing.assert_close(head(features), features @ weight.T + bias)
 
 
@@ -155,7 +155,7 @@ def test_a_class_with_a_single_row_has_nothing_to_validate_with():
 def test_a_soft_probe_of_single_rows_reads_them_and_not_their_number(vertices):
     features = torch.eye(6, 8)[[0, 0, 1, 2, 3, 4, 5]]  # one class of six has two rows
     labels = torch.tensor([0, 0, 1, 2, 3, 4, 5])
-    head = LinearHead(8, 6, vertices)
+    head = LinearHead(8, 6, Simplex(vertices))
     head.start_from_probe(features, labels, generator(), CLASSES, penalty=SOFT_PENALTY)
     assert (head(features).argmax(1) == 0).all()  # what balance is for
     head.start_from_probe(features, labels, generator(), CLASSES, penalty=SOFT_PENALTY, balanced=True)
@@ -175,7 +175,7 @@ def test_balanced_rows_are_sklearns_balanced_classes():
 
 def test_vertices_are_probes_of_the_same_rows_that_differ():
     features, labels = data(3, noise=1.5)
-    head = LinearHead(8, 3, 4)
+    head = LinearHead(8, 3, Simplex(4))
     head.start_from_probe(features, labels, generator(), CLASSES, penalty=1.0)
     vertices = head.weight.detach().flatten(1)
     assert torch.pdist(vertices).min() > 0.05 * vertices.norm(dim=1).mean()
@@ -184,7 +184,7 @@ def test_vertices_are_probes_of_the_same_rows_that_differ():
     plain = LinearHead(8, 3)
     plain.start_from_probe(features, labels, generator(5), CLASSES, penalty=1.0)
     assert torch.cosine_similarity(weight.flatten(), plain.weight[0].flatten(), 0) > 0.9
-    again = LinearHead(8, 3, 4)
+    again = LinearHead(8, 3, Simplex(4))
     again.start_from_probe(features, labels, generator(), CLASSES, penalty=1.0)
     assert torch.equal(again.weight, head.weight)
 

@@ -16,9 +16,10 @@ from handful.data.task import Example, Task, TestRows
 from handful.errors import ConfigError
 from handful.evaluation.predict import Predictions, predict_rows
 from handful.methods import method_names
+from handful.methods.base import Draw
 from handful.methods.prefix import Prefix, inject
 from handful.methods.prefix_subspace import PrefixSubspace
-from handful.methods.simplex import draw_weights, mix_layers, spread
+from handful.methods.simplex import Simplex, mix_layers, spread
 from handful.runs.experiment import make_split
 from handful.runs.spec import resolve
 from handful.testing import toy_task
@@ -54,9 +55,9 @@ def batch_of(adapter, size=5):
     return rows_of(adapter.backbone).batch(range(size))
 
 
-def scores(adapter, batch):
+def scores(adapter, batch, draw=None):
     with torch.no_grad():
-        return adapter(batch)
+        return adapter(batch, draw)
 
 
 def train(method, **settings):
@@ -103,13 +104,14 @@ def as_rows(prefix):
 def test_check_01_m1_is_plain_prefix_tuning():
     adapter = attach(subspace(num_vertices=1, positions="shifted"))
     batch = batch_of(adapter)
-    adapter.begin_batch(batch, generator(5))
-    assert torch.equal(adapter._weights, torch.ones(5, LAYERS, 1))
+    draw = adapter.draw(batch, generator(5))
+    weights = draw.rows["prefix"]
+    assert torch.equal(weights, torch.ones(5, LAYERS, 1))
     vertex = adapter.prefix()[0]
-    assert torch.equal(adapter.mixed(adapter._weights), vertex.unsqueeze(1))
-    assert torch.equal(mix_layers(adapter._weights, adapter.prefix())[:, 2], vertex)
+    assert torch.equal(adapter.mixed(weights), vertex.unsqueeze(1))
+    assert torch.equal(mix_layers(weights, adapter.prefix())[:, 2], vertex)
 
-    found = scores(adapter, batch)
+    found = scores(adapter, batch, draw)
     features = adapter.backbone.features(batch.inputs)
     assert torch.equal(found, F.linear(features, adapter.head.weight[0], adapter.head.bias[0]))
     theirs, _, _ = stock_peft(adapter)
@@ -137,11 +139,11 @@ def test_check_01_m1_trains_as_stock_peft_bit_for_bit(monkeypatch):
     batches, random_states = [], []
     forward = type(attach(method)).forward
 
-    def spy(self, batch):
+    def spy(self, batch, draw=None):
         if torch.is_grad_enabled():  # a step of training, at the state that its dropout draws from
             batches.append(batch)
             random_states.append(torch.get_rng_state())
-        return forward(self, batch)
+        return forward(self, batch, draw)
 
     monkeypatch.setattr(type(attach(method)), "forward", spy)
     settings = {"learning_rate": 0.01, "gradient_clip": 0.0, "schedule": "constant", "warmup": 0.0}
@@ -204,7 +206,7 @@ def test_check_02_an_mlp_prefix_is_mixed_behind_its_mlp():
 # ------------------------------------------------------------------------------------------------ 3: gradients
 
 
-def gradients_of_a_draw(adapter, batch, begin):
+def gradients_of_a_draw(adapter, batch, draw):
     """One backward pass: mixed prefix and its gradient, scores and theirs."""
     kept = []
     mixed = type(adapter).mixed
@@ -215,8 +217,7 @@ def gradients_of_a_draw(adapter, batch, begin):
         return kept[-1]
 
     adapter.mixed = spy
-    begin()
-    found = adapter(batch)
+    found = adapter(batch, draw)
     found.retain_grad()
     batch_loss(found, batch, adapter, TASK.kind).backward()
     return kept[0], found
@@ -225,8 +226,9 @@ def gradients_of_a_draw(adapter, batch, begin):
 def test_check_03_vertices_learn_in_proportion_to_their_weight():
     adapter = attach(subspace(), dtype=torch.float64)
     batch = batch_of(adapter)
-    mixed, found = gradients_of_a_draw(adapter, batch, lambda: adapter.begin_batch(batch, generator(2)))
-    weights, head_weights = adapter._weights.double(), adapter._head_weights.double()
+    draw = adapter.draw(batch, generator(2))
+    mixed, found = gradients_of_a_draw(adapter, batch, draw)
+    weights, head_weights = draw.rows["prefix"].double(), draw.rows["head"].double()
     expected = torch.einsum("blm,lbkhpd->mlkhpd", weights, mixed.grad)
     torch.testing.assert_close(adapter.prefix.keys_values.grad, expected, **EXACT)
     with torch.no_grad():
@@ -243,7 +245,7 @@ def test_check_03_the_vertices_gradients_add_up_to_the_plain_gradient():
     with torch.no_grad():
         for many, one in zip(adapter.parameters(), plain.parameters(), strict=True):
             many.copy_(one.expand_as(many))
-    gradients_of_a_draw(adapter, batch, lambda: adapter.begin_batch(batch, generator(2)))
+    gradients_of_a_draw(adapter, batch, adapter.draw(batch, generator(2)))
     batch_loss(plain(batch), batch, plain, TASK.kind).backward()
     for many, one in zip(adapter.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(many.grad.sum(0, keepdim=True), one.grad, rtol=0, atol=1e-8)  # weights are float32
@@ -252,7 +254,7 @@ def test_check_03_the_vertices_gradients_add_up_to_the_plain_gradient():
 def test_check_03_a_vertex_without_weight_gets_no_gradient_at_all():
     adapter = attach(subspace())
     batch = batch_of(adapter)
-    gradients_of_a_draw(adapter, batch, lambda: adapter.begin_batch(batch, vertex=1))
+    gradients_of_a_draw(adapter, batch, adapter.at(vertex=1))
     for parameter in adapter.parameters():
         assert parameter.grad[1].abs().max() > 0
         assert not parameter.grad[0].any() and not parameter.grad[2].any()
@@ -278,12 +280,12 @@ def is_uniform_on_the_simplex(weights) -> bool:
 
 @pytest.mark.parametrize("count", [2, 3, 6])
 def test_check_04_draws_are_uniform_on_the_simplex(count):
-    draws = draw_weights((200_000,), count, generator(1)).double()
+    draws = Simplex(count).draw((200_000,), generator(1)).double()
     assert torch.allclose(draws.sum(1), torch.ones(200_000, dtype=torch.float64), atol=1e-6)
     assert is_uniform_on_the_simplex(draws.numpy())
     uniforms = torch.rand(200_000, count, generator=generator(1), dtype=torch.float64)
     assert not is_uniform_on_the_simplex((uniforms / uniforms.sum(1, keepdim=True)).numpy())
-    denser = draw_weights((200_000,), count, generator(1), concentration=1.1)
+    denser = Simplex(count, concentration=1.1).draw((200_000,), generator(1))
     assert not is_uniform_on_the_simplex(denser.double().numpy())
 
 
@@ -293,8 +295,8 @@ def test_check_04_draws_are_uniform_on_the_simplex(count):
 def drawn(adapter, rows=4000):
     """Weights (B, L, M) and head weights (B, M) of one draw for a batch of that many rows."""
     repeated = rows_of(adapter.backbone).batch([0] * rows)
-    adapter.begin_batch(repeated, generator(3))
-    return adapter._weights.numpy(), adapter._head_weights.numpy()
+    draw = adapter.draw(repeated, generator(3))
+    return draw.rows["prefix"].numpy(), draw.rows["head"].numpy()
 
 
 def correlation(first, second):
@@ -327,9 +329,9 @@ def test_check_05_key_and_value_of_a_layer_share_their_draw():
     with torch.no_grad():
         adapter.prefix.keys_values[0].zero_()
         adapter.prefix.keys_values[1].fill_(1)  # so that the mixed prefix shows the weight of vertex 1
-    adapter.begin_batch(batch_of(adapter), generator(3))
-    mixed = adapter.mixed(adapter._weights)  # (L, B, 2, H, P, d)
-    expected = adapter._weights[..., 1].T[..., None, None, None, None].expand_as(mixed)
+    weights = adapter.draw(batch_of(adapter), generator(3)).rows["prefix"]
+    mixed = adapter.mixed(weights)  # (L, B, 2, H, P, d)
+    expected = weights[..., 1].T[..., None, None, None, None].expand_as(mixed)
     torch.testing.assert_close(mixed, expected, rtol=0, atol=1e-7)
 
 
@@ -339,18 +341,17 @@ def test_check_05_key_and_value_of_a_layer_share_their_draw():
 def test_check_06_a_batch_of_draws_is_as_many_single_forwards():
     adapter = attach(subspace(), dtype=torch.float64)
     batch = batch_of(adapter)
-    adapter.begin_batch(batch, generator(4))
-    weights, head_weights = adapter._weights, adapter._head_weights
-    together = scores(adapter, batch)
+    draw = adapter.draw(batch, generator(4))
+    together = scores(adapter, batch, draw)
     rows = rows_of(adapter.backbone)
     for row in range(5):
-        adapter._weights, adapter._head_weights = weights[row : row + 1], head_weights[row : row + 1]
-        torch.testing.assert_close(scores(adapter, rows.batch([row])), together[row : row + 1], **EXACT)
+        torch.testing.assert_close(
+            scores(adapter, rows.batch([row]), draw[row : row + 1]), together[row : row + 1], **EXACT
+        )
     order = [3, 0, 4, 1, 2]
-    adapter._weights, adapter._head_weights = weights[order], head_weights[order]
-    torch.testing.assert_close(scores(adapter, rows.batch(order)), together[order], **EXACT)
-    adapter._weights, adapter._head_weights = weights, head_weights  # rows moved without their weights
-    assert (scores(adapter, rows.batch(order)) - together[order]).abs().max() > 1e-3
+    moved = Draw({name: weights[order] for name, weights in draw.rows.items()})
+    torch.testing.assert_close(scores(adapter, rows.batch(order), moved), together[order], **EXACT)
+    assert (scores(adapter, rows.batch(order), draw) - together[order]).abs().max() > 1e-3  # without their weights
 
 
 # ------------------------------------------------------------------------------------------------ 7: attention
@@ -383,8 +384,7 @@ def test_check_07_injected_attention_is_the_hand_written_one(positions, loaded_a
     batch = batch_of(adapter)
     mask = batch.inputs["attention_mask"]
     assert not mask.all()  # there is padding
-    adapter.begin_batch(batch, generator(5))
-    prefix = adapter.mixed(adapter._weights)
+    prefix = adapter.mixed(adapter.draw(batch, generator(5)).rows["prefix"])
     with torch.no_grad():
         inject(backbone, adapter.sites, prefix, adapter.shift)
         found = backbone.model(**batch.inputs).last_hidden_state
@@ -404,7 +404,7 @@ def test_check_07_without_slots_the_model_is_the_plain_one_and_a_zero_prefix_is_
         scores(adapter, batch)
         backbone.injection.set([(None, None)] * LAYERS)
         assert torch.equal(backbone.features(batch.inputs), plain)
-        inject(backbone, adapter.sites, torch.zeros_like(adapter.mixed(adapter._weights)), shift=False)
+        inject(backbone, adapter.sites, torch.zeros_like(adapter.mixed(adapter.at().rows["prefix"])), shift=False)
         assert (backbone.features(batch.inputs) - plain).abs().max() > 1e-3  # its slots take softmax mass
 
 
@@ -449,7 +449,7 @@ def test_check_09_on_a_quadratic_the_mean_loss_is_the_closed_form():
     away = (theta - theta.mean(0)).flatten(1)
     blocks = torch.block_diag(*[torch.ones(size, size)] * layers)
     for per_layer, used in ((False, hessian), (True, hessian * blocks)):
-        weights = draw_weights((samples, layers if per_layer else 1), vertices, generator(2))
+        weights = Simplex(vertices).draw((samples, layers if per_layer else 1), generator(2))
         points = mix_layers(weights.expand(samples, layers, vertices), theta)  # (L, N, size)
         losses = quadratic(points.transpose(0, 1).flatten(1))
         penalty = ((away @ used) * away).sum() / (2 * vertices * (vertices + 1))
@@ -473,8 +473,8 @@ def test_check_10_one_draw_at_the_midpoint_is_the_deterministic_score(monkeypatc
     adapter = attach(subspace())
     (expected,) = evaluate(adapter, metric="nll")
     assert expected.deviation == 0
-    monkeypatch.setattr(adapter, "draw", lambda rows, _: torch.full((rows, LAYERS, 3), 1 / 3))
-    monkeypatch.setattr(adapter.head, "draw", lambda rows, *_: torch.full((rows, 3), 1 / 3))
+    middle = Draw({"prefix": torch.full((1, LAYERS, 3), 1 / 3), "head": torch.full((1, 3), 1 / 3)})
+    monkeypatch.setattr(adapter, "draw", lambda batch, generator: middle)
     for validation in ("pooled", "averaged"):
         (found,) = evaluate(adapter, metric="nll", validation=validation, validation_draws=1)
         assert found.score == pytest.approx(expected.score, rel=1e-6) and found.deviation == 0
@@ -561,8 +561,7 @@ def test_check_11_matching_the_sampled_scale_undoes_the_shrinking_of_mixtures():
     """Section 1.4: drawn prefixes of standard vertices have rms √(2/(m+1)), the midpoint 1/√m."""
     for match, rms in ((False, (2 / 7) ** 0.5), (True, 1.0)):
         adapter = attach(PrefixSubspace(num_vertices=6, prefix_length=100, match_sampled=match))
-        adapter.begin_batch(batch_of(adapter), generator(1))
-        mixed = adapter.mixed(adapter._weights).detach()
+        mixed = adapter.mixed(adapter.draw(batch_of(adapter), generator(1)).rows["prefix"]).detach()
         assert mixed.square().mean().sqrt() == pytest.approx(rms, rel=0.05)
 
 
@@ -603,8 +602,7 @@ def test_predictors_are_the_four_of_the_sheet():
     vertices = [predict(f"vertex:{index}").scores for index in range(3)]
     assert not np.allclose(vertices[0], vertices[1])
     with torch.no_grad():
-        adapter.begin_batch(None, vertex=2)
-        torch.testing.assert_close(adapter.mixed(adapter._weights)[:, 0], adapter.prefix()[2])
+        torch.testing.assert_close(adapter.mixed(adapter.at(vertex=2).rows["prefix"])[:, 0], adapter.prefix()[2])
     with pytest.raises(ConfigError, match="expected a vertex from 0 to 2"):
         predict("vertex:3")
     with pytest.raises(ConfigError, match="unknown predictor 'midpiont'"):
@@ -618,29 +616,27 @@ def test_the_head_can_stay_a_single_one():
     assert adapter.head.weight.shape == (1, 2, WIDTH) and adapter.num_vertices == 3
     batch = batch_of(adapter)
     for vertex in range(3):
-        adapter.begin_batch(batch, vertex=vertex)
-        assert scores(adapter, batch).isfinite().all()
+        assert scores(adapter, batch, adapter.at(vertex=vertex)).isfinite().all()
 
 
 def test_the_cosine_term_pushes_vertices_apart_and_is_there_in_training_only():
     adapter = attach(subspace(cosine_weight=2.0))
     batch = batch_of(adapter)
-    adapter.begin_batch(batch, generator())
-    assert adapter.penalty() is None
-    adapter.train().begin_batch(batch, generator())
-    first, second = (adapter.prefix()[i].flatten() for i in adapter._pair)
-    torch.testing.assert_close(adapter.penalty(), 2 * torch.cosine_similarity(first, second, 0) ** 2)
+    assert adapter.penalty(adapter.draw(batch, generator())) is None
+    draw = adapter.train().draw(batch, generator())
+    first, second = (adapter.prefix()[i].flatten() for i in draw.shared["pair"])
+    torch.testing.assert_close(adapter.penalty(draw), 2 * torch.cosine_similarity(first, second, 0) ** 2)
     with torch.no_grad():
         adapter.prefix.keys_values[1:] = adapter.prefix.keys_values[:1]
     adapter.prefix.keys_values.data += 0.1 * torch.randn(adapter.prefix.keys_values.shape, generator=generator())
     optimizer = torch.optim.Adam(adapter.parameters(), 0.05)
     for step in range(60):
-        adapter.begin_batch(batch, generator(step))
         optimizer.zero_grad()
-        adapter.penalty().backward()
+        adapter.penalty(adapter.draw(batch, generator(step))).backward()
         optimizer.step()
     assert adapter.diagnostics()["squared_cosine"] < 0.1
-    assert attach(subspace()).train().penalty() is None
+    plain = attach(subspace()).train()
+    assert plain.penalty(plain.draw(batch, generator())) is None
 
 
 def test_layers_outside_the_range_stay_plain_and_the_lowest_is_known():

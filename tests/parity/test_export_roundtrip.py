@@ -50,7 +50,6 @@ def trained(method, backbone):
     with torch.no_grad():
         for parameter in adapter.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
-    adapter.begin_batch(None)
     return adapter
 
 

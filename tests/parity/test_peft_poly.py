@@ -84,7 +84,6 @@ def hidden(backbone, theirs, batch, ids):
 )
 def test_same_parameters_same_numbers_and_gradients_for_mixed_tasks(family, purpose, splits):
     adapter, other, theirs, batch, ids = pair(family, splits, purpose)
-    adapter.begin_batch(None)
     found, expected = adapter.features(batch), hidden(other, theirs, batch, ids)
     with theirs.disable_adapter(), torch.no_grad():
         assert not torch.allclose(other.features(batch.inputs), found, atol=1e-3)

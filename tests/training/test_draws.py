@@ -34,10 +34,10 @@ class Watched:
         self.predicting: list[tuple[torch.Tensor, torch.Tensor]] = []
         forward = PrefixSubspaceAdapter.forward
 
-        def watched(adapter, batch):
-            used = adapter._weights.clone(), adapter._head_weights.clone()
-            (self.training if adapter.training else self.predicting).append(used)
-            return forward(adapter, batch)
+        def watched(adapter, batch, draw=None):
+            used = (draw or adapter.at()).rows
+            (self.training if adapter.training else self.predicting).append((used["prefix"], used["head"]))
+            return forward(adapter, batch, draw)
 
         monkeypatch.setattr(PrefixSubspaceAdapter, "forward", watched)
 
@@ -129,15 +129,15 @@ def test_ensembles_draw_for_every_row_and_point(monkeypatch):
 
 
 OTHERS = {
-    "prompt": ({"prompt_length": 3, "num_vertices": 3}, lambda adapter: adapter._weights, "rows"),
+    "prompt": ({"prompt_length": 3, "num_vertices": 3}, lambda draw: draw.rows["prompt"], "rows"),
     "prune": (
         {"importance": "learned", "num_vertices": 2, "close_share": 0.9},
-        lambda adapter: adapter._point[None], "steps",
+        lambda draw: draw.shared["point"][None], "steps",
     ),
     "gates' noise": (
-        {}, lambda adapter: adapter._noise[None, :8], "steps",
+        {}, lambda draw: draw.shared["noise"][None, :8], "steps",
     ),
-    "poly": ({"gate": "gumbel", "rank": 2}, lambda adapter: adapter._noise.movedim(1, 0).flatten(1)[:, :8], "rows"),
+    "poly": ({"gate": "gumbel", "rank": 2}, lambda draw: draw.rows["noise"].flatten(1)[:, :8], "rows"),
 }  # fmt: skip
 """Settings, what a forward draws, one row for each draw, and how often: once for every row, or once for a step."""
 
@@ -153,10 +153,10 @@ def test_other_methods_draw_in_training_too(name):
     )  # fmt: skip
     rows, forward = encode_rows(backbone, task.pool[:12], task, 64), adapter.forward
 
-    def watched(batch):
+    def watched(batch, draw=None):
         if adapter.training:
-            found.append(drawn(adapter).detach().clone())
-        return forward(batch)
+            found.append(drawn(draw).detach().clone())
+        return forward(batch, draw)
 
     adapter.forward = watched
     spec = resolve(method, overrides={"training.epochs": 2, "training.batch_size": 6})

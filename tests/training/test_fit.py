@@ -99,8 +99,8 @@ def test_order_draws_and_dropout_do_not_depend_on_each_other():
     for vertices in (1, 3):
         training = Training(settings={"num_vertices": vertices, **SUBSPACE})
         forward, batches = training.adapter.forward, []
-        training.adapter.forward = lambda batch, forward=forward, batches=batches: (
-            batches.append(batch) or forward(batch)
+        training.adapter.forward = lambda batch, draw=None, forward=forward, batches=batches: (
+            batches.append(batch) or forward(batch, draw)
         )
         training.run(dev=False, trunk_dropout=True)
         seen.append([batch.rows.tolist() for batch in batches])

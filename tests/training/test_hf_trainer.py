@@ -18,8 +18,7 @@ class WithLoss(torch.nn.Module):
         self.adapter, self.draws = adapter, draws
 
     def forward(self, batch):
-        self.adapter.begin_batch(batch, self.draws)
-        scores = self.adapter(batch)
+        scores = self.adapter(batch, self.adapter.draw(batch, self.draws))
         return {"loss": batch_loss(scores, batch, self.adapter, "classification"), "logits": scores}
 
 

@@ -87,9 +87,9 @@ class Case:
     def after_step(self, step: int) -> None:
         self.step = step
 
-    def forward(self, batch):
+    def forward(self, batch, draw=None):
         """The adapter's own, with training rows counted; in "broken" one row's scores are not finite from a step on."""
-        scores = type(self.adapter).forward(self.adapter, batch)
+        scores = type(self.adapter).forward(self.adapter, batch, draw)
         self.seen += len(batch) if self.adapter.training else 0
         broken = self.name == "broken" and self.adapter.training and self.step >= BROKEN_STEP
         return scores * torch.where(batch.rows == BROKEN_ROW, torch.inf, 1.0)[:, None] if broken else scores

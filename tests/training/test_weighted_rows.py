@@ -34,7 +34,7 @@ def train(folder=None, stop_at=None, mixing: Mixing | None = "uniform"):
     rows = encode(POOL, backbone.tokenizer, 32, kind="classification")
     rows = replace(rows, weights=mixing_weights(NAMES, mixing) if mixing else None)
     forward, seen = adapter.forward, []
-    adapter.forward = lambda batch: seen.append(batch.rows.tolist()) or forward(batch)
+    adapter.forward = lambda batch, draw=None: seen.append(batch.rows.tolist()) or forward(batch, draw)
 
     def listen(event):
         if isinstance(event, StepDone) and event.step == stop_at:

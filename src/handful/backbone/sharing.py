@@ -139,7 +139,7 @@ class Sharing:
     def lent_to(self, adapter: object) -> Iterator[None]:
         """Within it, this thread alone uses the backbone; prefixes that another adapter has left in it are taken out.
 
-        For everything from an adapter's `begin_batch` to the end of the forward, or of the backward pass. Raises:
+        From an adapter's forward, which puts what was drawn into the backbone, to the end of the backward pass. Raises:
         ConfigError where another adapter changes the model itself.
         """
         with self._lock:

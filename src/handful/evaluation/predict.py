@@ -6,7 +6,7 @@ import re
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, final
+from typing import final
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from handful.data.batching import EncodedRows, plan_batches
 from handful.data.task import TaskKind
 from handful.errors import ConfigError, DataError, shown
 from handful.evaluation.metrics import Metric, get_metric
-from handful.methods.base import AbstractAdapter
+from handful.methods.base import AbstractAdapter, Draw
 from handful.objectives import objective_of
 from handful.objectives.base import Objective
 
@@ -109,11 +109,9 @@ def predict_rows(
     """
     if not len(rows):
         raise DataError("expected at least one row to predict, found none")
-    where = _place(predictor, adapter.num_vertices)
+    place = _place(predictor, adapter)
     points = num_points(adapter, predictor, draws)
-    if where or adapter.num_vertices == 1 or predictor == "midpoint":
-        generator = None
-    elif generator is None:
+    if place is None and generator is None:
         raise ConfigError(f"predictor {predictor!r} draws random points and needs a generator")
     was_training = adapter.training
     device = next(adapter.parameters()).device
@@ -123,15 +121,14 @@ def predict_rows(
             batch = rows.batch(indices).to(device)
             if trunk:
                 trunk.choose(batch)
-            with adapter.backbone.lent_to(adapter):  # the point is the adapter's state until the forward is done
+            with adapter.backbone.lent_to(adapter):  # what is drawn is in the backbone until the forward is done
                 adapter.eval()
                 for point in range(points):
-                    adapter.begin_batch(batch, generator, **where)
-                    result = adapter.target_scores(batch).float().cpu()
+                    draw = place or adapter.draw(batch, generator)  # pyright: ignore[reportArgumentType]
+                    result = adapter.target_scores(batch, draw).float().cpu()
                     if scores is None:
                         scores = torch.empty(points, len(rows), result.shape[1])
                     scores[point, indices] = result
-                adapter.begin_batch(None)
                 adapter.train(was_training)
     assert scores is not None
     return Predictions(scores.double().numpy(), kind)
@@ -142,9 +139,11 @@ def num_points(adapter: AbstractAdapter, predictor: str | torch.Tensor, draws: i
     return draws if isinstance(predictor, str) and predictor == "ensemble" and adapter.num_vertices > 1 else 1
 
 
-def _place(predictor: str | torch.Tensor, num_vertices: int) -> dict[str, Any]:
-    """What `begin_batch` has to be told for a fixed place of the simplex; nothing for the midpoint and for draws."""
+def _place(predictor: str | torch.Tensor, adapter: AbstractAdapter) -> Draw | None:
+    """The place of the simplex that a predictor looks at; None where it draws."""
     if isinstance(predictor, torch.Tensor):
-        return {"point": predictor}
-    check_predictor(predictor, num_vertices)
-    return {"vertex": int(predictor[7:])} if predictor.startswith("vertex:") else {}
+        return adapter.at(weights=predictor)
+    check_predictor(predictor, adapter.num_vertices)
+    if predictor.startswith("vertex:"):
+        return adapter.at(vertex=int(predictor[7:]))
+    return adapter.at() if predictor == "midpoint" or adapter.num_vertices == 1 else None

@@ -194,7 +194,7 @@ class ExportJob:
     def _evaluating(self) -> Iterator[AbstractHeadedAdapter]:
         """The adapter at its midpoint, without gradients."""
         was_training = self.adapter.training
-        self.adapter.eval().begin_batch(None)
+        self.adapter.eval()
         with torch.no_grad():
             yield self.adapter
         self.adapter.train(was_training)

@@ -11,9 +11,9 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from functools import cache
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, final, get_args, get_origin, get_type_hints
 
 import torch
 from pydantic import ConfigDict, Field, PydanticSchemaGenerationError, ValidationError, create_model
@@ -23,6 +23,7 @@ from torch import nn
 from handful.errors import ConfigError, in_words, nearest, shown
 from handful.methods import METHODS
 from handful.methods.search_space import SearchSpace
+from handful.methods.simplex import Simplex
 
 if TYPE_CHECKING:
     from handful.backbone.load import Backbone
@@ -294,6 +295,23 @@ def check_object(method: AbstractMethod) -> None:
         )
 
 
+@final
+@dataclass(frozen=True)
+class Draw:
+    """What one forward of a batch uses: a point of the simplex, noise. A value, which no adapter remembers.
+
+    `rows` are drawn for every row: tensors (B, …), or (1, …) for all rows alike. `shared` belongs to the whole batch.
+    `draw[rows]` is the draw of a part of the batch: processes and threads that share a batch use that of the whole.
+    """
+
+    rows: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    shared: Mapping[str, Any] = field(default_factory=dict)
+
+    def __getitem__(self, rows: slice) -> Draw:
+        cut = {name: tensor if len(tensor) == 1 else tensor[rows] for name, tensor in self.rows.items()}
+        return replace(self, rows=cut)
+
+
 @dataclass(frozen=True)
 class ParameterGroup:
     """Parameters with a learning rate of their own: `rate` times that of the head where `name` is "head", else of
@@ -309,12 +327,12 @@ class ParameterGroup:
 class AbstractAdapter(nn.Module, ABC):
     """What a method adds to a backbone. Its parameters are exactly what is trained, counted and saved.
 
-    `forward(batch)` returns the scores (B, C): logits, or for regression the standardised prediction. The
+    `forward(batch, draw)` returns the scores (B, C): logits, or for regression the standardised prediction. The
     hooks do nothing by default. The backbone is held, not registered: it is no part of the state dict.
     """
 
-    num_vertices: int = 1
-    """Vertices of the adapter's simplex; 1 means that nothing is drawn."""
+    simplex: Simplex = Simplex()
+    """What points are drawn from; one vertex means that nothing is drawn."""
 
     lowest_layer: int | None = None
     """The lowest layer whose computation the adapter changes: below it the trunk may be computed once and
@@ -340,12 +358,30 @@ class AbstractAdapter(nn.Module, ABC):
     reserved_positions: int = 0
     """Positions of the backbone that rows cannot use, because the adapter takes them or moves the rows along."""
 
-    @abstractmethod
-    def forward(self, batch: Batch) -> torch.Tensor: ...
+    @property
+    def num_vertices(self) -> int:
+        """Vertices of the adapter's simplex."""
+        return self.simplex.num_vertices
 
-    def target_scores(self, batch: Batch) -> torch.Tensor:
+    def draw(self, batch: Batch, generator: torch.Generator) -> Draw:
+        """What a forward of this batch uses at random: points of the simplex, and in training mode noise."""
+        del batch, generator
+        return self.at()
+
+    def at(self, *, vertex: int | None = None, weights: torch.Tensor | None = None) -> Draw:
+        """The draw of one place of the simplex, for batches of any size: a vertex, the point of these weights (M,), or
+        the deterministic predictor (midpoint). Without noise.
+        """
+        del vertex, weights
+        return Draw()
+
+    @abstractmethod
+    def forward(self, batch: Batch, draw: Draw | None = None) -> torch.Tensor:
+        """The scores (B, C) of a batch with what was drawn for it; at the midpoint without a draw."""
+
+    def target_scores(self, batch: Batch, draw: Draw | None = None) -> torch.Tensor:
         """Scores (B, C) to predict with: calibrated logits, or regression in the targets' own units."""
-        return self(batch)
+        return self(batch, draw)
 
     def calibrate(self, temperature: float) -> None:
         """Divide the logits of `target_scores` by a temperature from now on."""
@@ -365,28 +401,9 @@ class AbstractAdapter(nn.Module, ABC):
     def warm_start(self, rows: EncodedRows, generator: torch.Generator) -> None:
         """Initialise from training rows (a probe's weights, activations) before the first step."""
 
-    def begin_batch(
-        self,
-        batch: Batch | None,
-        generator: torch.Generator | None = None,
-        *,
-        vertex: int | None = None,
-        point: torch.Tensor | None = None,
-    ) -> None:
-        """Choose the point of the simplex (gate noise, routing) for the next forward of `batch`.
-
-        With a generator, draw one for that batch; with `vertex`, take that vertex; with `point`, the point of these
-        weights (M,); with none of them, the deterministic predictor (midpoint), for batches of any size.
-        """
-
-    def narrow(self, rows: slice) -> None:
-        """Of what `begin_batch` drew for each example keep these rows': the next forward is of that part alone.
-
-        Called where several processes share a batch. Nothing to do where nothing is drawn, or once for all rows.
-        """
-
-    def penalty(self) -> torch.Tensor | None:
-        """A term added to the loss of the current batch, or None."""
+    def penalty(self, draw: Draw | None = None) -> torch.Tensor | None:
+        """A term added to the loss of the batch whose forward was just computed with this draw, or None."""
+        del draw
         return None
 
     settled: bool = True

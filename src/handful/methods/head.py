@@ -20,9 +20,9 @@ from torch import nn
 from handful.backbone.load import Backbone
 from handful.data.batching import Batch, EncodedRows, plan_batches
 from handful.data.task import Task
-from handful.methods.base import AbstractAdapter, AbstractMethod, BorrowedParameters, Preset, setting
+from handful.methods.base import AbstractAdapter, AbstractMethod, BorrowedParameters, Draw, Preset, setting
 from handful.methods.exports import Exports, Product
-from handful.methods.simplex import Geometry, draw_weights, midpoint_weights
+from handful.methods.simplex import Simplex
 from handful.objectives.base import Objective
 
 HeadInit = Literal["soft-probe", "probe", "normal"]
@@ -53,12 +53,11 @@ class LinearHead(nn.Module):
     offset: torch.Tensor
     scale: torch.Tensor
 
-    def __init__(self, hidden_size: int, num_outputs: int, num_vertices: int = 1, geometry: Geometry = "simplex"):
+    def __init__(self, hidden_size: int, num_outputs: int, simplex: Simplex | None = None):
         super().__init__()
-        self.geometry: Geometry = geometry
-        self.weight = nn.Parameter(torch.zeros(num_vertices, num_outputs, hidden_size))
-        self.bias = nn.Parameter(torch.zeros(num_vertices, num_outputs))
-        self.num_vertices = num_vertices
+        self.simplex = simplex or Simplex()
+        self.weight = nn.Parameter(torch.zeros(self.simplex.num_vertices, num_outputs, hidden_size))
+        self.bias = nn.Parameter(torch.zeros(self.simplex.num_vertices, num_outputs))
         self.register_buffer("offset", torch.zeros(()))
         self.register_buffer("scale", torch.ones(()))
 
@@ -68,7 +67,7 @@ class LinearHead(nn.Module):
         if count == 1:
             return F.linear(features, self.weight[0], self.bias[0])
         if weights is None:
-            weights = midpoint_weights(count, self.geometry)[None]
+            weights = self.simplex.midpoint[None]
         stacked = F.linear(features, self.weight.flatten(0, 1), self.bias.flatten()).view(-1, count, outputs)
         return (weights.to(stacked.device).unsqueeze(-1) * stacked).sum(1)  # in float32 also under autocast
 
@@ -77,12 +76,6 @@ class LinearHead(nn.Module):
         with torch.no_grad():
             self.weight.copy_(torch.randn(self.weight.shape, generator=generator) * 0.02)
             self.bias.zero_()
-
-    def draw(self, batch_size: int, generator: torch.Generator, concentration: float = 1.0) -> torch.Tensor:
-        """One point of the head's simplex for each example, (B, M)."""
-        return draw_weights(
-            (batch_size,), len(self.weight), generator, geometry=self.geometry, concentration=concentration
-        )
 
     def start_from_probe(
         self,
@@ -120,7 +113,7 @@ class LinearHead(nn.Module):
     @torch.no_grad()
     def folded(self) -> tuple[torch.Tensor, torch.Tensor]:
         """(C, D) weight and (C,) bias of the deterministic predictor, in the targets' own units."""
-        weights = midpoint_weights(len(self.weight), self.geometry).to(self.weight)
+        weights = self.simplex.midpoint.to(self.weight)
         weight, bias = torch.tensordot(weights, self.weight, 1), torch.tensordot(weights, self.bias, 1)
         if len(self.weight) == 1:
             weight, bias = self.weight[0].clone(), self.bias[0].clone()
@@ -141,17 +134,11 @@ def frozen_features(backbone: Backbone, rows: EncodedRows, batch_size: int = 64)
 class TokenHead(nn.Module):
     """The head of a language model: its scores of tokens (N, V) as they are. Nothing of it is trained."""
 
-    num_vertices = 1
-    geometry: Geometry = "simplex"
+    simplex = Simplex()
 
     def forward(self, scores: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
         del weights
         return scores
-
-    def draw(self, batch_size: int, generator: torch.Generator, concentration: float = 1.0) -> torch.Tensor:
-        """The weights (B, 1) of its only vertex."""
-        del generator, concentration
-        return torch.ones(batch_size, 1)
 
 
 class AbstractHeadedAdapter(AbstractAdapter):
@@ -167,33 +154,32 @@ class AbstractHeadedAdapter(AbstractAdapter):
         *,
         generator: torch.Generator,
         head_init: HeadInit = "soft-probe",
-        head_vertices: int = 1,
-        geometry: Geometry = "simplex",
+        head_simplex: Simplex | None = None,
     ):
         super().__init__(backbone)
         self.objective, self.labels, self.head_init = task.objective, task.labels, head_init
         self.head: Any = TokenHead()
         if not self.objective.generates:
-            self.head = LinearHead(backbone.hidden_size, task.num_outputs, head_vertices, geometry)
+            self.head = LinearHead(backbone.hidden_size, task.num_outputs, head_simplex)
             self.head.initialise(generator)
         if backbone.fresh:
             backbone.sharing.claim(self)
         self.pooler = borrow_fresh(backbone, generator)
 
-    def install(self) -> None:
-        """Put what `begin_batch` chose into the backbone, for the coming forwards."""
+    def install(self, batch: Batch, draw: Draw) -> None:
+        """Put what was drawn for a batch into the backbone, for the coming forwards."""
 
-    def features(self, batch: Batch) -> torch.Tensor:
+    def features(self, batch: Batch, draw: Draw | None = None) -> torch.Tensor:
         """What the head reads, (B, D), through the adapter."""
-        self.install()
+        self.install(batch, draw or self.at())
         return self.backbone.features(batch.inputs)
 
-    def forward(self, batch: Batch) -> torch.Tensor:
-        return self.head(self.features(batch))
+    def forward(self, batch: Batch, draw: Draw | None = None) -> torch.Tensor:
+        return self.head(self.features(batch, draw))
 
-    def generate(self, batch: Batch, **options: Any) -> torch.Tensor:
+    def generate(self, batch: Batch, draw: Draw | None = None, **options: Any) -> torch.Tensor:
         """What the language model writes through the adapter, (B, T); see `Backbone.generate`."""
-        self.install()
+        self.install(batch, draw or self.at())
         return self.backbone.generate(batch.inputs, **options)
 
     def carry(self, weights: Mapping[str, torch.Tensor], record: Mapping[str, Any]) -> Mapping[str, torch.Tensor]:
@@ -218,8 +204,8 @@ class AbstractHeadedAdapter(AbstractAdapter):
                 row_weights=rows.loss_weights,
             )  # fmt: skip
 
-    def target_scores(self, batch: Batch) -> torch.Tensor:
-        scores = self(batch)
+    def target_scores(self, batch: Batch, draw: Draw | None = None) -> torch.Tensor:
+        scores = self(batch, draw)
         return scores if self.objective.generates else scores * self.head.scale + self.head.offset
 
     def merged_model(self) -> nn.Module:

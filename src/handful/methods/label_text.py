@@ -20,6 +20,7 @@ from handful.data.batching import encode
 from handful.data.task import Example, Task, reading
 from handful.errors import DataError
 from handful.methods.head import frozen_features
+from handful.methods.simplex import Simplex
 
 OUTSIDE = -1e4
 """Score of a label that another task has: its probability is 0 in float32 and its logarithm is still a number."""
@@ -49,7 +50,7 @@ class LabelTextHead(nn.Module):
     A task that was added afterwards has weights `own` (C, D), and zeros for the texts of its labels.
     """
 
-    num_vertices = 1
+    simplex = Simplex()
     offset: torch.Tensor
     scale: torch.Tensor
     labels: torch.Tensor

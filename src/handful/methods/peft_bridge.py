@@ -28,7 +28,7 @@ from handful.backbone.sharing import lent_seed, making_models
 from handful.data.batching import Batch, EncodedRows
 from handful.data.task import Task
 from handful.errors import ConfigError, nearest
-from handful.methods.base import AbstractMethod, BorrowedParameters, Preset, setting
+from handful.methods.base import AbstractMethod, BorrowedParameters, Draw, Preset, setting
 from handful.methods.exports import Exports, PeftState, Product
 from handful.methods.head import HEAD_INIT, AbstractHeadedAdapter, HeadInit
 from handful.methods.prompt import check_prompt
@@ -153,16 +153,16 @@ class PeftAdapter(AbstractHeadedAdapter):
             module.training = False
         super().warm_start(rows, generator)
 
-    def install(self) -> None:
+    def install(self, batch: Batch, draw: Draw) -> None:
         for module in self._added:  # fit() sets dropout of the frozen model apart from the adapter's own
             module.training = self.training
 
-    def features(self, batch: Batch) -> torch.Tensor:
-        self.install()
+    def features(self, batch: Batch, draw: Draw | None = None) -> torch.Tensor:
+        self.install(batch, draw or self.at())
         return self.backbone.features(batch.inputs, self._prompt(batch))
 
-    def generate(self, batch: Batch, **options: Any) -> torch.Tensor:
-        self.install()
+    def generate(self, batch: Batch, draw: Draw | None = None, **options: Any) -> torch.Tensor:
+        self.install(batch, draw or self.at())
         return self.backbone.generate(batch.inputs, self._prompt(batch), **options)
 
     def _prompt(self, batch: Batch) -> SoftPrompt | None:

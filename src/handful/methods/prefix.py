@@ -20,14 +20,15 @@ from torch import nn
 from handful.backbone.attention import AttentionSite
 from handful.backbone.families import ROWS
 from handful.backbone.load import Backbone
-from handful.data.batching import EncodedRows
+from handful.data.batching import Batch, EncodedRows
 from handful.data.task import Task
 from handful.errors import ConfigError
-from handful.methods.base import AbstractMethod, Preset, setting
+from handful.methods.base import AbstractMethod, Draw, Preset, setting
 from handful.methods.exports import Exports, KeyValues, Product, prefix_state
 from handful.methods.head import HEAD_INIT, AbstractHeadedAdapter, HeadInit
 from handful.methods.prompt import LEAST_ROOM
 from handful.methods.search_space import EPOCHS, OneOf, SearchSpace, around
+from handful.methods.simplex import Simplex
 
 if TYPE_CHECKING:
     from handful.methods.prefix_subspace import PrefixSubspace
@@ -253,12 +254,12 @@ class AbstractPrefixAdapter(AbstractHeadedAdapter):
         method: Prefix | PrefixSubspace,
         *,
         generator: torch.Generator,
-        num_vertices: int = 1,
+        simplex: Simplex | None = None,
         scale: float = 1.0,
-        **head: Any,
+        head_simplex: Simplex | None = None,
     ):
-        super().__init__(backbone, task, generator=generator, head_init=method.head_init, **head)
-        self.num_vertices = num_vertices
+        super().__init__(backbone, task, generator=generator, head_init=method.head_init, head_simplex=head_simplex)
+        self.simplex = simplex or Simplex()
         self.sites = chosen_sites(backbone, method.layers)
         backbone.packs = True
         self.shift = shifts_positions(backbone, method.positions)
@@ -268,7 +269,7 @@ class AbstractPrefixAdapter(AbstractHeadedAdapter):
         self.prefix = KeyValuePrefix(
             self.sites,
             method.prefix_length,
-            num_vertices,
+            self.num_vertices,
             form=method.form,
             init_std=method.init_std * scale,
             generator=generator,
@@ -304,7 +305,7 @@ class PrefixAdapter(AbstractPrefixAdapter):
         super().__init__(backbone, task, method, generator=generator)
         self.method = method
 
-    def install(self) -> None:
+    def install(self, batch: Batch, draw: Draw) -> None:
         inject(self.backbone, self.sites, self.prefix()[0].unsqueeze(1), self.shift)
 
     def folded_prefix(self) -> torch.Tensor:

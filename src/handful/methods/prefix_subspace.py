@@ -21,8 +21,7 @@ import torch
 from handful.backbone.load import Backbone
 from handful.data.batching import Batch, EncodedRows
 from handful.data.task import Task
-from handful.errors import ConfigError
-from handful.methods.base import AbstractMethod, Preset, setting
+from handful.methods.base import AbstractMethod, Draw, Preset, setting
 from handful.methods.exports import Exports
 from handful.methods.head import HEAD_INIT, HeadInit
 from handful.methods.prefix import (
@@ -36,16 +35,7 @@ from handful.methods.prefix import (
     prefix_exports,
 )
 from handful.methods.search_space import EPOCHS, OneOf, SearchSpace, around
-from handful.methods.simplex import (
-    Geometry,
-    check_geometry,
-    draw_pair,
-    draw_weights,
-    midpoint_weights,
-    mix_layers,
-    spread,
-    squared_cosine,
-)
+from handful.methods.simplex import Geometry, Simplex, mix_layers, spread, squared_cosine
 
 
 @final
@@ -110,10 +100,12 @@ class PrefixSubspace(AbstractMethod):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_start(self.form, self.init)
-        try:
-            check_geometry(self.geometry, self.num_vertices)
-        except ValueError as error:
-            raise ConfigError(str(error), "set num_vertices to match the geometry") from None
+        _ = self.simplex  # refuses a geometry of other vertices
+
+    @property
+    def simplex(self) -> Simplex:
+        """What points are drawn from."""
+        return Simplex(self.num_vertices, self.geometry, self.concentration)
 
     def check(self, backbone: Backbone, task: Task) -> list[str]:
         return check_prefix(backbone, self.layers, self.positions, self.prefix_length)
@@ -130,85 +122,55 @@ class PrefixSubspaceAdapter(AbstractPrefixAdapter):
     """scores = head(features(x; Σ w θ); Σ u φ)."""
 
     def __init__(self, backbone: Backbone, task: Task, method: PrefixSubspace, *, generator: torch.Generator):
-        vertices = method.num_vertices
+        simplex = method.simplex
         super().__init__(
             backbone,
             task,
             method,
             generator=generator,
-            num_vertices=vertices,
-            scale=((vertices + 1) / 2) ** 0.5 if method.match_sampled else 1.0,
-            head_vertices=vertices if method.head_subspace else 1,
-            geometry=method.geometry if method.head_subspace else "simplex",
+            simplex=simplex,
+            scale=((simplex.num_vertices + 1) / 2) ** 0.5 if method.match_sampled else 1.0,
+            head_simplex=simplex if method.head_subspace else None,
         )
         self.method = method
-        self.begin_batch(None)
 
     def warm_start(self, rows: EncodedRows, generator: torch.Generator) -> None:
         super().warm_start(rows, generator)
         warn_if_degenerate(self.prefix())
 
-    def begin_batch(
-        self,
-        batch: Batch | None,
-        generator: torch.Generator | None = None,
-        *,
-        vertex: int | None = None,
-        point: torch.Tensor | None = None,
-    ) -> None:
-        count, layers, head_count = self.num_vertices, len(self.sites), self.head.num_vertices
-        self._pair = None
-        if vertex is not None:
-            point = torch.eye(count)[vertex]
-        if point is not None:
-            self._weights = point.expand(1, layers, count)
-            self._head_weights = point[None] if head_count == count else torch.ones(1, 1)
-        elif generator is None or batch is None:
-            self._weights = midpoint_weights(count, self.method.geometry).expand(1, layers, count)
-            self._head_weights = midpoint_weights(head_count, self.head.geometry)[None]
-        else:
-            rows = len(batch) if self.method.draw_per == "observation" else 1
-            self._weights = self.draw(rows, generator)
-            self._head_weights = self.head.draw(rows, generator, self.method.concentration)
-            if self.training and self.method.cosine_weight and count > 1:
-                self._pair = draw_pair(count, generator)
-
-    def narrow(self, rows: slice) -> None:
-        if len(self._weights) > 1:
-            self._weights, self._head_weights = self._weights[rows], self._head_weights[rows]
-
-    def draw(self, rows: int, generator: torch.Generator) -> torch.Tensor:
-        """Weights (B, L, M) in the chosen granularity; a layer's key and value share them."""
+    def draw(self, batch: Batch, generator: torch.Generator) -> Draw:
+        rows = len(batch) if self.method.draw_per == "observation" else 1
         layers = len(self.sites)
         shape = (rows, layers) if self.method.draw_layers == "per-layer" else (rows, 1)
-        weights = draw_weights(
-            shape,
-            self.num_vertices,
-            generator,
-            geometry=self.method.geometry,
-            concentration=self.method.concentration,
-        )
-        return weights.expand(rows, layers, self.num_vertices)
+        weights = self.simplex.draw(shape, generator).expand(rows, layers, self.num_vertices)
+        heads = self.head.simplex.draw((rows,), generator)
+        paired = self.training and self.method.cosine_weight and self.num_vertices > 1
+        return Draw({"prefix": weights, "head": heads}, {"pair": self.simplex.draw_pair(generator)} if paired else {})
 
-    def install(self) -> None:
-        inject(self.backbone, self.sites, self.mixed(self._weights), self.shift)
+    def at(self, *, vertex: int | None = None, weights: torch.Tensor | None = None) -> Draw:
+        point, shared = self.simplex.point(vertex, weights), self.head.simplex != self.simplex
+        head = self.head.simplex.midpoint if shared else point
+        return Draw({"prefix": point.expand(1, len(self.sites), -1), "head": head[None]})
 
-    def forward(self, batch: Batch) -> torch.Tensor:
-        return self.head(self.features(batch), self._head_weights)
+    def install(self, batch: Batch, draw: Draw) -> None:
+        inject(self.backbone, self.sites, self.mixed(draw.rows["prefix"]), self.shift)
+
+    def forward(self, batch: Batch, draw: Draw | None = None) -> torch.Tensor:
+        draw = draw or self.at()
+        return self.head(self.features(batch, draw), draw.rows["head"])
 
     def mixed(self, weights: torch.Tensor) -> torch.Tensor:
         """The prefixes (L, B or 1, 2, H, P, d) at the weights (B or 1, L, M)."""
         vertices = self.prefix()
         return vertices[0].unsqueeze(1) if self.num_vertices == 1 else mix_layers(weights, vertices)
 
-    def penalty(self) -> torch.Tensor | None:
-        if self._pair is None:
+    def penalty(self, draw: Draw | None = None) -> torch.Tensor | None:
+        if draw is None or "pair" not in draw.shared:
             return None
-        return self.method.cosine_weight * squared_cosine([self.prefix()], self._pair)
+        return self.method.cosine_weight * squared_cosine([self.prefix()], draw.shared["pair"])
 
     def folded_prefix(self) -> torch.Tensor:
-        weights = midpoint_weights(self.num_vertices, self.method.geometry)
-        return self.mixed(weights.expand(1, len(self.sites), -1))[:, 0].detach()
+        return self.mixed(self.at().rows["prefix"])[:, 0].detach()
 
     @torch.no_grad()
     def diagnostics(self) -> dict[str, float]:

@@ -25,11 +25,11 @@ from handful.backbone.load import Backbone, SoftPrompt
 from handful.data.batching import Batch
 from handful.data.task import Task
 from handful.errors import ConfigError, ModelError, RunError
-from handful.methods.base import AbstractMethod, ParameterGroup, Preset, setting
+from handful.methods.base import AbstractMethod, Draw, ParameterGroup, Preset, setting
 from handful.methods.exports import Exports, Product, prompt_state
 from handful.methods.head import HEAD_INIT, AbstractHeadedAdapter, HeadInit
 from handful.methods.search_space import EPOCHS, OneOf, SearchSpace, around
-from handful.methods.simplex import draw_weights, midpoint_weights, mix, spread
+from handful.methods.simplex import Simplex, mix, spread
 
 if TYPE_CHECKING:
     from handful.methods.scaled_prompt import ScaledPrompt
@@ -168,44 +168,27 @@ class PromptAdapter(AbstractHeadedAdapter):
         if reasons:
             raise ModelError(reasons[0])
         super().__init__(backbone, task, generator=generator, head_init=method.head_init)
-        self.method, self.num_vertices = method, method.num_vertices
+        self.method, self.simplex = method, Simplex(method.num_vertices)
         self.reserved_positions = method.prompt_length
         self.prompt = SoftVectors(start_vectors(backbone, method, generator), form, generator)
-        self.begin_batch(None)
 
-    def begin_batch(
-        self,
-        batch: Batch | None,
-        generator: torch.Generator | None = None,
-        *,
-        vertex: int | None = None,
-        point: torch.Tensor | None = None,
-    ) -> None:
-        count = self.num_vertices
-        if vertex is not None:
-            point = torch.eye(count)[vertex]
-        if point is not None:
-            self._weights = point[None]
-        elif generator is None or batch is None:
-            self._weights = midpoint_weights(count)[None]
-        else:
-            self._weights = draw_weights((len(batch),), count, generator)
+    def draw(self, batch: Batch, generator: torch.Generator) -> Draw:
+        return Draw({"prompt": self.simplex.draw((len(batch),), generator)})
 
-    def narrow(self, rows: slice) -> None:
-        if len(self._weights) > 1:
-            self._weights = self._weights[rows]
+    def at(self, *, vertex: int | None = None, weights: torch.Tensor | None = None) -> Draw:
+        return Draw({"prompt": self.simplex.point(vertex, weights)[None]})
 
-    def soft_prompt(self) -> SoftPrompt:
-        """The prompt at the chosen points, (B or 1, P, E)."""
+    def soft_prompt(self, draw: Draw | None = None) -> SoftPrompt:
+        """The prompt at the points drawn, (B or 1, P, E)."""
         form = self.prompt.form
         scale = self.prompt.scale[0, 0] if form is not None and form.target == "sequence" else None
-        return SoftPrompt(mix(self._weights, self.prompt()), scale)
+        return SoftPrompt(mix((draw or self.at()).rows["prompt"], self.prompt()), scale)
 
-    def features(self, batch: Batch) -> torch.Tensor:
-        return self.backbone.features(batch.inputs, self.soft_prompt())
+    def features(self, batch: Batch, draw: Draw | None = None) -> torch.Tensor:
+        return self.backbone.features(batch.inputs, self.soft_prompt(draw))
 
-    def generate(self, batch: Batch, **options: Any) -> torch.Tensor:
-        return self.backbone.generate(batch.inputs, self.soft_prompt(), **options)
+    def generate(self, batch: Batch, draw: Draw | None = None, **options: Any) -> torch.Tensor:
+        return self.backbone.generate(batch.inputs, self.soft_prompt(draw), **options)
 
     def parameter_groups(self) -> list[ParameterGroup]:
         form = self.prompt.form
@@ -271,7 +254,7 @@ class PromptAdapter(AbstractHeadedAdapter):
     @torch.no_grad()
     def folded_prompt(self) -> torch.Tensor:
         """Q (P, E) of the midpoint, folded in float32."""
-        return mix(midpoint_weights(self.num_vertices), self.prompt().float()).detach()
+        return mix(self.simplex.midpoint, self.prompt().float()).detach()
 
     @torch.no_grad()
     def diagnostics(self) -> dict[str, float]:

@@ -19,7 +19,7 @@ from handful.data.batching import Batch, EncodedRows, plan_batches
 from handful.data.mixture import draw_rows
 from handful.data.task import TaskKind, TestRows
 from handful.errors import ConfigError, DataError
-from handful.methods.base import AbstractAdapter
+from handful.methods.base import AbstractAdapter, Draw
 from handful.objectives import objective_of
 from handful.training.checkpoint import Checkpoint, pack_optimizer, unpack_optimizer
 from handful.training.config import TrainingConfig
@@ -199,7 +199,6 @@ class _Fit:
     def _cache(self, rows: EncodedRows) -> TrunkCache | None:
         adapter = self.adapter
         adapter.eval()
-        adapter.begin_batch(None)
         return trunk_cache(adapter.backbone, rows, adapter.lowest_layer, adapter)
 
     def _epoch(self, trunk: TrunkCache | None) -> None:
@@ -236,14 +235,13 @@ class _Fit:
         Where the loss or the norm of its gradient is not finite, returns that and leaves the weights alone.
         """
         whole, mine = self.train.batch(indices).to(self.group.device), indices[self.group.share]
-        self.adapter.begin_batch(whole, self.draws)
-        self.adapter.narrow(self.group.share)
+        draw = self.adapter.draw(whole, self.draws)[self.group.share]
         self.optimizer.zero_grad(set_to_none=True)
         loss = torch.zeros((), device=self.group.device)
         if mine:
             batch = whole if len(mine) == len(indices) else self.train.batch(mine).to(self.group.device)
             with self.dropout.lent():
-                loss = self._loss(batch, trunk) * (self._terms(batch) / self._terms(whole))
+                loss = self._loss(batch, draw, trunk) * (self._terms(batch) / self._terms(whole))
                 loss.backward()
         value = self.group.sum_up(loss, self.adapter.parameters())
         if not math.isfinite(value):
@@ -260,16 +258,16 @@ class _Fit:
         assert batch.labels is not None
         return self.objective.num_terms(batch.labels)
 
-    def _loss(self, batch: Batch, trunk: TrunkCache | None) -> torch.Tensor:
+    def _loss(self, batch: Batch, draw: Draw, trunk: TrunkCache | None) -> torch.Tensor:
         """The mean loss of a batch, with the adapter's penalty."""
         half = torch.autocast(batch.rows.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
         with trunk or nullcontext():
             if trunk:
                 trunk.choose(batch)
             with half:
-                scores = self.adapter(batch)
+                scores = self.adapter(batch, draw)
                 loss = batch_loss(scores, batch, self.adapter, self.kind, self.config.label_smoothing)
-                penalty = self.adapter.penalty()
+                penalty = self.adapter.penalty(draw)
         return loss if penalty is None else loss + penalty
 
     def _evaluate(self, trunk: TrunkCache | None) -> None:

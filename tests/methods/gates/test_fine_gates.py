@@ -61,7 +61,7 @@ def train(adapter, rows, task, *, epochs=4, dev=None, on_event=None, **settings)
 
 
 def scores(adapter, rows):
-    adapter.eval().begin_batch(None)
+    adapter.eval()
     with torch.no_grad():
         return adapter(rows.batch(range(8)))
 
@@ -82,9 +82,8 @@ def test_noise_is_in_training_only_and_the_same_for_all_rows_of_a_batch():
     batch = rows.batch([0, 0, 1])
 
     def run(generator):
-        adapter.begin_batch(batch, generator)
         with torch.no_grad():
-            return adapter(batch)
+            return adapter(batch, adapter.draw(batch, generator))
 
     assert adapter.train() is adapter
     first, second = run(generator), run(generator)
@@ -421,7 +420,8 @@ def drawn_at(u, **settings):
 
     Both in training.
     """
-    adapter, _, _ = attach(**settings)
+    adapter, rows, _ = attach(**settings)
+    batch = rows.batch(range(2))
     with torch.no_grad():
         if isinstance(adapter.method, Prune):
             adapter.threshold.fill_(0.0)
@@ -432,9 +432,9 @@ def drawn_at(u, **settings):
     generator = torch.Generator().manual_seed(0)
     noise, opened = [], []
     for _ in range(10**6 // adapter.num_gates + 1):
-        adapter.begin_batch(None, generator)
-        noise.append(adapter._noise)
-        opened.append((adapter.values() > 0).double().mean())
+        draw = adapter.draw(batch, generator)
+        noise.append(draw.shared["noise"])
+        opened.append((adapter.values(draw) > 0).double().mean())
     return adapter, torch.cat(noise), float(torch.stack(opened).mean())
 
 
@@ -472,8 +472,8 @@ def test_gates_are_closed_up_to_one_logit_and_open_from_another():
     with torch.no_grad():
         adapter.logits.copy_(m)
     closed, whole = m <= -0.549306, m >= 0.549306
-    assert torch.equal(adapter.values(deterministic=True) == 0, closed)
-    assert torch.equal(adapter.values(deterministic=True) == 1, whole)
+    assert torch.equal(adapter.values() == 0, closed)
+    assert torch.equal(adapter.values() == 1, whole)
     counts = {kind: sum(side[kind] for side in adapter.gate_map()) for kind in ("closed", "open", "gates")}
     assert counts == {"closed": int(closed.sum()), "open": int(whole.sum()), "gates": len(m)}
 
@@ -482,15 +482,15 @@ def test_matched_features_are_those_of_the_model_as_it_was():
     adapter, rows, task = attach(target_sparsity=0.3, match_features=1.0)
     batch = rows.batch([3, 1, 2])
     expected = adapter.backbone.features(batch.inputs)
-    adapter.train().begin_batch(batch, torch.Generator().manual_seed(0))
-    adapter(batch)
-    torch.testing.assert_close(adapter.penalty(), torch.zeros(()), atol=1e-10, rtol=0)
+    draw = adapter.train().draw(batch, torch.Generator().manual_seed(0))
+    adapter(batch, draw)
+    torch.testing.assert_close(adapter.penalty(draw), torch.zeros(()), atol=1e-10, rtol=0)
     train(adapter, rows, task, epochs=2)
     adapter._ungated.clear()  # as after a resumption
-    adapter.train().begin_batch(batch, torch.Generator().manual_seed(0))
-    torch.testing.assert_close(adapter._expected, expected)
-    adapter(batch)
-    assert adapter.penalty() > 1e-4
+    draw = adapter.train().draw(batch, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(draw.rows["ungated"], expected)
+    adapter(batch, draw)
+    assert adapter.penalty(draw) > 1e-4
 
 
 @pytest.mark.parametrize("count", [2, 3, 5])
@@ -502,13 +502,12 @@ def test_the_shares_of_several_processes_match_their_own_rows_features(count):
     indices = [4, 2, 9, 7]
 
     def penalty(share):
-        adapter.begin_batch(rows.batch(indices), torch.Generator().manual_seed(0))
-        adapter.narrow(share)
+        draw = adapter.draw(rows.batch(indices), torch.Generator().manual_seed(0))[share]
         mine = indices[share]
         if not mine:
             return 0.0
-        adapter(rows.batch(mine))
-        return float(adapter.penalty()) * len(mine) / len(indices)
+        adapter(rows.batch(mine), draw)
+        return float(adapter.penalty(draw)) * len(mine) / len(indices)
 
     parts = [penalty(slice(index, None, count)) for index in range(count)]
     assert sum(parts) == pytest.approx(penalty(slice(None)), rel=1e-4)
@@ -721,11 +720,8 @@ def test_a_simplex_of_gates_draws_between_its_vertices():
     adapter.eval()
     with torch.no_grad():
         for vertex in range(3):
-            adapter.begin_batch(batch, vertex=vertex)
-            vertices.append(adapter.values())
-        adapter.begin_batch(batch, torch.Generator().manual_seed(0))
-        drawn = adapter.values()
-        adapter.begin_batch(None)
+            vertices.append(adapter.values(adapter.at(vertex=vertex)))
+        drawn = adapter.values(adapter.draw(batch, torch.Generator().manual_seed(0)))
         middle = adapter.values()
     assert not any(torch.equal(drawn, other) for other in (*vertices, middle))
     expected = (0.5 + adapter.logits.mean(0).tanh()).clamp(0, 1)
@@ -736,7 +732,6 @@ def test_a_simplex_of_gates_draws_between_its_vertices():
     expected = scores(adapter, rows)
     with torch.no_grad():
         for vertex in range(3):
-            adapter.begin_batch(batch, vertex=vertex)
-            assert not torch.allclose(adapter(batch), expected[:4])
+            assert not torch.allclose(adapter(batch, adapter.at(vertex=vertex)), expected[:4])
         adapter.logits.copy_(adapter.logits.mean(0).expand_as(adapter.logits))
     torch.testing.assert_close(scores(adapter, rows), expected)  # predictions are the midpoint's

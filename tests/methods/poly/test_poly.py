@@ -84,7 +84,7 @@ def rows_of(adapter, task, indices=ROWS):
 
 @torch.no_grad()
 def scores(adapter, batch):
-    adapter.eval().begin_batch(None)
+    adapter.eval()
     return adapter(batch)
 
 
@@ -208,7 +208,6 @@ def trimmed(rows, end):
 def test_check_4_what_is_written_for_many_tasks_is_what_their_exported_models_write(family, skills, options):
     task, backbone = writing(), tiny_backbone(family, purpose="lm")
     adapter = attach(backbone, task, skills=skills, target_modules="all-linear")
-    adapter.begin_batch(None)
     encoded = encode_generation(task.pool, backbone.tokenizer, 20, encoder_decoder=backbone.kind == "encoder-decoder")
     batch = encoded.batch([0, 4, 1, 8, 9])
     options = {"max_new_tokens": 6, **options}
@@ -252,15 +251,13 @@ def test_check_6_noise_is_in_training_alone_and_each_rows_own_or_each_tasks():
     for noise, same in (("per-example", False), ("per-task", True)):
         adapter = attach(tiny_backbone("bert"), task, gate="gumbel", noise=noise)
         batch = rows_of(adapter, task, [0, 0, 30])
-        adapter.train().begin_batch(batch, generator(1))
-        first, again = adapter(batch), adapter(batch)
+        draw = adapter.train().draw(batch, generator(1))
+        first, again = adapter(batch, draw), adapter(batch, draw)
         assert torch.equal(first, again)  # drawn once a batch, not once a forward
         assert torch.allclose(first[0], first[1]) == same
-        adapter.begin_batch(batch, generator(2))
         with torch.no_grad():
-            assert not torch.allclose(adapter(batch), first)
-        adapter.eval().begin_batch(batch, generator(1))
-        silent = adapter(batch)
+            assert not torch.allclose(adapter(batch, adapter.draw(batch, generator(2))), first)
+        silent = adapter(batch, adapter.eval().draw(batch, generator(1)))
         torch.testing.assert_close(silent, scores(adapter, batch), **EXACT)
         torch.testing.assert_close(silent[0], silent[1], **EXACT)
         adapter.detach()
@@ -270,16 +267,13 @@ def test_check_6_a_single_task_has_noise_for_each_row_too():
     task = toy_task()
     adapter = attach(tiny_backbone("bert"), task, gate="gumbel", adapt="full")
     batch = rows_of(adapter, task, [0, 0, 1])
-    adapter.train().begin_batch(batch, generator(1))
-    whole = adapter(batch)
+    draw = adapter.train().draw(batch, generator(1))
+    whole = adapter(batch, draw)
     assert not torch.allclose(whole[0], whole[1])
     whole.sum().backward()
     assert adapter.routing.logits.grad.any()
-    adapter.begin_batch(batch, generator(1))
-    adapter.narrow(slice(1, None))
-    torch.testing.assert_close(adapter(rows_of(adapter, task, [0, 1])), whole[1:], **EXACT)
+    torch.testing.assert_close(adapter(rows_of(adapter, task, [0, 1]), draw[1:]), whole[1:], **EXACT)
     merged = adapter.merged_model()  # after a step of training: of no noise
-    adapter.begin_batch(None)
     expected = adapter.merged_model()
     assert all(torch.equal(a, b) for a, b in zip(merged.parameters(), expected.parameters(), strict=True))
 
@@ -369,7 +363,6 @@ def trajectory(adapter, batch):
     optimizer = torch.optim.Adam(trained, lr=1e-3)
     for _ in range(50):
         optimizer.zero_grad()
-        adapter.begin_batch(None)
         nn.functional.cross_entropy(adapter(batch), batch.labels).backward()
         optimizer.step()
     return scores(adapter, batch)
@@ -388,8 +381,7 @@ def test_check_10_recomputing_changes_no_bit(family, purpose, gate):
 
     def step():
         adapter.zero_grad()
-        adapter.begin_batch(batch, generator(1))
-        loss = batch_loss(adapter(batch), batch, adapter, task.kind)
+        loss = batch_loss(adapter(batch, adapter.draw(batch, generator(1))), batch, adapter, task.kind)
         loss.backward()
         return [loss.detach(), *(p.grad.clone() for p in adapter.parameters())]
 
@@ -474,7 +466,6 @@ def test_check_12_a_shared_router_has_the_sum_of_the_gradients_of_its_own():
 
 
 def gradient(adapter, batch):
-    adapter.begin_batch(None)
     nn.functional.cross_entropy(adapter(batch), batch.labels).backward()
     return adapter.routing.logits.grad
 
@@ -540,7 +531,6 @@ def test_a_private_task_trains_its_skill_alone():
     task = many()
     adapter = attach(tiny_backbone("bert"), task, routing="private")
     batch = rows_of(adapter, task, [0, 1, 50])  # nothing of the second task
-    adapter.begin_batch(None)
     nn.functional.cross_entropy(adapter(batch), batch.labels).backward()
     for parameter in adapter.skills.parameters():
         assert [bool(skill.any()) for skill in parameter.grad[0]] == [True, False, True]
@@ -616,7 +606,6 @@ def test_an_unknown_task_is_refused_or_has_the_average_skill():
     weights = averaging.weights(averaging._numbers())
     torch.testing.assert_close(weights[:, 1], torch.full_like(weights[:, 1], 0.25))
     torch.testing.assert_close(weights[:, :1], averaging.weights([1]))
-    averaging.begin_batch(None)
     averaging.generate(replace(batch, tasks=()), max_new_tokens=2)
     average = averaging.skills.collapsed(dict(averaging.skills.named_parameters()))
     state = averaging.taken("elsewhere")
@@ -737,10 +726,8 @@ def test_noise_is_not_kept_from_one_batch_to_the_next(noise):
     batch = rows_of(adapter, task)
     expected = scores(adapter, batch)
     with torch.no_grad():
-        adapter.train().begin_batch(batch, generator(1))
-        first = adapter(batch)
-        adapter.begin_batch(batch, generator(2))
-        assert not torch.allclose(adapter(batch), first)
+        first = adapter(batch, adapter.train().draw(batch, generator(1)))
+        assert not torch.allclose(adapter(batch, adapter.draw(batch, generator(2))), first)
     assert torch.equal(scores(adapter, batch), expected)
 
 
@@ -760,7 +747,6 @@ def test_many_tasks_are_learned(task, skills):
         config = TrainingConfig(epochs=epochs, learning_rate=1e-2, batch_size=8)
         fit(adapter, encoded, None, config, kind=task.kind, metric=task.metric, generator=generator())
         batch = encoded.batch(range(len(encoded)))
-        adapter.begin_batch(None)
         with torch.no_grad():
             losses.append(float(batch_loss(adapter(batch), batch, adapter, task.kind)))
     assert losses[1] < 0.9 * losses[0]
@@ -803,7 +789,6 @@ def test_alignment_is_measured_on_the_first_rows_of_each_task():
     rows = encode_for(adapter, task.pool, task, 64)
     assert [len(batch) for batch in first_batches(rows, NAMES)] == [8, 8, 8]
     assert [batch.tasks[0] for batch in first_batches(rows, (*NAMES, "empty"))] == list(NAMES)
-    adapter.begin_batch(rows.batch(range(12)), generator())
     assert "alignment" not in adapter.report() | adapter.diagnostics()
     adapter.begin_training(3, rows)
     with torch.no_grad():
@@ -811,7 +796,6 @@ def test_alignment_is_measured_on_the_first_rows_of_each_task():
     assert -1 <= found <= 1 and adapter.diagnostics()["alignment"] == found
     gradients = []
     for batch in first_batches(rows, NAMES):
-        adapter.begin_batch(None)
         nn.functional.cross_entropy(adapter(batch), batch.labels).backward()
         gradients.append(torch.cat([p.grad.flatten() for p in adapter.skills.parameters()]))
         adapter.zero_grad()
@@ -857,7 +841,6 @@ def test_a_bfloat16_base_has_routing_and_skills_in_float32():
     adapter = Poly(rank=2, num_skills=4).attach(backbone, task, generator=generator()).train()
     encoded = encode_generation(task.pool, backbone.tokenizer, 20, encoder_decoder=False, target_length=8)
     batch = encoded.batch(range(0, 12, 2))
-    adapter.begin_batch(batch)
     found = adapter(batch)
     assert found.dtype == torch.bfloat16
     batch_loss(found, batch, adapter, task.kind).backward()

@@ -70,7 +70,6 @@ class Suite:
     def loss(self, adapter, task, rows):
         encoded = encode_for(adapter, rows, task, 64)
         batch = encoded.batch(range(len(encoded)))
-        adapter.begin_batch(None)
         return float(nn.functional.cross_entropy(adapter(batch), batch.labels))
 
     def recovery(self, state):

@@ -83,7 +83,7 @@ def token_nll(
         assert batch.labels is not None
         targets = token_targets(batch.labels)
         with adapter.backbone.lent_to(adapter):
-            adapter.eval().begin_batch(None)
+            adapter.eval()
             total += float(F.cross_entropy(adapter(batch).float(), targets, reduction="sum"))
             adapter.train(was_training)
         count += len(targets)
@@ -109,9 +109,8 @@ def write(
     for indices in plan_batches(rows.lengths, batch_size):
         batch = rows.batch(indices).to(adapter.backbone.device)
         with adapter.backbone.lent_to(adapter):
-            adapter.eval().begin_batch(batch if vertex is not None else None, vertex=vertex)
-            written = adapter.generate(batch, **options.decoding())
-            adapter.begin_batch(None)
+            adapter.eval()
+            written = adapter.generate(batch, adapter.at(vertex=vertex), **options.decoding())
             adapter.train(was_training)
         for index, text in zip(
             indices, adapter.backbone.tokenizer.batch_decode(written, skip_special_tokens=True), strict=True

@@ -18,10 +18,9 @@ from handful.backbone.gating import Gates, Gating, fold, remove_gating
 from handful.backbone.load import Backbone
 from handful.data.batching import Batch, EncodedRows
 from handful.data.task import Task
-from handful.methods.base import BorrowedParameters, ParameterGroup
+from handful.methods.base import BorrowedParameters, Draw, ParameterGroup
 from handful.methods.exports import Exports
 from handful.methods.head import AbstractHeadedAdapter, HeadInit
-from handful.methods.simplex import draw_weights, midpoint_weights
 
 Side = Literal["rows", "columns"]
 
@@ -78,8 +77,6 @@ class AbstractGatedAdapter(AbstractHeadedAdapter):
             )
         self.match_features = match_features
         self._ungated: dict[int, torch.Tensor] = {}
-        self._expected: torch.Tensor | None = None
-        self._expected_square = torch.ones(())
         self.register_buffer("progress", torch.zeros(()))
         self.steps = 0
 
@@ -103,40 +100,29 @@ class AbstractGatedAdapter(AbstractHeadedAdapter):
         fast = [parameter for parameter in self.parameters() if id(parameter) not in held]
         return [ParameterGroup(name, group) for name, group in (("adapter", fast), ("head", slow)) if group]
 
-    def begin_batch(
-        self,
-        batch: Batch | None,
-        generator: torch.Generator | None = None,
-        *,
-        vertex: int | None = None,
-        point: torch.Tensor | None = None,
-    ) -> None:
-        self._noise: torch.Tensor | None = None
-        self._expected = None
-        self._point = midpoint_weights(self.num_vertices)
-        if vertex is not None:
-            self._point = torch.eye(self.num_vertices)[vertex]
-        elif point is not None:
-            self._point = point
-        elif generator is not None:
-            self._point = draw_weights((), self.num_vertices, generator)
-            if self.training:
-                noise = self.draw_noise(generator)
-                self._noise = None if noise is None else noise.to(self.progress.device)
-                if self.match_features and batch is not None:
-                    self._remember_ungated(batch)
+    def draw(self, batch: Batch, generator: torch.Generator) -> Draw:
+        draw = self.at(weights=self.simplex.draw((), generator))
+        if not self.training:
+            return draw
+        rows, shared = {}, dict(draw.shared)
+        noise = self.draw_noise(generator)
+        if noise is not None:
+            shared["noise"] = noise.to(self.progress.device)
+        if self.match_features:
+            rows["ungated"] = self._ungated_features(batch)
+            shared["ungated_square"] = rows["ungated"].square().mean()
+        return Draw(rows, shared)
 
-    def narrow(self, rows: slice) -> None:
-        if self._expected is not None:
-            self._expected = self._expected[rows]
+    def at(self, *, vertex: int | None = None, weights: torch.Tensor | None = None) -> Draw:
+        return Draw(shared={"point": self.simplex.point(vertex, weights)})
 
     @abstractmethod
     def draw_noise(self, generator: torch.Generator) -> torch.Tensor | None:
         """ε (n,) of one forward in training, or None where gates are not drawn."""
 
     @abstractmethod
-    def values(self, *, deterministic: bool = False) -> torch.Tensor:
-        """The gates (n,) at the chosen point, or ẑ at the midpoint without noise."""
+    def values(self, draw: Draw | None = None) -> torch.Tensor:
+        """The gates (n,) at the point drawn with its noise, or ẑ at the midpoint without noise."""
 
     def gates(self, values: torch.Tensor) -> dict[str, Gates]:
         """The gates of each matrix from the flat vector (n,)."""
@@ -151,33 +137,32 @@ class AbstractGatedAdapter(AbstractHeadedAdapter):
                 each.low_rank = self.low_rank[f"{key}__down"], self.low_rank[f"{key}__up"]
         return found
 
-    def install(self) -> None:
-        self.gating.gates = self.gates(self.values())
+    def install(self, batch: Batch, draw: Draw) -> None:
+        self.gating.gates = self.gates(self.values(draw))
 
-    def features(self, batch: Batch) -> torch.Tensor:
-        self._features = super().features(batch)
+    def features(self, batch: Batch, draw: Draw | None = None) -> torch.Tensor:
+        self._features = super().features(batch, draw)
         return self._features
 
-    def _remember_ungated(self, batch: Batch) -> None:
-        """Get the features of these training rows from the model as it was, once for each row."""
+    def _ungated_features(self, batch: Batch) -> torch.Tensor:
+        """The features (B, D) of these training rows in the model as it was, computed once for each row."""
         rows = batch.rows.tolist()
         if any(row not in self._ungated for row in rows):
             dropping, model = self.backbone.model.training, self.backbone.model.eval()
             with torch.no_grad(), self.gating.open(), self.biases.originals():
                 self._ungated.update(zip(rows, self.backbone.features(batch.inputs).float(), strict=True))
             model.train(dropping)
-        self._expected = torch.stack([self._ungated[row] for row in rows])
-        self._expected_square = self._expected.square().mean()
+        return torch.stack([self._ungated[row] for row in rows])
 
-    def matching_penalty(self) -> torch.Tensor | None:
+    def matching_penalty(self, draw: Draw | None) -> torch.Tensor | None:
         """α ‖f − f₀‖² / ‖f₀‖² over the batch, f₀ the ungated model's features: a signal from texts alone. Ours.
 
         Of a process's share of a batch, ‖f₀‖² stays that of the whole, so that shares add up.
         """
-        if self._expected is None:
+        if draw is None or "ungated" not in draw.rows:
             return None
-        error = F.mse_loss(self._features.float(), self._expected)
-        return self.match_features * error / self._expected_square
+        error = F.mse_loss(self._features.float(), draw.rows["ungated"])
+        return self.match_features * error / draw.shared["ungated_square"]
 
     @torch.no_grad()
     def merged_model(self) -> nn.Module:
@@ -185,13 +170,13 @@ class AbstractGatedAdapter(AbstractHeadedAdapter):
         with self.gating.open():  # the gates of a training step cannot be copied
             model = copy.deepcopy(self.backbone.model)
         remove_gating(model.get_submodule(name) for name in self.gating.modules)
-        fold(model, self.gates(self.values(deterministic=True)))
+        fold(model, self.gates(self.values()))
         return model.requires_grad_(False)
 
     @torch.no_grad()
     def gate_map(self) -> list[dict[str, Any]]:
         """For each gated side: its matrix, side, and how many gates are open (1), soft and closed (0)."""
-        values = self.values(deterministic=True)
+        values = self.values()
         records = []
         for side in self.sides:
             z = values[side.slice]
@@ -209,7 +194,7 @@ class AbstractGatedAdapter(AbstractHeadedAdapter):
 
         "padded" is the export format 'dense', "ragged" is 'compact'; what else is closed stays there as zeros.
         """
-        gates = self.gates(self.values(deterministic=True))
+        gates = self.gates(self.values())
 
         def open_lines(name: str, side: Side) -> torch.Tensor:
             vector = getattr(gates.get(name), side, None)

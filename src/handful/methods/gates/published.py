@@ -10,9 +10,10 @@ from torch import nn
 from handful.backbone.blocks import find_blocks, matrix
 from handful.backbone.load import Backbone
 from handful.data.task import Task
+from handful.methods.base import Draw
 from handful.methods.gates.adapter import AbstractGatedAdapter, matrix_sides
 from handful.methods.gates.distribution import deviation, kurtosis_weights, location, open_probability
-from handful.methods.simplex import midpoint_weights, mix
+from handful.methods.simplex import Simplex, mix
 
 if TYPE_CHECKING:
     from handful.methods.gates.fine_gates import FineGates
@@ -46,7 +47,7 @@ class MatrixGatesAdapter(AbstractGatedAdapter):
             lora_rank=method.lora_rank,
             match_features=method.match_features,
         )
-        self.method, self.num_vertices = method, method.num_vertices
+        self.method, self.simplex = method, Simplex(method.num_vertices)
         start = torch.randn(method.num_vertices, self.num_gates, generator=generator)
         self.logits = nn.Parameter(method.init_mean + method.init_std * start)
         self.head.requires_grad_(method.train_head)
@@ -60,7 +61,6 @@ class MatrixGatesAdapter(AbstractGatedAdapter):
         self.register_buffer("_coefficients", coefficients, persistent=False)
         if method.kurtosis:
             self.gating.mean_inputs = {}
-        self.begin_batch(None)
 
     _sizes: torch.Tensor
     _axes: torch.Tensor
@@ -69,22 +69,19 @@ class MatrixGatesAdapter(AbstractGatedAdapter):
     def draw_noise(self, generator: torch.Generator) -> torch.Tensor:
         return torch.randn(self.num_gates, generator=generator) * self.method.noise_std
 
-    def locations(self, point: torch.Tensor | None = None) -> torch.Tensor:
-        """The locations u (n,) at a point (M,) of the simplex, by default the midpoint."""
-        point = midpoint_weights(self.num_vertices) if point is None else point
-        return location(mix(point, self.logits), self.method.squash)
+    def locations(self, draw: Draw | None = None) -> torch.Tensor:
+        """The locations u (n,) at the point drawn, by default the midpoint."""
+        return location(mix((draw or self.at()).shared["point"], self.logits), self.method.squash)
 
-    def values(self, *, deterministic: bool = False) -> torch.Tensor:
-        if deterministic:
-            return self.locations().clamp(0, 1)
-        u = self.locations(self._point)
-        return (u if self._noise is None else u + self._noise).clamp(0, 1)
+    def values(self, draw: Draw | None = None) -> torch.Tensor:
+        u, noise = self.locations(draw), draw.shared.get("noise") if draw else None
+        return (u if noise is None else u + noise).clamp(0, 1)
 
-    def penalty(self) -> torch.Tensor | None:
-        matching = self.matching_penalty()
+    def penalty(self, draw: Draw | None = None) -> torch.Tensor | None:
+        matching = self.matching_penalty(draw)
         if float(self.progress) < self.method.penalty_start:
             return matching
-        u = self.locations(self._point)
+        u = self.locations(draw)
         p, weights = open_probability(u, self.method.penalty_std), self._weights(u.detach() > 0)
         off = deviation(p, self._axes, self._sizes, 1 - self.method.target_sparsity, weights)
         penalty = (self._coefficients * off).sum()

@@ -17,10 +17,11 @@ from handful.backbone.blocks import Attention
 from handful.backbone.load import Backbone
 from handful.data.batching import Batch, EncodedRows
 from handful.data.task import Task
+from handful.methods.base import Draw
 from handful.methods.gates.adapter import AbstractGatedAdapter, GatedSide
 from handful.methods.gates.budget import Budget, plan_budget
 from handful.methods.gates.importance import Importance, activations, gradients, magnitudes
-from handful.methods.simplex import midpoint_weights, mix
+from handful.methods.simplex import Simplex, mix
 
 if TYPE_CHECKING:
     from handful.methods.gates.prune import Prune
@@ -86,7 +87,7 @@ class GroupGatesAdapter(AbstractGatedAdapter):
             match_features=method.match_features,
         )
         self.method, self.budget, self.importance, self.learning = method, budget, importance, learning
-        self.num_vertices = learning.num_vertices if learning else 1
+        self.simplex = Simplex(learning.num_vertices if learning else 1)
         scores = torch.zeros(self.num_vertices, self.num_gates)
         if learning:
             self.scores = nn.Parameter(scores)
@@ -95,7 +96,6 @@ class GroupGatesAdapter(AbstractGatedAdapter):
         self.register_buffer("threshold", torch.full((self.num_gates,), -math.inf))
         self.register_buffer("closed", torch.zeros(self.num_gates, dtype=torch.bool))
         self.head.requires_grad_(method.train_head)
-        self.begin_batch(None)
 
     scores: torch.Tensor
     threshold: torch.Tensor
@@ -148,7 +148,7 @@ class GroupGatesAdapter(AbstractGatedAdapter):
     @torch.no_grad()
     def _close(self) -> None:
         """Set each block's threshold so that the budget of this moment is closed."""
-        middle = mix(midpoint_weights(self.num_vertices), self.scores)
+        middle = mix(self.simplex.midpoint, self.scores)
         share = self.learning.share(float(self.progress)) if self.learning else 1.0
         for side, count in zip(self.sides, self.budget.closing, strict=True):
             scores, order = middle[side.slice].sort(stable=True)
@@ -162,22 +162,22 @@ class GroupGatesAdapter(AbstractGatedAdapter):
             return None
         return torch.randn(self.num_gates, generator=generator) * self.learning.noise_std
 
-    def values(self, *, deterministic: bool = False) -> torch.Tensor:
+    def values(self, draw: Draw | None = None) -> torch.Tensor:
         if not self.learning:
             return (~self.closed).to(self.scores)
-        point = midpoint_weights(self.num_vertices) if deterministic else self._point
-        u = (mix(point, self.scores) - self.threshold) * self.learning.slope
-        if deterministic or self._noise is None:
+        drawn = (draw or self.at()).shared
+        u = (mix(drawn["point"], self.scores) - self.threshold) * self.learning.slope
+        if "noise" not in drawn:
             return u.clamp(LEAST_OPEN, 1).masked_fill(self.closed, 0)
-        return (u + self._noise).clamp(0, 1)
+        return (u + drawn["noise"]).clamp(0, 1)
 
-    def penalty(self) -> torch.Tensor | None:
-        return self.matching_penalty()
+    def penalty(self, draw: Draw | None = None) -> torch.Tensor | None:
+        return self.matching_penalty(draw)
 
     @torch.no_grad()
     def diagnostics(self) -> dict[str, float]:
         """Shares of gates closed and soft, and the share of the gateable parameters that goes with the closed ones."""
-        z = self.values(deterministic=True)
+        z = self.values()
         counts = [int((z[side.slice] <= 0).sum()) for side in self.sides]
         return {
             "closed": float((z <= 0).float().mean()),

@@ -16,7 +16,7 @@ from handful.backbone.low_rank import LowRank, fold_updates
 from handful.data.batching import Batch, EncodedRows
 from handful.data.task import Task
 from handful.errors import ConfigError, DataError
-from handful.methods.base import ParameterGroup
+from handful.methods.base import Draw, ParameterGroup
 from handful.methods.exports import KeyValues, PeftState, Product
 from handful.methods.head import AbstractHeadedAdapter, frozen_features
 from handful.methods.label_text import LabelTextHead, has_texts, label_embeddings
@@ -81,10 +81,8 @@ class PolyAdapter(AbstractHeadedAdapter):
                 self.pooler.requires_grad_(False)
         self.register_buffer("progress", torch.zeros(()))
         self.steps = 0
-        self._rows: tuple[str, ...] = ()
         self._known: tuple[Any, ...] | None = None
         self._first: list[Batch] = []
-        self.begin_batch(None)
 
     progress: torch.Tensor
 
@@ -134,64 +132,48 @@ class PolyAdapter(AbstractHeadedAdapter):
             found.append(ParameterGroup("routing", of_tasks, rate, decays=False))
         return found
 
-    def begin_batch(
-        self,
-        batch: Batch | None,
-        generator: torch.Generator | None = None,
-        *,
-        vertex: int | None = None,
-        point: torch.Tensor | None = None,
-    ) -> None:
-        del vertex, point
-        self._noise: torch.Tensor | None = None
-        if batch is None or generator is None or not self.training:
-            return
-        if isinstance(self.routing, LearnedRouting) and self.routing.gate == "gumbel":
-            logits = self.routing.logits
-            rows = len(batch) if self.method.noise == "per-example" else logits.shape[1]
-            self._noise = logistic_noise((len(logits), rows, *logits.shape[2:]), generator).to(logits.device)
+    def draw(self, batch: Batch, generator: torch.Generator) -> Draw:
+        if not self.training or not isinstance(self.routing, LearnedRouting) or self.routing.gate != "gumbel":
+            return self.at()
+        logits, each = self.routing.logits, self.method.noise == "per-example"
+        shape = (len(logits), len(batch) if each else logits.shape[1], *logits.shape[2:])
+        noise = logistic_noise(shape, generator).to(logits.device)
+        return Draw({"noise": noise.movedim(1, 0)}) if each else Draw(shared={"noise": noise})
 
-    def narrow(self, rows: slice) -> None:
-        if self._noise is not None and self.method.noise == "per-example":
-            self._noise = self._noise[:, rows]
-
-    def features(self, batch: Batch) -> torch.Tensor:
-        self._rows = batch.tasks
-        return super().features(batch)
-
-    def forward(self, batch: Batch) -> torch.Tensor:
-        features = self.features(batch)
+    def forward(self, batch: Batch, draw: Draw | None = None) -> torch.Tensor:
+        features = self.features(batch, draw)
         return self.head(features, batch.tasks) if isinstance(self.head, LabelTextHead) else self.head(features)
 
-    def generate(self, batch: Batch, **options: Any) -> torch.Tensor:
-        self._rows = batch.tasks
-        return super().generate(batch, **options)
+    def install(self, batch: Batch, draw: Draw) -> None:
+        self._install(batch.tasks, draw)
 
-    def install(self) -> None:
+    def _install(self, names: Sequence[str], draw: Draw) -> None:
         """Mix the skills of the rows' tasks; what was mixed for the same tasks and numbers stays where it is."""
-        numbers = self._numbers()
+        numbers = self._numbers(names)
         distinct = list(dict.fromkeys(numbers))
         groups = torch.tensor([distinct.index(number) for number in numbers])
         lead = self._lead()
         known: tuple[Any, ...] | None = None
-        if self._noise is None and not torch.is_grad_enabled():
+        if not (draw.rows or draw.shared) and not torch.is_grad_enabled():
             known = (*distinct, lead, *((p.data_ptr(), p._version) for p in self.parameters()))
-        elif self._noise is not None and self.method.noise == "per-example":
-            rows = self._noise.shape[1]
+        elif "noise" in draw.rows:
+            rows = len(draw.rows["noise"])
             distinct, groups = numbers * (rows // len(numbers)), torch.arange(rows)
         groups = None if len(distinct) == 1 else groups.to(self.progress.device)
         if known is None or known != self._known:
-            self.skills.install(self.weights(distinct, lead), groups)
+            self.skills.install(self.weights(distinct, lead, draw), groups)
         else:
             self.skills.regroup(groups)
         self._known = known
 
-    def weights(self, numbers: Sequence[int], lead: float = 1.0) -> torch.Tensor:
+    def weights(self, numbers: Sequence[int], lead: float = 1.0, draw: Draw | None = None) -> torch.Tensor:
         """(R, U, q, S) of the tasks with these numbers, -1 for a task without routing."""
         tasks = torch.tensor(numbers, device=self.progress.device)
-        noise = self._noise
-        if noise is not None and self.method.noise == "per-task":
-            noise = noise[:, tasks]
+        draw, noise = draw or Draw(), None
+        if "noise" in draw.rows:
+            noise = draw.rows["noise"].movedim(0, 1)
+        elif "noise" in draw.shared:
+            noise = draw.shared["noise"][:, tasks]
         weights = self.routing.weights(tasks.clamp(min=0), noise)
         if -1 in numbers:
             weights = torch.where((tasks < 0)[:, None, None], 1 / weights.shape[-1], weights)
@@ -201,11 +183,11 @@ class PolyAdapter(AbstractHeadedAdapter):
         share = self.method.uniform_share if self.task.members else 0.0
         return lead_at(float(self.progress), share) if share else 1.0  # no look at the device without need
 
-    def _numbers(self) -> list[int]:
+    def _numbers(self, names: Sequence[str]) -> list[int]:
         """The number of the task of every row, -1 for one without routing. Raises: DataError where that is refused."""
         if not self.task.members:
             return [0]
-        names = self._rows or ("",)
+        names = names or ("",)
         unknown = sorted({name for name in names if name not in self.tasks})
         if unknown and self.method.unknown_task == "refuse":
             what = f"no task called {unknown[0]!r}" if unknown[0] else "a row without the name of its task"
@@ -223,10 +205,8 @@ class PolyAdapter(AbstractHeadedAdapter):
             self._clear()
             self.head.start(frozen_features(self.backbone, rows))
             return
-        self._rows = ()
-        self.begin_batch(None)
         with torch.no_grad():
-            self.install()  # the probe reads what the inventory makes of the rows
+            self._install((), self.at())  # the probe reads what the inventory makes of the rows
         super().warm_start(rows, generator)
 
     def _clear(self) -> None:
@@ -234,7 +214,8 @@ class PolyAdapter(AbstractHeadedAdapter):
         self.skills.clear()
         self._known = None
 
-    def penalty(self) -> torch.Tensor | None:
+    def penalty(self, draw: Draw | None = None) -> torch.Tensor | None:
+        del draw
         terms = [self.routing.penalty()]
         if self.method.orthogonality_weight:
             terms.append(self.method.orthogonality_weight * self.skills.orthogonality())
@@ -249,7 +230,6 @@ class PolyAdapter(AbstractHeadedAdapter):
         """How far tasks agree, on the first rows of each, without noise; nothing where fewer than two were trained."""
         if len(self._first) < 2:
             return {}
-        self.begin_batch(None)
         return {"alignment": task_alignment(self, [batch.to(self.progress.device) for batch in self._first])}
 
     @torch.no_grad()
@@ -320,7 +300,6 @@ class PolyAdapter(AbstractHeadedAdapter):
 
         Of a task without routing that of the average skill: for models that write, which need no head.
         """
-        self.begin_batch(None)
         weights = self.weights([self.tasks.get(name, -1)], self._lead())
         found = self.skills.collapsed(dict(self.skills.named_parameters()), weights)
         state = {f"skills.{key}": part for key, part in found.items()}
@@ -367,7 +346,6 @@ class PolyAdapter(AbstractHeadedAdapter):
         if isinstance(self.skills, PrefixSkills):
             raise ConfigError("a prefix cannot be folded into weights", "export it as a PEFT adapter")
         assert isinstance(self.skills, AbstractMatrixSkills)
-        self.begin_batch(None)
         updates = self.skills.updates(self.weights([0]), None)
         self._clear()  # what a training step has mixed cannot be copied
         model = copy.deepcopy(self.backbone.model)
