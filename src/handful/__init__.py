@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from handful.methods.prefix import Prefix
     from handful.methods.prefix_subspace import PrefixSubspace
     from handful.methods.simplex import Simplex
+    from handful.methods.subspace import subspace
     from handful.training.config import TrainingConfig
 
 __version__ = "0.1.0"
@@ -48,6 +49,7 @@ __all__ = [
     "load_backbone",
     "open_task",
     "read_task",
+    "subspace",
 ]
 
 _HOMES = {
@@ -64,6 +66,7 @@ _HOMES = {
     "handful.methods.prefix": ("Prefix",),
     "handful.methods.prefix_subspace": ("PrefixSubspace",),
     "handful.methods.simplex": ("Simplex",),
+    "handful.methods.subspace": ("subspace",),
     "handful.training.config": ("TrainingConfig",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

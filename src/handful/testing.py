@@ -288,7 +288,8 @@ def check_gradients(case: Case) -> None:
         broken = [n for n, p in adapter.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
         case.require(not broken, f"the gradient of {broken} is not finite")
         own = {id(parameter) for parameter in adapter.parameters()}
-        leaks = [n for n, p in case.backbone.model.named_parameters() if p.grad is not None and id(p) not in own]
+        leaves = [(n, p) for n, p in case.backbone.model.named_parameters() if p.is_leaf and id(p) not in own]
+        leaks = [n for n, p in leaves if p.grad is not None]
         case.require(not leaks, f"frozen parameters of the model got a gradient: {leaks[:5]}")
         adapter.zero_grad(set_to_none=True)
 

@@ -6,7 +6,7 @@ import hashlib
 import inspect
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -75,6 +75,7 @@ class Backbone:
         self.num_layers: int = model.config.num_hidden_layers
         self.hidden_size: int = model.config.hidden_size
         self.packs = False
+        self.installed: Callable[[], object] | None = None
         self.sharing = Sharing(self)
         self._accepted = set(inspect.signature(model.forward).parameters)
 
@@ -85,6 +86,11 @@ class Backbone:
     def to(self, device: torch.device | str) -> Backbone:
         self.model.to(device)  # type: ignore[arg-type]
         return self
+
+    def install(self, put: Callable[[], object]) -> None:
+        """Put what one forward uses into the model; where layers are recomputed it is put there again."""
+        self.installed = put
+        put()
 
     @contextmanager
     def lent_to(self, adapter: object) -> Iterator[None]:

@@ -144,6 +144,7 @@ class Sharing:
         """
         with self._lock:
             self.check(adapter)
+            self.backbone.installed = None
             if "injection" in vars(self.backbone):  # made on first use
                 self.backbone.injection.clear()
             yield

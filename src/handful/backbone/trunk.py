@@ -7,7 +7,7 @@ the output of layer `stop − 1` for each row; while it is in use those layers c
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
 from typing import Any, final
 
@@ -83,9 +83,14 @@ class TrunkCache:
 def recomputing(backbone: Backbone) -> Iterator[None]:
     """Gradient checkpointing: layers keep only their inputs, and are computed again in the backward pass.
 
+    Each is computed with what the adapter had installed for its own forward, whatever forwards came after it.
     Not transformers' own, which needs the layers in training mode: in families whose layers drop out by themselves
     (OPT, T5, BART) that turns dropout on too. Raises: ModelError for a model without a list of layers, such as ALBERT.
     """
+
+    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        return nullcontext(), _reinstalled(backbone.installed)
+
     layers = [layer for layers in layer_lists(backbone) for layer in layers]
     if not layers:
         raise ModelError(
@@ -93,12 +98,20 @@ def recomputing(backbone: Backbone) -> Iterator[None]:
             "leave training.gradient_checkpointing off, or choose another model",
         )
     for layer in layers:
-        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, context_fn=contexts)
     try:
         yield
     finally:
         for layer in layers:
             vars(layer).pop("forward", None)
+
+
+@contextmanager
+def _reinstalled(put: Callable[[], object] | None) -> Iterator[None]:
+    """What one forward had in the backbone, there once more."""
+    if put is not None:
+        put()
+    yield
 
 
 def layer_lists(backbone: Backbone) -> list[nn.ModuleList]:

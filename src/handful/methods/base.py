@@ -71,6 +71,8 @@ class AbstractMethod(ABC):
     """Whether rows and classes can count differently in its training."""
     export_format: ClassVar[str] = "peft"
     """The format to propose for what it trains."""
+    added: ClassVar[tuple[str, ...]] = ()
+    """Settings that runs from before they were there do not have: at their default they are no part of a run's key."""
     search_space: ClassVar[SearchSpace] = {}
     """What a search varies, by dotted name, unless it is told otherwise; empty: nothing is worth it."""
     former: ClassVar[Mapping[str, str]] = {}
@@ -109,6 +111,15 @@ class AbstractMethod(ABC):
         """
         del backbone
         return {}
+
+    def subspace(self, num_vertices: int) -> AbstractMethod:
+        """The same with a simplex of M = `num_vertices`. Raises: ConfigError for a method that has none."""
+        if "num_vertices" in {f.name for f in fields(self)}:
+            return replace(self, num_vertices=num_vertices)  # pyright: ignore[reportCallIssue]
+        raise ConfigError(
+            f"method {self.name!r} has no simplex",
+            "it would need a setting num_vertices; docs/guides/method.md shows how a method gets one",
+        )
 
     @abstractmethod
     def attach(self, backbone: Backbone, task: Task, *, generator: torch.Generator) -> AbstractAdapter:

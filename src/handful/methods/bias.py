@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, ClassVar, final
 
 import torch
@@ -24,6 +25,7 @@ from handful.methods.exports import Exports
 from handful.methods.full import feeding_parameters
 from handful.methods.head import HEAD_INIT, AbstractHeadedAdapter, HeadInit
 from handful.methods.search_space import EPOCHS, SearchSpace, around
+from handful.methods.subspace import SubspaceAdapter, Vertices, spread_out
 
 
 @final
@@ -34,6 +36,7 @@ class Bias(AbstractMethod):
     name: ClassVar[str] = "bias"
     summary: ClassVar[str] = "BitFit: the biases of the model and nothing else"
     source: ClassVar[str] = "Ben Zaken et al. 2022"
+    added: ClassVar[tuple[str, ...]] = ("num_vertices",)
     export_format: ClassVar[str] = "dense"
     presets: ClassVar[Mapping[str, Preset]] = {
         "default": Preset(
@@ -46,6 +49,7 @@ class Bias(AbstractMethod):
         "training.epochs": EPOCHS,
     }
 
+    num_vertices: Vertices = 1
     head_init: Annotated[HeadInit, setting(HEAD_INIT)] = "soft-probe"
 
     def check(self, backbone: Backbone, task: Task) -> list[str]:
@@ -56,11 +60,12 @@ class Bias(AbstractMethod):
     def exports(self, backbone: Backbone | str) -> Exports:
         return {"merged weights": None}
 
-    def attach(self, backbone: Backbone, task: Task, *, generator: torch.Generator) -> BiasAdapter:
+    def attach(self, backbone: Backbone, task: Task, *, generator: torch.Generator) -> BiasAdapter | SubspaceAdapter:
         reasons = self.check(backbone, task)
         if reasons:
             raise ModelError(f"method 'bias': {reasons[0]}")
-        return BiasAdapter(backbone, task, self, generator=generator)
+        make = partial(BiasAdapter, backbone, task, self, generator=generator)
+        return spread_out(make, self.num_vertices, generator)
 
 
 def _is_bias(name: str) -> bool:

@@ -175,7 +175,8 @@ class AbstractHeadedAdapter(AbstractAdapter):
         return self.backbone.features(batch.inputs)
 
     def forward(self, batch: Batch, draw: Draw | None = None) -> torch.Tensor:
-        return self.head(self.features(batch, draw))
+        draw = draw or self.at()
+        return self.head(self.features(batch, draw), draw.rows.get("head"))
 
     def generate(self, batch: Batch, draw: Draw | None = None, **options: Any) -> torch.Tensor:
         """What the language model writes through the adapter, (B, T); see `Backbone.generate`."""
@@ -255,12 +256,16 @@ class Head(AbstractMethod):
     name: ClassVar[str] = "head"
     summary: ClassVar[str] = "logistic regression (or ridge) on frozen features: the baseline to beat"
     source: ClassVar[str] = "ours"
+    added: ClassVar[tuple[str, ...]] = ("num_vertices",)
     export_format: ClassVar[str] = "dense"
     writes: ClassVar[bool] = False
     presets: ClassVar[Mapping[str, Preset]] = {
         "default": Preset("the closed-form probe needs no gradient steps", training={"epochs": 0}, run={"dev": "none"}),
     }
 
+    num_vertices: Annotated[
+        int, setting("vertices M of a simplex of probes, each of a bootstrap of the rows; 1: none", ge=1, le=16)
+    ] = 1
     head_init: Annotated[
         HeadInit, setting("start from the logistic-regression probe, or from N(0, 0.02²) and train by gradient")
     ] = "probe"
@@ -277,6 +282,13 @@ class HeadAdapter(AbstractHeadedAdapter):
     """Scores from a linear head on frozen features."""
 
     def __init__(self, backbone: Backbone, task: Task, method: Head, *, generator: torch.Generator):
-        super().__init__(backbone, task, generator=generator, head_init=method.head_init)
-        self.method = method
+        simplex = Simplex(method.num_vertices)
+        super().__init__(backbone, task, generator=generator, head_init=method.head_init, head_simplex=simplex)
+        self.method, self.simplex = method, simplex
         self.lowest_layer = backbone.num_layers  # the pooler, where it is trained, stands above all layers
+
+    def draw(self, batch: Batch, generator: torch.Generator) -> Draw:
+        return Draw({"head": self.simplex.draw((len(batch),), generator)})
+
+    def at(self, *, vertex: int | None = None, weights: torch.Tensor | None = None) -> Draw:
+        return Draw({"head": self.simplex.point(vertex, weights)[None]})

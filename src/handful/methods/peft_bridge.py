@@ -18,6 +18,7 @@ import inspect
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, ClassVar, Literal, final
 
 import torch
@@ -33,6 +34,7 @@ from handful.methods.exports import Exports, PeftState, Product
 from handful.methods.head import HEAD_INIT, AbstractHeadedAdapter, HeadInit
 from handful.methods.prompt import check_prompt
 from handful.methods.search_space import EPOCHS, OneOf, SearchSpace, around
+from handful.methods.subspace import SubspaceAdapter, Vertices, spread_out
 from handful.methods.targets import (
     Targets,
     check_targets,
@@ -253,6 +255,7 @@ class LoRA(AbstractMethod):
     """Low-rank updates of linear layers."""
 
     name: ClassVar[str] = "lora"
+    added: ClassVar[tuple[str, ...]] = ("num_vertices",)
     summary: ClassVar[str] = "LoRA: low-rank updates of the query and value layers (through PEFT)"
     source: ClassVar[str] = "Hu et al. 2022"
     presets: ClassVar[Mapping[str, Preset]] = {
@@ -275,6 +278,7 @@ class LoRA(AbstractMethod):
     target_modules: Annotated[
         Targets, setting("ends of layer names, PEFT's 'all-linear' or a pattern; auto: query and value layers")
     ] = "auto"
+    num_vertices: Vertices = 1
     head_init: Annotated[HeadInit, setting(HEAD_INIT)] = "soft-probe"
 
     def check(self, backbone: Backbone, task: Task) -> list[str]:
@@ -291,7 +295,7 @@ class LoRA(AbstractMethod):
     def exports(self, backbone: Backbone | str) -> Exports:
         return {"peft state": None, "merged weights": None}
 
-    def attach(self, backbone: Backbone, task: Task, *, generator: torch.Generator) -> PeftAdapter:
+    def attach(self, backbone: Backbone, task: Task, *, generator: torch.Generator) -> PeftAdapter | SubspaceAdapter:
         targets, reason = self._targets(backbone)
         config = {
             "peft_type": "LORA",
@@ -301,7 +305,8 @@ class LoRA(AbstractMethod):
             "target_modules": targets if isinstance(targets, str) else list(targets),
         }
         notes = (f"target_modules = {listed(targets)}: {reason}",)
-        return PeftAdapter(backbone, task, self, config, generator=generator, notes=notes)
+        make = partial(PeftAdapter, backbone, task, self, config, generator=generator, notes=notes)
+        return spread_out(make, self.num_vertices, generator)
 
 
 @final
@@ -310,6 +315,7 @@ class IA3(AbstractMethod):
     """Rescaled keys, values and feed-forward activations."""
 
     name: ClassVar[str] = "ia3"
+    added: ClassVar[tuple[str, ...]] = ("num_vertices",)
     summary: ClassVar[str] = "IA3: rescaled keys, values and feed-forward activations (through PEFT)"
     source: ClassVar[str] = "Liu et al. 2022 (T-Few)"
     presets: ClassVar[Mapping[str, Preset]] = {
@@ -330,6 +336,7 @@ class IA3(AbstractMethod):
     feedforward_modules: Annotated[
         tuple[str, ...], setting("those of target_modules whose input is rescaled instead; only read if that is given")
     ] = ()
+    num_vertices: Vertices = 1
     head_init: Annotated[HeadInit, setting(HEAD_INIT)] = "soft-probe"
 
     def check(self, backbone: Backbone, task: Task) -> list[str]:
@@ -350,7 +357,7 @@ class IA3(AbstractMethod):
     def exports(self, backbone: Backbone | str) -> Exports:
         return {"peft state": None, "merged weights": None}
 
-    def attach(self, backbone: Backbone, task: Task, *, generator: torch.Generator) -> PeftAdapter:
+    def attach(self, backbone: Backbone, task: Task, *, generator: torch.Generator) -> PeftAdapter | SubspaceAdapter:
         targets, feedforward, reason = self._targets(backbone)
         config = {
             "peft_type": "IA3",
@@ -358,7 +365,8 @@ class IA3(AbstractMethod):
             "feedforward_modules": list(feedforward),
         }
         notes = (f"target_modules = {listed(targets)}, feed-forward {listed(feedforward)}: {reason}",)
-        return PeftAdapter(backbone, task, self, config, generator=generator, notes=notes)
+        make = partial(PeftAdapter, backbone, task, self, config, generator=generator, notes=notes)
+        return spread_out(make, self.num_vertices, generator)
 
 
 @final
@@ -367,6 +375,7 @@ class PromptTuning(AbstractMethod):
     """Trained vectors in front of the word embeddings."""
 
     name: ClassVar[str] = "prompt-tuning"
+    added: ClassVar[tuple[str, ...]] = ("num_vertices",)
     summary: ClassVar[str] = "prompt tuning: trained vectors in front of the word embeddings (through PEFT)"
     source: ClassVar[str] = "Lester et al. 2021"
     presets: ClassVar[Mapping[str, Preset]] = {
@@ -384,6 +393,7 @@ class PromptTuning(AbstractMethod):
     init: Annotated[
         Literal["vocabulary", "normal"], setting("embeddings of random words, or N(0, 1)", source="Lester et al. 2021")
     ] = "vocabulary"
+    num_vertices: Vertices = 1
     head_init: Annotated[HeadInit, setting(HEAD_INIT)] = "soft-probe"
 
     def check(self, backbone: Backbone, task: Task) -> list[str]:
@@ -393,13 +403,15 @@ class PromptTuning(AbstractMethod):
     def exports(self, backbone: Backbone | str) -> Exports:
         return {"peft state": None}
 
-    def attach(self, backbone: Backbone, task: Task, *, generator: torch.Generator) -> PeftAdapter:
+    def attach(self, backbone: Backbone, task: Task, *, generator: torch.Generator) -> PeftAdapter | SubspaceAdapter:
         config = {
             "peft_type": "PROMPT_TUNING",
             "num_virtual_tokens": self.prompt_length,
             "prompt_tuning_init": "SAMPLE_VOCAB" if self.init == "vocabulary" else "RANDOM",
         }
-        return PeftAdapter(backbone, task, self, config, generator=generator)
+        return spread_out(
+            partial(PeftAdapter, backbone, task, self, config, generator=generator), self.num_vertices, generator
+        )
 
 
 @final
@@ -408,6 +420,7 @@ class Peft(AbstractMethod):
     """Any other method of the PEFT library."""
 
     name: ClassVar[str] = "peft"
+    added: ClassVar[tuple[str, ...]] = ("num_vertices",)
     summary: ClassVar[str] = "any PEFT config: peft_type and its keys, as in adapter_config.json"
     source: ClassVar[str] = "the PEFT library"
     presets: ClassVar[Mapping[str, Preset]] = {
@@ -423,6 +436,7 @@ class Peft(AbstractMethod):
     config: Annotated[
         dict[str, Any] | None, setting("peft_type and its keys, as in adapter_config.json; none: PEFT's plain LoRA")
     ] = None
+    num_vertices: Vertices = 1
     head_init: Annotated[HeadInit, setting(HEAD_INIT)] = "soft-probe"
 
     def __post_init__(self) -> None:
@@ -446,5 +460,6 @@ class Peft(AbstractMethod):
         is_prompt = build_config(self._config()).is_prompt_learning
         return {"peft state": None} if is_prompt else {"peft state": None, "merged weights": None}
 
-    def attach(self, backbone: Backbone, task: Task, *, generator: torch.Generator) -> PeftAdapter:
-        return PeftAdapter(backbone, task, self, self._config(), generator=generator)
+    def attach(self, backbone: Backbone, task: Task, *, generator: torch.Generator) -> PeftAdapter | SubspaceAdapter:
+        make = partial(PeftAdapter, backbone, task, self, self._config(), generator=generator)
+        return spread_out(make, self.num_vertices, generator)

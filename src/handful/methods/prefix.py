@@ -12,6 +12,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, final
 
 import torch
@@ -240,6 +241,11 @@ class Prefix(AbstractMethod):
     def exports(self, backbone: Backbone | str) -> Exports:
         return prefix_exports(backbone, self.prefix_length, self.positions, self.layers)
 
+    def subspace(self, num_vertices: int) -> PrefixSubspace:
+        from handful.methods.prefix_subspace import PrefixSubspace
+
+        return PrefixSubspace(num_vertices=num_vertices, **self.settings())
+
     def attach(self, backbone: Backbone, task: Task, *, generator: torch.Generator) -> PrefixAdapter:
         return PrefixAdapter(backbone, task, self, generator=generator)
 
@@ -317,4 +323,4 @@ def inject(backbone: Backbone, sites: list[AttentionSite], prefix: torch.Tensor,
     keys_values: list = [(None, None)] * len(backbone.injection.sites)
     for site, layer in zip(sites, prefix, strict=True):
         keys_values[site.index] = (layer[:, 0], layer[:, 1])
-    backbone.injection.set(keys_values, shift_positions=shift)
+    backbone.install(partial(backbone.injection.set, keys_values, shift_positions=shift))

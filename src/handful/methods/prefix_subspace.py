@@ -155,10 +155,6 @@ class PrefixSubspaceAdapter(AbstractPrefixAdapter):
     def install(self, batch: Batch, draw: Draw) -> None:
         inject(self.backbone, self.sites, self.mixed(draw.rows["prefix"]), self.shift)
 
-    def forward(self, batch: Batch, draw: Draw | None = None) -> torch.Tensor:
-        draw = draw or self.at()
-        return self.head(self.features(batch, draw), draw.rows["head"])
-
     def mixed(self, weights: torch.Tensor) -> torch.Tensor:
         """The prefixes (L, B or 1, 2, H, P, d) at the weights (B or 1, L, M)."""
         vertices = self.prefix()

@@ -150,6 +150,9 @@ class RunSpec:
         del deciding["run"]["landscape"]  # it is measured afterwards
         if self.training.class_weight == "none":
             del deciding["training"]["class_weight"]  # as in runs from before there was such a setting
+        for name in self.method.added:
+            if deciding["method"][name] == type(self.method).__dataclass_fields__[name].default:
+                del deciding["method"][name]
         kind = self.device.partition(":")[0]
         content = [deciding, data_fingerprint, backbone_fingerprint, *([kind] if kind != "cpu" else [])]
         content += [list(meaning)] if meaning else []

@@ -24,6 +24,7 @@ from handful.methods.label_text import SHARPNESS, label_embeddings
 from handful.methods.poly.alignment import first_batches, task_alignment
 from handful.methods.poly.method import Poly
 from handful.methods.poly.routing import FixedRouting
+from handful.objectives import objective_of
 from handful.testing import toy_task
 from handful.training.config import TrainingConfig
 from handful.training.fit import batch_loss, fit
@@ -755,7 +756,7 @@ def test_many_tasks_are_learned(task, skills):
 class Linear(nn.Module):
     """Scores x @ skills of one batch, to take gradients by hand."""
 
-    task_kind = "classification"
+    objective = objective_of("classification")
 
     def __init__(self):
         super().__init__()

@@ -6,6 +6,7 @@ import copy
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, final
 
 import torch
@@ -138,7 +139,7 @@ class AbstractGatedAdapter(AbstractHeadedAdapter):
         return found
 
     def install(self, batch: Batch, draw: Draw) -> None:
-        self.gating.gates = self.gates(self.values(draw))
+        self.backbone.install(partial(setattr, self.gating, "gates", self.gates(self.values(draw))))
 
     def features(self, batch: Batch, draw: Draw | None = None) -> torch.Tensor:
         self._features = super().features(batch, draw)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Literal, final
 
 import torch
@@ -78,8 +79,11 @@ class AbstractSkills(nn.Module, ABC):
 class AbstractMatrixSkills(AbstractSkills):
     """Skills of matrices; parameters are called after them, with "__" for dots."""
 
+    backbone: Backbone
+
     def __init__(self, backbone: Backbone, matrices: Sequence[str], sharing: Sharing):
         super().__init__()
+        object.__setattr__(self, "backbone", backbone)
         self.updating = Updating(backbone.model, matrices)
         names = {name: router_of(name, sharing) for name in matrices}
         self.routers = tuple(dict.fromkeys(names.values()))
@@ -105,7 +109,7 @@ class AbstractMatrixSkills(AbstractSkills):
         return {name: self.update(name, weights[router], groups) for name, router in self._router.items()}
 
     def install(self, weights: torch.Tensor, groups: torch.Tensor | None) -> None:
-        self.updating.updates = self.updates(weights, groups)
+        self.backbone.install(partial(setattr, self.updating, "updates", self.updates(weights, groups)))
 
     def regroup(self, groups: torch.Tensor | None) -> None:
         for update in self.updating.updates.values():
