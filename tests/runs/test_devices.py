@@ -22,8 +22,9 @@ from handful.backbone.tiny import tiny_backbone
 from handful.export import folder as export_folder
 from handful.export import size
 from handful.methods import METHODS
+from handful.methods.base import Draw
 from handful.methods.head import LinearHead
-from handful.methods.prefix_subspace import PrefixSubspaceAdapter
+from handful.methods.prefix import PrefixAdapter
 from handful.runs.experiment import open_trained, run
 from handful.runs.spec import resolve
 from handful.runs.store import read_run
@@ -79,12 +80,17 @@ TOLERANCE = 2e-4
 MISTAKES = {
     "a tensor of the cpu in a forward": (LinearHead, "forward", lambda self, x, w=None: x @ torch.zeros(64, 2)),
     "weights that stay on the cpu": (
-        PrefixSubspaceAdapter, "mixed",
+        PrefixAdapter, "mixed",
         lambda self, weights: (weights.transpose(0, 1)[..., None] * self.prefix()[:, :, None].flatten(3).mean(0)),
     ),
     "a draw on the device from a generator of the cpu": (
-        PrefixSubspaceAdapter, "draw",
-        lambda self, rows, g: torch.rand(rows, 3, 3, generator=g, device=self.backbone.device),
+        PrefixAdapter, "draw",
+        lambda self, batch, g: Draw(
+            {
+                "prefix": torch.rand(len(batch), 3, 3, generator=g, device=self.backbone.device),
+                "head": self.head.simplex.draw((len(batch),), g),
+            }
+        ),
     ),
     "numpy without .cpu()": (LinearHead, "forward", lambda self, x, w=None: x.detach().numpy()),
 }  # fmt: skip

@@ -16,7 +16,7 @@ from handful.data.mixture import mix_tasks
 from handful.evaluation.evaluate import encode_rows
 from handful.evaluation.predict import predict_rows
 from handful.methods import method_class
-from handful.methods.prefix_subspace import PrefixSubspaceAdapter
+from handful.methods.prefix import PrefixAdapter
 from handful.runs.experiment import train
 from handful.runs.spec import resolve
 from handful.testing import toy_task
@@ -32,14 +32,14 @@ class Watched:
     def __init__(self, monkeypatch):
         self.training: list[tuple[torch.Tensor, torch.Tensor]] = []
         self.predicting: list[tuple[torch.Tensor, torch.Tensor]] = []
-        forward = PrefixSubspaceAdapter.forward
+        forward = PrefixAdapter.forward
 
         def watched(adapter, batch, draw=None):
             used = (draw or adapter.at()).rows
             (self.training if adapter.training else self.predicting).append((used["prefix"], used["head"]))
             return forward(adapter, batch, draw)
 
-        monkeypatch.setattr(PrefixSubspaceAdapter, "forward", watched)
+        monkeypatch.setattr(PrefixAdapter, "forward", watched)
 
 
 def trained(monkeypatch, preset="default", **overrides) -> tuple[Watched, int]:

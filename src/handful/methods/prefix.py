@@ -9,7 +9,7 @@ stay where they are (PEFT moves them by P), and any pooling.
 
 from __future__ import annotations
 
-from abc import abstractmethod
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -29,7 +29,7 @@ from handful.methods.exports import Exports, KeyValues, Product, prefix_state
 from handful.methods.head import HEAD_INIT, AbstractHeadedAdapter, HeadInit
 from handful.methods.prompt import LEAST_ROOM
 from handful.methods.search_space import EPOCHS, OneOf, SearchSpace, around
-from handful.methods.simplex import Simplex
+from handful.methods.simplex import Simplex, mix_layers, spread, squared_cosine
 
 if TYPE_CHECKING:
     from handful.methods.prefix_subspace import PrefixSubspace
@@ -198,28 +198,18 @@ def sample_activations(
     return torch.stack(drawn)
 
 
-@final
+DEFAULT = Preset(
+    "search on training pools (docs/experiments.md)",
+    training={"learning_rate": 3e-2, "head_learning_rate": 3e-3},
+    writing={"learning_rate": 1e-1},
+)
+
+
 @dataclass(frozen=True)
-class Prefix(AbstractMethod):
-    """One trained prefix and one head."""
+class AbstractPrefix(AbstractMethod):
+    """The settings that one prefix and a simplex of them have in common."""
 
-    name: ClassVar[str] = "prefix"
-    summary: ClassVar[str] = "prefix tuning: trained keys and values in front of every attention layer"
-    source: ClassVar[str] = "Li & Liang 2021; Liu et al. 2022 (flat form)"
-    presets: ClassVar[Mapping[str, Preset]] = {
-        "default": Preset(
-            "search on training pools (docs/experiments.md)",
-            training={"learning_rate": 3e-2, "head_learning_rate": 3e-3},
-            writing={"learning_rate": 1e-1},
-        ),
-    }
-    search_space: ClassVar[SearchSpace] = {
-        "training.learning_rate": around(3e-3, 3e-2, 1e-1),
-        "training.epochs": EPOCHS,
-        "method.prefix_length": OneOf((5, 10, 20), "ours: half, all and twice the preset's"),
-    }
-
-    prefix_length: Annotated[int, setting("virtual keys and values a layer", unit="positions", ge=1, le=512)] = 10
+    prefix_length: Annotated[int, setting("virtual keys and values per layer", unit="positions", ge=1, le=512)] = 10
     form: Annotated[PrefixForm, setting("free tensors, or an MLP that is dropped after training")] = "flat"
     init: Annotated[PrefixInit, setting("N(0, init_std²), or the keys and values of random training tokens")] = "normal"
     init_std: Annotated[float, setting("standard deviation at the start", gt=0)] = 1.0
@@ -241,6 +231,29 @@ class Prefix(AbstractMethod):
     def exports(self, backbone: Backbone | str) -> Exports:
         return prefix_exports(backbone, self.prefix_length, self.positions, self.layers)
 
+
+@final
+@dataclass(frozen=True)
+class Prefix(AbstractPrefix):
+    """One trained prefix and one head: a simplex of a single vertex, of which nothing is drawn."""
+
+    name: ClassVar[str] = "prefix"
+    summary: ClassVar[str] = "prefix tuning: trained keys and values in front of every attention layer"
+    source: ClassVar[str] = "Li & Liang 2021; Liu et al. 2022 (flat form)"
+    presets: ClassVar[Mapping[str, Preset]] = {"default": DEFAULT}
+    search_space: ClassVar[SearchSpace] = {
+        "training.learning_rate": around(3e-3, 3e-2, 1e-1),
+        "training.epochs": EPOCHS,
+        "method.prefix_length": OneOf((5, 10, 20), "ours: half, all and twice the preset's"),
+    }
+
+    simplex: ClassVar[Simplex] = Simplex()
+    draw_per: ClassVar[str] = "batch"
+    draw_layers: ClassVar[str] = "shared"
+    head_subspace: ClassVar[bool] = True
+    match_sampled: ClassVar[bool] = False
+    cosine_weight: ClassVar[float] = 0.0
+
     def subspace(self, num_vertices: int) -> PrefixSubspace:
         from handful.methods.prefix_subspace import PrefixSubspace
 
@@ -250,28 +263,21 @@ class Prefix(AbstractMethod):
         return PrefixAdapter(backbone, task, self, generator=generator)
 
 
-class AbstractPrefixAdapter(AbstractHeadedAdapter):
-    """A head on features under M prefixes: what one prefix and a simplex of them have in common."""
+@final
+class PrefixAdapter(AbstractHeadedAdapter):
+    """scores = head(features(x; Σ w θ); Σ u φ), for M = 1 with the one prefix θ and the one head φ."""
 
-    def __init__(
-        self,
-        backbone: Backbone,
-        task: Task,
-        method: Prefix | PrefixSubspace,
-        *,
-        generator: torch.Generator,
-        simplex: Simplex | None = None,
-        scale: float = 1.0,
-        head_simplex: Simplex | None = None,
-    ):
+    def __init__(self, backbone: Backbone, task: Task, method: Prefix | PrefixSubspace, *, generator: torch.Generator):
+        simplex = method.simplex
+        head_simplex = simplex if method.head_subspace else None
         super().__init__(backbone, task, generator=generator, head_init=method.head_init, head_simplex=head_simplex)
-        self.simplex = simplex or Simplex()
+        self.method, self.simplex = method, simplex
         self.sites = chosen_sites(backbone, method.layers)
         backbone.packs = True
         self.shift = shifts_positions(backbone, method.positions)
         self.reserved_positions = method.prefix_length if self.shift else 0
         self.lowest_layer = min(site.layer for site in self.sites)
-        self.starts_from_activations = method.init == "activations"
+        scale = ((self.num_vertices + 1) / 2) ** 0.5 if method.match_sampled else 1.0
         self.prefix = KeyValuePrefix(
             self.sites,
             method.prefix_length,
@@ -284,38 +290,60 @@ class AbstractPrefixAdapter(AbstractHeadedAdapter):
     def warm_start(self, rows: EncodedRows, generator: torch.Generator) -> None:
         self.backbone.injection.clear()  # the probe reads the plain model, whatever was predicted before
         super().warm_start(rows, generator)
-        if self.starts_from_activations:
-            length = self.prefix.shape[4]
+        if self.method.init == "activations":
+            length = self.method.prefix_length
             self.prefix.start_from_activations(
                 sample_activations(self.backbone, rows, self.sites, self.num_vertices, length, generator)
             )
+        warn_if_degenerate(self.prefix())
 
-    @abstractmethod
+    def draw(self, batch: Batch, generator: torch.Generator) -> Draw:
+        rows = len(batch) if self.method.draw_per == "observation" else 1
+        layers = len(self.sites)
+        shape = (rows, layers) if self.method.draw_layers == "per-layer" else (rows, 1)
+        weights = self.simplex.draw(shape, generator).expand(rows, layers, self.num_vertices)
+        heads = self.head.simplex.draw((rows,), generator)
+        paired = self.training and self.method.cosine_weight and self.num_vertices > 1
+        return Draw({"prefix": weights, "head": heads}, {"pair": self.simplex.draw_pair(generator)} if paired else {})
+
+    def at(self, *, vertex: int | None = None, weights: torch.Tensor | None = None) -> Draw:
+        point, shared = self.simplex.point(vertex, weights), self.head.simplex != self.simplex
+        head = self.head.simplex.midpoint if shared else point
+        return Draw({"prefix": point.expand(1, len(self.sites), -1), "head": head[None]})
+
+    def install(self, batch: Batch, draw: Draw) -> None:
+        inject(self.backbone, self.sites, self.mixed(draw.rows["prefix"]), self.shift)
+
+    def mixed(self, weights: torch.Tensor) -> torch.Tensor:
+        """The prefixes (L, B or 1, 2, H, P, d) at the weights (B or 1, L, M)."""
+        vertices = self.prefix()
+        return vertices[0].unsqueeze(1) if self.num_vertices == 1 else mix_layers(weights, vertices)
+
+    def penalty(self, draw: Draw | None = None) -> torch.Tensor | None:
+        if draw is None or "pair" not in draw.shared:
+            return None
+        return self.method.cosine_weight * squared_cosine([self.prefix()], draw.shared["pair"])
+
     def folded_prefix(self) -> torch.Tensor:
         """The prefix (L, 2, H, P, d) of the deterministic predictor."""
+        return self.mixed(self.at().rows["prefix"])[:, 0].detach()
 
     def fold(self, product: Product) -> Any:
         return fold_prefix(KeyValues(self.folded_prefix(), self.sites, self.shift), product)
+
+    @torch.no_grad()
+    def diagnostics(self) -> dict[str, float]:
+        if self.num_vertices == 1:
+            return {}
+        first, second = torch.triu_indices(self.num_vertices, self.num_vertices, 1).tolist()
+        vertices = [self.prefix()]
+        cosines = [float(squared_cosine(vertices, pair)) for pair in zip(first, second, strict=True)]
+        return {"spread": spread(vertices), "squared_cosine": sum(cosines) / len(cosines)}
 
     def detach(self) -> None:
         super().detach()
         self.backbone.injection.clear()
         self.backbone.packs = False
-
-
-@final
-class PrefixAdapter(AbstractPrefixAdapter):
-    """scores = head(features(x; prefix))."""
-
-    def __init__(self, backbone: Backbone, task: Task, method: Prefix, *, generator: torch.Generator):
-        super().__init__(backbone, task, method, generator=generator)
-        self.method = method
-
-    def install(self, batch: Batch, draw: Draw) -> None:
-        inject(self.backbone, self.sites, self.prefix()[0].unsqueeze(1), self.shift)
-
-    def folded_prefix(self) -> torch.Tensor:
-        return self.prefix()[0].detach()
 
 
 def inject(backbone: Backbone, sites: list[AttentionSite], prefix: torch.Tensor, shift: bool) -> None:
@@ -324,3 +352,10 @@ def inject(backbone: Backbone, sites: list[AttentionSite], prefix: torch.Tensor,
     for site, layer in zip(sites, prefix, strict=True):
         keys_values[site.index] = (layer[:, 0], layer[:, 1])
     backbone.install(partial(backbone.injection.set, keys_values, shift_positions=shift))
+
+
+def warn_if_degenerate(vertices: torch.Tensor) -> None:
+    """Warns when two vertices coincide: the simplex then stays nearly a point (sheet 1.4)."""
+    flat = vertices.detach().flatten(1).cpu()  # pdist is not on every device (mps)
+    if len(flat) > 1 and float(torch.pdist(flat).min()) < 1e-6 * float(flat.norm(dim=1).max()):
+        warnings.warn("two vertices of the simplex are identical; they will hardly separate in training", stacklevel=2)

@@ -11,10 +11,11 @@ Adafactor; learning rates that count in the size of the model's word embeddings;
 from __future__ import annotations
 
 import json
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, final
+from typing import Annotated, Any, ClassVar, Literal, final
 
 import torch
 from safetensors import SafetensorError
@@ -30,9 +31,6 @@ from handful.methods.exports import Exports, Product, prompt_state
 from handful.methods.head import HEAD_INIT, AbstractHeadedAdapter, HeadInit
 from handful.methods.search_space import EPOCHS, OneOf, SearchSpace, around
 from handful.methods.simplex import Simplex, mix, spread
-
-if TYPE_CHECKING:
-    from handful.methods.scaled_prompt import ScaledPrompt
 
 PromptInit = Literal["vocabulary", "text", "uniform"]
 ScaleShape = Literal["scalar", "token", "dim", "full"]
@@ -82,25 +80,12 @@ def check_prompt(backbone: Backbone, length: int = 0) -> list[str]:
     return reasons
 
 
-@final
-@dataclass(frozen=True)
-class Prompt(AbstractMethod):
-    """Trained vectors in front of the words."""
+DEFAULT = Preset(RATE_REASON, training={"learning_rate": 0.3, "head_learning_rate": 1e-3})
 
-    name: ClassVar[str] = "prompt"
-    summary: ClassVar[str] = "prompt tuning: trained vectors in front of the word embeddings"
-    source: ClassVar[str] = "Lester et al. 2021"
-    presets: ClassVar[Mapping[str, Preset]] = {
-        "default": Preset(
-            RATE_REASON,
-            training={"learning_rate": 0.3, "head_learning_rate": 1e-3},
-        ),
-    }
-    search_space: ClassVar[SearchSpace] = {
-        "training.learning_rate": around(3e-2, 0.3, 3.0),
-        "training.epochs": EPOCHS,
-        "method.prompt_length": OneOf((20, 50, 100), "the sheet's sweep"),
-    }
+
+@dataclass(frozen=True)
+class AbstractPrompt(AbstractMethod):
+    """The settings that a prompt and a scaled prompt have in common."""
 
     prompt_length: Annotated[int, setting("vectors P", unit="positions", ge=1, le=2048)] = 20
     init: Annotated[PromptInit, setting(PROMPT_INIT)] = "vocabulary"
@@ -109,9 +94,17 @@ class Prompt(AbstractMethod):
     rate_unit: Annotated[RateUnit, setting(RATE_UNIT)] = "embeddings"
     head_init: Annotated[HeadInit, setting(HEAD_INIT)] = "soft-probe"
 
+    @property
+    @abstractmethod
+    def form(self) -> ScaleForm | None:
+        """The scale on the prompt; None for none."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_start(self)
+        if (self.init == "text") != bool(self.init_text.strip()):
+            raise ConfigError(
+                f"method.init_text: found {self.init_text!r} with init = {self.init!r}", "give both, or neither"
+            )
 
     def check(self, backbone: Backbone, task: Task) -> list[str]:
         del task
@@ -121,15 +114,24 @@ class Prompt(AbstractMethod):
         return {"peft state": None}
 
     def attach(self, backbone: Backbone, task: Task, *, generator: torch.Generator) -> PromptAdapter:
-        return PromptAdapter(backbone, task, self, None, generator=generator)
+        return PromptAdapter(backbone, task, self, generator=generator)
 
 
-def check_start(method: Prompt | ScaledPrompt) -> None:
-    """Raises: ConfigError for a start from a text that is not given."""
-    if (method.init == "text") != bool(method.init_text.strip()):
-        raise ConfigError(
-            f"method.init_text: found {method.init_text!r} with init = {method.init!r}", "give both, or neither"
-        )
+@final
+@dataclass(frozen=True)
+class Prompt(AbstractPrompt):
+    """Trained vectors in front of the words: a scaled prompt without a scale."""
+
+    name: ClassVar[str] = "prompt"
+    summary: ClassVar[str] = "prompt tuning: trained vectors in front of the word embeddings"
+    source: ClassVar[str] = "Lester et al. 2021"
+    presets: ClassVar[Mapping[str, Preset]] = {"default": DEFAULT}
+    search_space: ClassVar[SearchSpace] = {
+        "training.learning_rate": around(3e-2, 0.3, 3.0),
+        "training.epochs": EPOCHS,
+        "method.prompt_length": OneOf((20, 50, 100), "the sheet's sweep"),
+    }
+    form: ClassVar[None] = None
 
 
 @final
@@ -159,8 +161,7 @@ class PromptAdapter(AbstractHeadedAdapter):
         self,
         backbone: Backbone,
         task: Task,
-        method: Prompt | ScaledPrompt,
-        form: ScaleForm | None,
+        method: AbstractPrompt,
         *,
         generator: torch.Generator,
     ):
@@ -170,7 +171,7 @@ class PromptAdapter(AbstractHeadedAdapter):
         super().__init__(backbone, task, generator=generator, head_init=method.head_init)
         self.method, self.simplex = method, Simplex(method.num_vertices)
         self.reserved_positions = method.prompt_length
-        self.prompt = SoftVectors(start_vectors(backbone, method, generator), form, generator)
+        self.prompt = SoftVectors(start_vectors(backbone, method, generator), method.form, generator)
 
     def draw(self, batch: Batch, generator: torch.Generator) -> Draw:
         return Draw({"prompt": self.simplex.draw((len(batch),), generator)})
@@ -266,7 +267,7 @@ class PromptAdapter(AbstractHeadedAdapter):
 
 
 @torch.no_grad()
-def start_vectors(backbone: Backbone, method: Prompt | ScaledPrompt, generator: torch.Generator) -> torch.Tensor:
+def start_vectors(backbone: Backbone, method: AbstractPrompt, generator: torch.Generator) -> torch.Tensor:
     """The start (M, P, E) of the vectors, different for each vertex but for a start from text."""
     shape = (method.num_vertices, method.prompt_length)
     if method.init == "uniform":

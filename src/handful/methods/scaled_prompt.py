@@ -15,44 +15,24 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, final
 
-import torch
-
 from handful.backbone.load import Backbone
-from handful.data.task import Task
 from handful.errors import ConfigError
-from handful.methods.base import AbstractMethod, Preset, setting
+from handful.methods.base import Preset, setting
 from handful.methods.exports import Exports
-from handful.methods.head import HEAD_INIT, HeadInit
-from handful.methods.prompt import (
-    PROMPT_INIT,
-    RATE_REASON,
-    RATE_UNIT,
-    Carry,
-    PromptAdapter,
-    PromptInit,
-    RateUnit,
-    ScaleForm,
-    ScaleShape,
-    ScaleTarget,
-    check_prompt,
-    check_start,
-)
+from handful.methods.prompt import DEFAULT, RATE_REASON, AbstractPrompt, Carry, ScaleForm, ScaleShape, ScaleTarget
 from handful.methods.search_space import EPOCHS, OneOf, SearchSpace, around
 
 
 @final
 @dataclass(frozen=True)
-class ScaledPrompt(AbstractMethod):
+class ScaledPrompt(AbstractPrompt):
     """Trained vectors in front of the words, and a trained scale on them."""
 
     name: ClassVar[str] = "scaled-prompt"
     summary: ClassVar[str] = "scaled prompt tuning: trained vectors times a trained scale, for writing text"
     source: ClassVar[str] = "Hu, Meinel & Yang 2023 (abstract)"
     presets: ClassVar[Mapping[str, Preset]] = {
-        "default": Preset(
-            f"{RATE_REASON}; the paper's settings are not known to us",
-            training={"learning_rate": 0.3, "head_learning_rate": 1e-3},
-        ),
+        "default": Preset(f"{RATE_REASON}; the paper's settings are not known to us", training=DEFAULT.training),
     }
     search_space: ClassVar[SearchSpace] = {
         "training.learning_rate": around(3e-2, 0.3, 3.0),
@@ -60,7 +40,6 @@ class ScaledPrompt(AbstractMethod):
         "method.scale_shape": OneOf(("scalar", "token", "dim", "full"), "what the sheet asks to compare"),
     }
 
-    prompt_length: Annotated[int, setting("vectors P", unit="positions", ge=1, le=2048)] = 20
     scale_shape: Annotated[
         ScaleShape, setting("one number, one a vector (P), one a dimension (E), or one for every number (P·E)")
     ] = "dim"
@@ -70,15 +49,9 @@ class ScaledPrompt(AbstractMethod):
     carry: Annotated[
         Carry, setting("what of another run's prompt to start from: all, vectors, scale, or vectors times scale")
     ] = "both"
-    init: Annotated[PromptInit, setting(PROMPT_INIT)] = "vocabulary"
-    init_text: Annotated[str, setting("what the prompt starts from with init = 'text', repeated to its length")] = ""
-    num_vertices: Annotated[int, setting("vertices M of a simplex of prompts; 1: none", ge=1, le=16)] = 1
-    rate_unit: Annotated[RateUnit, setting(RATE_UNIT)] = "embeddings"
-    head_init: Annotated[HeadInit, setting(HEAD_INIT)] = "soft-probe"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_start(self)
         if self.scale_target == "sequence" and self.scale_shape not in ("scalar", "dim"):
             raise ConfigError(
                 f"method.scale_shape: {self.scale_shape!r} has a size for the prompt alone, and words are as many as "
@@ -91,16 +64,12 @@ class ScaledPrompt(AbstractMethod):
                 "use scale_target 'prompt'",
             )
 
-    def check(self, backbone: Backbone, task: Task) -> list[str]:
-        del task
-        return check_prompt(backbone, self.prompt_length)
-
     def exports(self, backbone: Backbone | str) -> Exports:
         if self.scale_target == "prompt":
-            return {"peft state": None}
+            return super().exports(backbone)
         words = "it scales the words' embeddings too, which no prompt does; train with scale_target 'prompt'"
         return {"peft state": words, "merged weights": words}
 
-    def attach(self, backbone: Backbone, task: Task, *, generator: torch.Generator) -> PromptAdapter:
-        form = ScaleForm(self.scale_shape, self.scale_target, self.scale_init_std, self.scale_rate, self.carry)
-        return PromptAdapter(backbone, task, self, form, generator=generator)
+    @property
+    def form(self) -> ScaleForm:
+        return ScaleForm(self.scale_shape, self.scale_target, self.scale_init_std, self.scale_rate, self.carry)
