@@ -165,9 +165,9 @@ def slowed(adapter, monkeypatch):
     """Between the choice of a point and the forward at it, other threads get their turn."""
     forward = adapter.forward
 
-    def slow(batch):
+    def slow(batch, draw=None):
         time.sleep(0.003)
-        return forward(batch)
+        return forward(batch, draw)
 
     monkeypatch.setattr(adapter, "forward", slow)
     return adapter
@@ -261,8 +261,8 @@ def test_texts_are_the_same_while_other_threads_ask(monkeypatch):
     for adapter in adapters:
         install = adapter.install
 
-        def slow(install=install):
-            install()
+        def slow(batch, draw, install=install):
+            install(batch, draw)
             time.sleep(0.003)
 
         monkeypatch.setattr(adapter, "install", slow)

@@ -86,7 +86,7 @@ def test_without_weights_it_is_the_midpoint_and_that_is_what_folds(geometry, ver
 
 def test_logits_are_mixed_in_full_precision_under_autocast():
     head = random_head(2, 3)
-    features, weights = torch.randn(5, 8, generator=generator(2)), head.draw(5, generator(3))
+    features, weights = torch.randn(5, 8, generator=generator(2)), head.simplex.draw((5,), generator(3))
     with torch.autocast("cpu", torch.bfloat16):
         found = head(features, weights)
         vertices = torch.stack(

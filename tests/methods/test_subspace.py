@@ -58,6 +58,13 @@ def scores(adapter, rows, **options):
     return torch.from_numpy(predict_rows(adapter, rows, TASK.kind, **options).scores[0])
 
 
+def same_parameters(many, one):
+    """Each parameter (M, …) of a simplex with the method's own."""
+    for name, parameter in one.named_parameters():
+        own = name if name.startswith("head.") else f"vertices.{name.replace('.', '__')}"
+        yield many.get_parameter(own), parameter
+
+
 @pytest.mark.parametrize("name", METHODS_WITH_FAMILY)
 def test_a_simplex_of_any_method_keeps_the_contract(name):
     method, family = METHODS_WITH_FAMILY[name]
@@ -83,14 +90,15 @@ def test_vertices_that_are_equal_train_and_predict_as_the_method(name):
     one, rows = attach(method, family)
     many, _ = attach(subspace(method, 3), family)
     batch = rows.batch(range(6))
+    pairs = list(same_parameters(many, one))
     with torch.no_grad():
-        for vertices, parameter in zip(many.parameters(), one.parameters(), strict=True):
+        for vertices, parameter in pairs:
             vertices.copy_(parameter.expand_as(vertices))
     found, expected = many.eval()(batch, many.draw(batch, generator(2))), one.eval()(batch)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
     batch_loss(found, batch, many, TASK.kind).backward()
     batch_loss(expected, batch, one, TASK.kind).backward()
-    for vertices, parameter in zip(many.parameters(), one.parameters(), strict=True):
+    for vertices, parameter in pairs:
         total = vertices.grad.sum(0).view_as(parameter)
         torch.testing.assert_close(total, parameter.grad, rtol=1e-3, atol=1e-6)
 
@@ -120,10 +128,8 @@ def test_the_midpoint_of_lora_is_the_mean_of_its_factors_and_not_of_their_produc
     expected = scores(adapter, rows)
     alone, _ = attach(LoRA(rank=2))
     with torch.no_grad():
-        for one, many in zip(alone.trained.parameters(), adapter.vertices.values(), strict=True):
-            one.copy_(many.mean(0))
-        for one, many in zip(alone.head.parameters(), adapter.head.parameters(), strict=True):
-            one.copy_(many.mean(0, keepdim=True))
+        for many, one in same_parameters(adapter, alone):
+            one.copy_(many.mean(0).view_as(one))
         alone.head.scale.copy_(adapter.head.scale)
     torch.testing.assert_close(scores(alone, rows), expected, rtol=0, atol=1e-5)
     pairs = list(zip(list(adapter.vertices.values())[::2], list(adapter.vertices.values())[1::2], strict=True))
