@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -247,3 +250,33 @@ def test_an_inventory_decides_the_method_and_what_is_adapted(files, monkeypatch)
         with pytest.raises(ConfigError) as caught:
             replace(request, **changed).plan()
         assert said in caught.value.message
+
+
+REFUSED = {
+    ("fit", "DATA", "--method", "prefx", "--shots", "8", "--set", "training.epochs=many"): (
+        "2 wrong settings:", "unknown method 'prefx'; did you mean 'prefix'?", "training.epochs: expected a valid"
+    ),
+    ("check", "DATA", "--set", "training.epohs=2", "--shots", "x", "--dev", "crved", "--label", "lable"): (
+        "3 wrong settings:", "training has no such field; did you mean 'epochs'?", "did you mean 'label'?",
+    ),
+    ("fit", "DATA", "--label", "lable", "--shots", "8", "--seed", "1"): ("expected a label column 'lable'",),
+    ("fit", "DATA", "--adapt", "mu"): ("adapt: says how to start from an inventory",),
+    ("check", "DATA", "--method", "auto", "--set", "epochs=-1", "--budget", "nan"): (
+        "training.epochs: expected greater than or equal to 0, found -1", "budget: expected seconds above 0, found nan",
+    ),
+}  # fmt: skip
+
+
+def test_complaints_that_need_no_torch_import_none(files):
+    """In a process of its own; the names and values of a method's settings alone are in a module that imports it."""
+    lines = [[files["data"] if part == "DATA" else part for part in line] for line in REFUSED]
+    code = (
+        "import json, sys; from handful.cli.main import run\n"
+        "codes = [run(line) for line in json.loads(sys.argv[1])]\n"
+        "print(json.dumps([codes, sorted({'torch', 'transformers', 'sklearn'} & sys.modules.keys())]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, json.dumps(lines)], capture_output=True, text=True, check=True)
+    codes, imported = json.loads(done.stdout)
+    assert imported == [] and set(codes) <= {1, 2}
+    for sentence in itertools.chain(*REFUSED.values()):
+        assert sentence in done.stderr, sentence

@@ -27,8 +27,8 @@ from handful.evaluation.texts import GeneratedTexts, PredictedTexts, generate_te
 from handful.export.folder import Card
 from handful.export.formats import ExportReport, export
 from handful.export.plan import best_format
-from handful.methods.base import check_settings
 from handful.methods.head import AbstractHeadedAdapter
+from handful.methods.settings import check_settings
 from handful.randomness import stream
 from handful.request import Request, check_mapping, device_for
 from handful.runs.card import escaped_label, recorded_baseline

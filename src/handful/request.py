@@ -21,6 +21,7 @@ from handful.data.task import Task
 from handful.errors import ConfigError, HandfulError, all_in_one, nearest, shown
 from handful.methods import is_method, method_names
 from handful.runs.defaults import AUTO, PRESET, TEST_FRACTION
+from handful.runs.options import wrong_options
 from handful.storage import check_writable
 
 if TYPE_CHECKING:
@@ -89,11 +90,10 @@ class Request:
         budget, speedup = attempt(self._seconds), attempt(self._times)
         task = attempt(self._task)
         attempt(self._check_output)
-        usual = (self.start, self.speedup, self.preset, self.device) == (None, None, PRESET, AUTO)
-        if usual and not settings and not self.wrong:
-            attempt(self._check_method)
+        if self._needs_no_torch(settings):
+            attempt(self._check_light, settings)
             if problems:
-                return None, problems  # nothing is left to check for which torch would be imported
+                return None, problems
         device, start = attempt(device_for, self.device, self.backbone), attempt(self._start)
         knows_start = start is not None or self.start is None
         specs = attempt(self._specs, task, settings, start) if knows_start else None
@@ -162,12 +162,28 @@ class Request:
         """All settings by name. Raises: ConfigError for those that are no mapping."""
         return dict(check_mapping("settings", self.settings, "shots"))
 
-    def _check_method(self) -> None:
-        """Raises: ConfigError, as `resolve` does, for the name of no method; no method is imported."""
+    def _needs_no_torch(self, settings: Mapping[Any, Any]) -> bool:
+        """Whether all that can be wrong, but for what data and settings make together, is seen without torch.
+
+        The settings of a method are seen in its own module, which imports torch; those of an unknown one nowhere.
+        """
+        usual = (self.start, self.speedup, self.device) == (None, None, AUTO)
+        return usual and (self._is_unknown() or (self.preset == PRESET and not wrong_options(settings)[1]))
+
+    def _is_unknown(self) -> bool:
+        """Whether a method is named that there is not."""
         name = self.method
-        if isinstance(name, str) and name.strip() and name != AUTO and not is_method(name):
-            line = f"{self._where('method')}method: unknown method {name!r}; {nearest(name, method_names())}"
-            raise _wrong_settings([line], "`handful methods` lists every method")
+        return isinstance(name, str) and bool(name.strip()) and name != AUTO and not is_method(name)
+
+    def _check_light(self, settings: Mapping[Any, Any]) -> None:
+        """Raises: ConfigError, as `resolve` does, for an unknown method and settings that are no method's."""
+        lines, name, hint = list(self.wrong), self.method, "`handful methods NAME` lists every field"
+        if self._is_unknown():
+            hint = "`handful methods` lists every method"
+            lines.append(f"{self._where('method')}method: unknown method {name!r}; {nearest(name, method_names())}")
+        lines += [f"{self._where(given)}{problem}" for given, problem in wrong_options(settings)[0].items()]
+        if lines:
+            raise _wrong_settings(lines, hint)
 
     def _check_output(self) -> None:
         """Raises: RunError for a folder that cannot be written to; what is made to find out is taken away again."""

@@ -28,7 +28,8 @@ from handful.backbone.tiny import tiny_backbone, tiny_model, tiny_tokenizer
 from handful.data.batching import Batch, EncodedRows, encode
 from handful.data.task import Example, Task, TaskKind
 from handful.evaluation.predict import predict_rows
-from handful.methods.base import AbstractAdapter, AbstractMethod, describe_settings
+from handful.methods.base import AbstractAdapter, AbstractMethod
+from handful.methods.settings import describe_settings
 from handful.objectives import objective_of
 from handful.studies.engines import AbstractEngine, JobDone, JobEvent, JobFailed, JobStarted, SequentialEngine
 from handful.studies.recipe import Recipe

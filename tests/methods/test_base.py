@@ -9,9 +9,10 @@ import torch
 from handful.backbone.tiny import tiny_backbone
 from handful.errors import ConfigError
 from handful.methods import method_class, method_names
-from handful.methods.base import BorrowedParameters, WrongSettings, describe_settings
+from handful.methods.base import BorrowedParameters
 from handful.methods.prefix import Prefix
 from handful.methods.prefix_subspace import PrefixSubspace
+from handful.methods.settings import WrongSettings, describe_settings
 from handful.testing import differences, toy_task
 from handful.training.config import TrainingConfig
 

@@ -61,7 +61,7 @@ def describe(cls: Any) -> dict[str, Any]:
     from dataclasses import asdict
 
     from handful.evaluation.text.generate import GenerationOptions
-    from handful.methods.base import describe_settings
+    from handful.methods.settings import describe_settings
     from handful.runs.spec import RunOptions
     from handful.training.config import TrainingConfig
 

@@ -21,11 +21,10 @@ import torch
 
 from handful.data.distinct import contradictions_told, once
 from handful.data.mixture import member_rows
-from handful.data.task import Example, Task, TestRows, as_member, fingerprint_rows, overlap_keys, text_key
+from handful.data.task import DevRows, Example, Task, TestRows, as_member, fingerprint_rows, overlap_keys, text_key
 from handful.errors import ConfigError, DataError, nearest
 from handful.randomness import stream
 
-DevRows = Literal["carved", "separate", "none"]
 References = Literal["all", "one"]
 
 GOLDEN_RATIO = (1 + 5**0.5) / 2

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, Literal, final
 
 from handful.data.columns import Columns
 from handful.data.distinct import Distinct, contradiction_notes, once
@@ -16,6 +16,9 @@ from handful.objectives import objective_of
 
 if TYPE_CHECKING:
     from handful.objectives.base import Objective
+
+DevRows = Literal["carved", "separate", "none"]
+"""Where development rows come from; see `Split`."""
 
 LONG_REFERENCE = 6
 """Words from which on a reference that stands in two places is taken for the same row. Shorter ones, such as the

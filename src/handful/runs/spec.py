@@ -6,59 +6,21 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Annotated, Any, ClassVar, Literal, final
+from typing import Any, final
 
-from handful.data.split import DevRows
 from handful.data.task import TaskKind
 from handful.errors import EMPTY_NAME, ConfigError, RunError, in_words, nearest, shown
 from handful.evaluation.landscape import CORNERS
 from handful.evaluation.predict import check_predictor
-from handful.evaluation.text.generate import GenerationOptions, writing_vertex
+from handful.evaluation.text.generate import writing_vertex
+from handful.evaluation.text.options import GenerationOptions
 from handful.methods import import_class, method_class, own_method_class
-from handful.methods.base import (
-    AbstractMethod,
-    Preset,
-    WrongSettings,
-    check_class,
-    check_object,
-    check_settings,
-    convert_settings,
-    is_ours,
-    path_of,
-    setting,
-)
+from handful.methods.base import AbstractMethod, Preset, check_class, check_object, is_ours, path_of
+from handful.methods.settings import WrongSettings, check_settings
 from handful.objectives import objective_of
 from handful.runs.defaults import METHOD, MODEL, PRESET, WRITING_METHOD, WRITING_MODEL
+from handful.runs.options import RunOptions
 from handful.training.config import TrainingConfig
-
-
-@final
-@dataclass(frozen=True)
-class RunOptions:
-    """Settings of a run that belong neither to the method nor to training."""
-
-    name: ClassVar[str] = "run"
-
-    shots: Annotated[int | None, setting("labelled rows used in all; none: every row of the file", ge=2, le=10**9)] = (
-        None
-    )
-    seed: Annotated[int, setting("drives rows, start, order and draws", ge=0, lt=2**63)] = 0
-    dev: Annotated[DevRows, setting("development rows: carved from the shots, separate, or none")] = "none"
-    dev_fraction: Annotated[float, setting("share of the shots carved for development", gt=0, lt=1)] = 0.2
-    dev_rows: Annotated[int, setting("most rows of a separate development set", unit="rows", ge=1, le=10**9)] = 1000
-    pooling: Annotated[
-        Literal["auto", "family", "mean", "last"],
-        setting("features: the family's own pooler, the mean over tokens, the last token; auto: mean for encoders"),
-    ] = "auto"
-    max_length: Annotated[int, setting("tokens kept of a row", unit="tokens", ge=4, le=10**9)] = 128
-    predictor: Annotated[str, setting("midpoint, ensemble, draw or vertex:N, for the test score")] = "midpoint"
-    draws: Annotated[int, setting("random points S for the ensemble and the disagreement", ge=2, le=1000)] = 10
-    landscape: Annotated[
-        int, setting("dev loss over the triangle of the first three vertices: steps a side; 0: none", ge=0, le=60)
-    ] = 0
-
-    def __post_init__(self) -> None:
-        convert_settings(self)
 
 
 @final

@@ -19,8 +19,8 @@ from numpy.typing import ArrayLike
 from scipy.special import ndtri, stdtrit
 
 from handful.backbone.load import Backbone
-from handful.data.split import DevRows, Split
-from handful.data.task import Example, Task, TaskKind
+from handful.data.split import Split
+from handful.data.task import DevRows, Example, Task, TaskKind
 from handful.errors import ConfigError, HandfulError
 from handful.evaluation.estimate import Estimate
 from handful.evaluation.evaluate import encode_for

@@ -8,8 +8,9 @@ from typing import Any, get_type_hints
 
 from handful.errors import ConfigError, nearest
 from handful.methods import method_class
-from handful.methods.base import AbstractMethod, wrong_settings
+from handful.methods.base import AbstractMethod
 from handful.methods.search_space import Interval, OneOf, SearchSpace
+from handful.methods.settings import wrong_settings
 from handful.training.config import TrainingConfig
 
 BETWEEN = 1 / 3

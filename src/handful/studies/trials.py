@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, final
 
 from handful.errors import RunError
-from handful.methods.base import check_settings, convert_settings, setting
+from handful.methods.settings import check_settings, convert_settings, setting
 
 Status = Literal["done", "pruned", "failed"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, ClassVar, Literal, final
 
-from handful.methods.base import check_settings, convert_settings, setting
+from handful.methods.settings import check_settings, convert_settings, setting
 
 Validation = Literal["deterministic", "pooled", "averaged"]
 
