@@ -5,7 +5,7 @@
 One process, one thread, variants interleaved in random order; CPU seconds, ratios within each round, percentile
 bootstrap of the median over rounds. Every variant trains on the same batch of real rows with the same loss, mean
 pooling and no dropout. That a gated model is no faster until what is closed is taken out of it is check 11 of the
-method's sheet; `pruned_inference.py` has the other half.
+method's page; `pruned_inference.py` has the other half.
 """
 
 from __future__ import annotations

@@ -172,7 +172,7 @@ def bert_by_hand(model, inputs, prefix, first_position):
 
 
 @pytest.mark.parametrize("shift", [False, True])
-def test_sheet_check_7_bert_is_attention_written_by_hand(shift):
+def test_check_7_bert_is_attention_written_by_hand(shift):
     model, inputs = double("bert"), batch("bert")
     real = inputs["attention_mask"].bool()
     injection = KeyValueInjection(model, inputs)
@@ -185,7 +185,7 @@ def test_sheet_check_7_bert_is_attention_written_by_hand(shift):
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
 @pytest.mark.parametrize("shift", [False, True])
-def test_sheet_check_7_bert_is_the_stock_model_with_the_prefix_in_its_cache(implementation, shift):
+def test_check_7_bert_is_the_stock_model_with_the_prefix_in_its_cache(implementation, shift):
     model, inputs = double("bert"), batch("bert")
     real = inputs["attention_mask"].bool()
     injection = KeyValueInjection(model, inputs)
@@ -201,7 +201,7 @@ def test_sheet_check_7_bert_is_the_stock_model_with_the_prefix_in_its_cache(impl
     torch.testing.assert_close(run(model, inputs)[real], expected[real], **EXACT)
 
 
-def test_sheet_check_7_a_zero_prefix_is_no_absent_prefix():
+def test_check_7_a_zero_prefix_is_no_absent_prefix():
     model, inputs = tiny_model("bert"), batch("bert")
     before = run(model, inputs)
     injection = KeyValueInjection(model, inputs)

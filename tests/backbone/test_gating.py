@@ -1,4 +1,4 @@
-"""Checks 1, 4, 5 and 9 of the FineGates sheet: the gated matrix, its gradients, and folding."""
+"""Checks 1, 4, 5 and 9 of docs/methods/fine-gates.md: the gated matrix, its gradients, and folding."""
 
 import copy
 
@@ -134,7 +134,7 @@ def test_lora_stands_inside_the_gates():
     torch.testing.assert_close(holder["layer"](x), found, rtol=1e-10, atol=1e-12)
 
 
-def test_blocks_of_roberta_base_have_as_many_gates_as_the_sheet_says():
+def test_blocks_of_roberta_base_have_as_many_gates_as_counted_by_hand():
     """Check 7: 165 888 gates in RoBERTa-base, 442 368 in the large one; embeddings, pooler and output have none."""
     for layers, width, count in ((12, 768, 165_888), (24, 1024, 442_368)):
         with torch.device("meta"):

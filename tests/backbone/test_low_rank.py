@@ -1,4 +1,4 @@
-"""Updates of matrices: the kernel against plain autograd, what it keeps, and what it is folded into (sheet 9: 7, 9)."""
+"""Updates of matrices: kernel, what it keeps, what it is folded into (checks 7 and 9 of docs/methods/poly.md)."""
 
 import pytest
 import torch

@@ -1,6 +1,6 @@
-"""The twelve checks of the method's sheet (section 9), each a test named after its number, and a few of our own.
+"""The twelve checks of docs/methods/prefix-subspace.md, each a test named after its number, and a few of our own.
 
-Bounds are those measured in the sheet where it gives one; float64 where rounding would hide something.
+Bounds are those that the page gives; float64 where rounding would hide something.
 """
 
 import numpy as np
@@ -425,7 +425,7 @@ def test_check_08_the_base_stays_frozen_and_the_counts_are_the_formulas(vertices
     assert sum(p.numel() for p in adapter.parameters()) == vertices * one + vertices * (classes * WIDTH + classes)
 
 
-def test_check_08_counts_of_bert_base_as_in_the_sheet():
+def test_check_08_counts_of_bert_base_as_by_the_formula():
     """Section 1.1: 184,320 flat and 9,857,024 MLP numbers a vertex at P = 10, L = 12, D = 768."""
     layers, width, length = 12, 768, 10
     assert 2 * layers * length * width == 184_320
@@ -587,7 +587,7 @@ def test_check_12_rows_are_disjoint_exactly_k_and_the_same_for_every_method():
 # ------------------------------------------------------------------------------------------------ ours
 
 
-def test_predictors_are_the_four_of_the_sheet():
+def test_predictors_are_the_four_of_the_page():
     adapter = attach(subspace())
     rows = rows_of(adapter.backbone)
 

@@ -1,4 +1,4 @@
-"""Checks 1 to 7 of the scaled-prompt sheet: identities, gradients, transfer, shapes; and prompts as simplices."""
+"""Checks 1 to 7 of docs/methods/scaled-prompt.md: identities, gradients, transfer, shapes; and prompts as simplices."""
 
 from dataclasses import replace
 
@@ -65,7 +65,7 @@ def test_a_scale_of_one_is_plain_prompt_tuning(family, form):
 
 
 @pytest.mark.parametrize("form", FORMS[:4], ids=str)
-def test_gradients_are_those_of_the_sheet(form):
+def test_gradients_are_those_worked_out_by_hand(form):
     adapter = attach(ScaledPrompt(prompt_length=4, scale_init_std=0.2, **form))
     prompt = adapter.prompt
     vectors, scale = prompt.vectors.detach()[0], prompt.scale.detach()[0]

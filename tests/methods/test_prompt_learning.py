@@ -1,4 +1,4 @@
-"""Check 8 of the scaled-prompt sheet: prompts learn to write from 16 records, on a tiny T5 that can already write."""
+"""Check 8 of docs/methods/scaled-prompt.md: prompts learn from 16 records, on a tiny T5 that can already write."""
 
 from itertools import product
 

@@ -1,6 +1,6 @@
 """The same skills and routing through stock PEFT's Poly and through ours give the same numbers, where PEFT is right.
 
-PEFT divides gates by their sum plus 1e-12; we take the softmax of log σ, which is the same up to that (sheet 1.1).
+PEFT divides gates by their sum plus 1e-12; we take the softmax of log σ, which is the same up to that.
 """
 
 from dataclasses import replace

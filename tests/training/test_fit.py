@@ -94,7 +94,7 @@ def test_the_same_seed_gives_the_same_numbers_whatever_the_global_random_state(d
 
 
 def test_order_draws_and_dropout_do_not_depend_on_each_other():
-    """A second vertex draws more from its generator; the batches must stay the same (sheet 7.6)."""
+    """A second vertex draws more from its generator; the batches must stay the same."""
     seen = []
     for vertices in (1, 3):
         training = Training(settings={"num_vertices": vertices, **SUBSPACE})

@@ -4,7 +4,7 @@ A unit adds nothing where its row (weight and bias) in one of the matrices in is
 column in the matrix out is zero. A key/value head adds nothing where each of its value dimensions has a zero row (with
 bias) in the value matrix, or zero columns in the output matrix for all query heads that share it. A head of which only
 queries or keys are zero attends to all tokens alike and stays. At least one unit and one head of each layer stay.
-Source: sheet of FineGates, section 3.3.
+Source: ours (docs/methods/prune.md).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Row and column gates on the matrices of a model, in place: y = r ⊙ (W (c ⊙ x) + b).
 
-The bias stands inside the row gate (Svirsky et al., sheet 1.1), so a closed row gives exactly 0 and the gated matrix
-is a smaller one in disguise: W ← diag(r) W diag(c), b ← r ⊙ b (`fold`, sheet 3.3).
+The bias stands inside the row gate (Svirsky et al., their code), so a closed row gives exactly 0 and the gated matrix
+is a smaller one in disguise: W ← diag(r) W diag(c), b ← r ⊙ b (`fold`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from handful.backbone.blocks import matrix
 class Gates:
     """Gates of one matrix: `rows` (out,) and `columns` (in,), None where all are open.
 
-    `low_rank` is LoRA's A (k, in) and B (out, k) inside the gates: r ⊙ ((W + B A) (c ⊙ x) + b) (sheet 1.3).
+    `low_rank` is LoRA's A (k, in) and B (out, k) inside the gates: r ⊙ ((W + B A) (c ⊙ x) + b).
     """
 
     rows: torch.Tensor | None = None
@@ -101,7 +101,8 @@ class _GatedLinear(torch.autograd.Function):
     """y = r ⊙ (W (c ⊙ x) + b) as one product with diag(r) W diag(c), and gradients without dW.
 
     With g = ∂L/∂y: ∂L/∂x = g diag(r) W diag(c), ∂L/∂b = r ⊙ Σ g, ∂L/∂r = Σ g ⊙ y / r, ∂L/∂c = Σ x ⊙ ∂L/∂x / c, sums
-    over all tokens. Where a gate is 0 its gradient is given as 0: a clipped gate passes none on (sheet 1.2).
+    over all tokens. Where a gate is 0 its gradient is given as 0: a clipped gate passes none on
+    (check 4 of docs/methods/fine-gates.md).
     """
 
     @staticmethod

@@ -2,7 +2,7 @@
 
 LoRA: y = W x + b + s (x A_t) B_t with A_t = ⊕_h Σ_s w_ths A_hs along the inputs and B_t = ⊕_h Σ_s w_ths B_hs along the
 outputs, for h = 1 … q splits and s = 1 … S skills: the average of factors, which is of rank r again (Caccia et al.
-2023, sheet 1.1 and 1.2). IA3: y = (W x + b) ⊙ l_t with l_t = ⊕_h Σ_s w_ths l_hs.
+2023). IA3: y = (W x + b) ⊙ l_t with l_t = ⊕_h Σ_s w_ths l_hs.
 """
 
 from __future__ import annotations
@@ -185,10 +185,10 @@ def _outer(x: torch.Tensor, y: torch.Tensor, groups: torch.Tensor | None, tasks:
 
 
 class _LowRank(torch.autograd.Function):
-    """s (x A_t) B_t, keeping x and x A_t alone: factors are mixed again on the way back (sheet 5d).
+    """s (x A_t) B_t, keeping x and x A_t alone: factors are mixed again on the way back.
 
     With g = s ∂L/∂y and h = x A_t: ∂L/∂h = g B_tᵀ, ∂L/∂x = ∂L/∂h A_tᵀ, ∂L/∂A_t = Σ xᵀ ∂L/∂h, ∂L/∂B_t = Σ hᵀ g; from
-    there to the skills and their weights by the chain rule through `mix_factors`.
+    there to the skills and their weights by the chain rule through `mix_factors` (check 9 of docs/methods/poly.md).
     """
 
     @staticmethod

@@ -100,7 +100,7 @@ def predict_rows(
     batch_size: int = 64,
     trunk: TrunkCache | None = None,
 ) -> Predictions:
-    """Predict rows with one of the predictors of the sheet (section 2), or at the point of these weights (M,).
+    """Predict rows with a predictor (docs/methods/prefix-subspace.md), or at the point of these weights (M,).
 
     "ensemble" takes `draws` random points for each row, "draw" one; both need a generator. An adapter without a
     simplex has one point, whatever is asked. Threads may predict at the same time, with this adapter or with others on

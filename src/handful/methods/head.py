@@ -2,7 +2,7 @@
 
 Idea: fit a multinomial logistic regression (ridge for regression) on frozen features; the strength of its penalty is
 chosen by cross-validation inside the training rows. Nothing else is nearly as cheap, so it is the baseline to beat.
-Formula: scores = W f(x) + c, with M vertices: scores = Σᵢ uᵢ (Wᵢ f(x) + cᵢ), mixed in logit space (sheet 1.5).
+Formula: scores = W f(x) + c, with M vertices: scores = Σᵢ uᵢ (Wᵢ f(x) + cᵢ), mixed in logit space.
 Trained: M·(C·D + C) numbers. Inference: one D×C product. Source: ours; the subspace: Falissard et al. 2023.
 """
 
@@ -90,7 +90,7 @@ class LinearHead(nn.Module):
         """Start each vertex from a probe; with M > 1 each under its own Bayesian bootstrap of the rows.
 
         Dirichlet(1, …, 1) row weights (Rubin 1981) keep every class in every probe and make the vertices differ,
-        so that the head's simplex does not start as a point (sheet 1.4). Ours. `penalty` is the inverse strength C for
+        so that the head's simplex does not start as a point. Ours. `penalty` is the inverse strength C for
         features scaled to unit mean square norm, so that it means the same for every backbone; None chooses it.
         `balanced` classes weigh the same, however many rows they have; vertices then differ only where a class has two
         rows or more. `row_weights` (N,) are what each row counts besides.

@@ -47,7 +47,7 @@ class KeyValuePrefix(nn.Module):
     """M vertices of a key/value prefix over L attention sites; `forward()` → (M, L, 2, H, P, d).
 
     flat: that tensor is the parameter. mlp: per vertex, an embedding (P, D) through Linear(D, 512), tanh and
-    Linear(512, 2·L·H·d); points are mixed after the MLP, so that mixing is mixing prefixes (sheet 1.1).
+    Linear(512, 2·L·H·d); points are mixed after the MLP, so that mixing is mixing prefixes.
     """
 
     def __init__(
@@ -355,7 +355,7 @@ def inject(backbone: Backbone, sites: list[AttentionSite], prefix: torch.Tensor,
 
 
 def warn_if_degenerate(vertices: torch.Tensor) -> None:
-    """Warns when two vertices coincide: the simplex then stays nearly a point (sheet 1.4)."""
+    """Warns when two vertices coincide: the simplex then stays nearly a point."""
     flat = vertices.detach().flatten(1).cpu()  # pdist is not on every device (mps)
     if len(flat) > 1 and float(torch.pdist(flat).min()) < 1e-6 * float(flat.norm(dim=1).max()):
         warnings.warn("two vertices of the simplex are identical; they will hardly separate in training", stacklevel=2)

@@ -6,7 +6,7 @@ give a validation metric and a disagreement. Formula: θˡ = Σᵢ wˡᵢ θˡ�
 φ = Σᵢ uᵢ φᵢ with u ~ Dir(1_M) independently; min E_{x,w,u} loss(f(x; θ), φ). Trained: M·(2·L·H·P·d + C·D + C) numbers
 (flat form). Inference at the midpoint: that of prefix tuning.
 Source: Falissard, Guigue & Soulier 2023 (arXiv 2310.15793), whose text and code were not available to us: everything
-that the sheet marks unknown (M, P, learning rates, draws, predictor, …) is our default and not the paper's.
+unknown there (docs/methods/prefix-subspace.md: M, P, learning rates, draws, predictor, …) is our default.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class PrefixSubspace(AbstractPrefix):
     presets: ClassVar[Mapping[str, Preset]] = {
         "default": DEFAULT,
         "paper": Preset(
-            "our reading of Falissard et al. 2023 (sheet 1 and 3); values that were not available to us are ours",
+            "our reading of Falissard et al. 2023; values that were not available to us are ours",
             settings={"head_init": "normal", "positions": "kept", "init": "normal"},
             training={
                 "learning_rate": 5e-3, "epochs": 50, "patience": 10, "selection": "best", "validation": "pooled",
@@ -65,9 +65,9 @@ class PrefixSubspace(AbstractPrefix):
     cosine_weight: Annotated[
         float, setting("β of the diversity term β·cos²(θⱼ, θₖ)", source="Wortsman et al. 2021", ge=0)
     ] = 0.0
-    match_sampled: Annotated[
-        bool, setting("scale the start by √((M+1)/2), so that drawn prefixes have init_std (sheet 1.4)")
-    ] = False
+    match_sampled: Annotated[bool, setting("scale the start by √((M+1)/2), so that drawn prefixes have init_std")] = (
+        False
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -52,7 +52,7 @@ LEAST_ROOM = 8
 @final
 @dataclass(frozen=True)
 class ScaleForm:
-    """The scale of a prompt (sheet 1.2): its shape, what it multiplies, its start N(1, std²) and its learning rate."""
+    """The scale of a prompt: its shape, what it multiplies, its start N(1, std²) and its learning rate."""
 
     shape: ScaleShape
     target: ScaleTarget = "prompt"
@@ -129,7 +129,7 @@ class Prompt(AbstractPrompt):
     search_space: ClassVar[SearchSpace] = {
         "training.learning_rate": around(3e-2, 0.3, 3.0),
         "training.epochs": EPOCHS,
-        "method.prompt_length": OneOf((20, 50, 100), "the sheet's sweep"),
+        "method.prompt_length": OneOf((20, 50, 100), "docs/methods/scaled-prompt.md"),
     }
     form: ClassVar[None] = None
 
@@ -312,7 +312,7 @@ def embedding_size(backbone: Backbone) -> float:
 def read_peft_prompt(folder: Path) -> torch.Tensor:
     """The prompt (P, E) of a folder that PEFT has saved, in float32.
 
-    For an encoder-decoder PEFT by default saves 2·P rows, of which it reads the first P and no others (sheet 1.5).
+    For an encoder-decoder PEFT by default saves 2·P rows, of which it reads the first P and no others.
     Raises: RunError where there is no such prompt.
     """
     try:

@@ -4,7 +4,7 @@ Idea: with Adam every number of a prompt moves by about the learning rate, howev
 in proportion. Formula: Z = [V ∘ B(s); X], with s a number, one a vector, one a dimension or one for every number; or
 with target "sequence" Z = [V; X] ∘ B(s), which changes the words' embeddings too.
 Trained: M·P·E numbers and 1, P, E or P·E for the scale. Inference: folded, Q = V ∘ B(s), it is a plain prompt; with
-target "prompt" it can be nothing that a plain prompt could not be, only found differently (sheet 1.4).
+target "prompt" it can be nothing that a plain prompt could not be, only found differently.
 Source: Hu, Meinel & Yang 2023 (arXiv 2309.06759), of which the abstract alone was read. The scale's shape, target,
 start and rate are not known to us: every default here is ours.
 """
@@ -37,7 +37,7 @@ class ScaledPrompt(AbstractPrompt):
     search_space: ClassVar[SearchSpace] = {
         "training.learning_rate": around(3e-2, 0.3, 3.0),
         "training.epochs": EPOCHS,
-        "method.scale_shape": OneOf(("scalar", "token", "dim", "full"), "what the sheet asks to compare"),
+        "method.scale_shape": OneOf(("scalar", "token", "dim", "full"), "every shape"),
     }
 
     scale_shape: Annotated[

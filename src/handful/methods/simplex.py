@@ -126,6 +126,6 @@ def flatten(tensors: list[torch.Tensor]) -> torch.Tensor:
 
 
 def squared_cosine(tensors: list[torch.Tensor], pair: tuple[int, int]) -> torch.Tensor:
-    """cos²(θⱼ, θₖ) over all tensors of two vertices: the diversity term of Wortsman et al. 2021 (sheet 1.6)."""
+    """cos²(θⱼ, θₖ) over all tensors of two vertices: the diversity term of Wortsman et al. 2021."""
     flat = flatten(tensors)
     return torch.cosine_similarity(flat[pair[0]], flat[pair[1]], dim=0) ** 2

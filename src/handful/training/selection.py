@@ -39,7 +39,7 @@ def combine(
 ) -> DevScore:
     """The dev score from scores (S, N, C); of `groups` of rows (positions) the mean over them.
 
-    pooled: the metric once over the S·N predictions; averaged: the mean over S of the metric of one pass (sheet 3).
+    pooled: the metric once over the S·N predictions; averaged: the mean over S of the metric of one pass.
     The two agree for accuracy and MSE but not for F1, Matthews or correlations. With one point both are the metric.
     """
     singles = [Predictions(points[None], predictions.kind).needed_by(metric) for points in predictions.scores]

@@ -1,4 +1,4 @@
-"""Checks 2, 3 and 8 of the FineGates sheet: the law of a gate, and what its penalty's target really delivers."""
+"""Checks 2, 3 and 8 of docs/methods/fine-gates.md: the law of a gate, and what its penalty's target really delivers."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Adapters of gates: checks 1 to 3, 7, 8 and 10 of the FineGates sheet, budgets, collapse, and pruning beside them."""
+"""Adapters of gates: checks 1 to 3, 7, 8 and 10 of docs/methods/fine-gates.md, budgets, collapse, pruning."""
 
 import copy
 import math
@@ -244,7 +244,7 @@ def test_a_target_that_rounds_to_nothing_is_refused():
 
 
 def test_published_gates_say_what_of_the_closed_can_be_left_out():
-    """Sheet 9, check 7: the count after coupling. A unit goes with its row or its column, the residual stream stays."""
+    """Check 7: the count after coupling. A unit goes with its row or its column, the residual stream stays."""
     adapter, _, _ = attach(method=published)
     into, output = adapter.blocks.feed_forward[0].inputs[0], adapter.blocks.feed_forward[0].output
     value, attention = adapter.blocks.attention[1].projections[2], adapter.blocks.attention[1].output
@@ -382,7 +382,7 @@ def test_the_pressure_on_a_gate_does_not_depend_on_the_models_size():
 
 
 def test_the_sources_weight_is_shared_out_over_the_sides_of_all_matrices():
-    """λ / (2 · matrices) a side, whatever its width (sheet 2)."""
+    """λ / (2 · matrices) per side, whatever its width."""
     adapter, _, _ = attach(method=published, init_std=0.0, penalty_weight=3.0, target_sparsity=0.4)
     open_p = 0.5 * math.erfc(-(0.5 + math.tanh(1.0)) / 0.5 / math.sqrt(2))
     assert adapter.penalty().item() == pytest.approx(3 * abs(open_p - 0.6), rel=1e-5)
@@ -395,7 +395,7 @@ def test_the_sources_weight_is_shared_out_over_the_sides_of_all_matrices():
 
 
 def test_with_kurtosis_closed_gates_leave_the_target_to_the_open_ones():
-    """The weights come from the inputs of the forward before; closed gates are pressed no more (sheet 2)."""
+    """The weights come from the inputs of the forward before; closed gates are pressed no more."""
     adapter, rows, _ = attach(method=published, kurtosis=True, init_std=0.0, penalty_weight=1.0, target_sparsity=0.4)
     plain, _, _ = attach(method=published, init_std=0.0, penalty_weight=1.0, target_sparsity=0.4)
     assert adapter.penalty().item() == plain.penalty().item()  # before any forward there is nothing to weigh by
@@ -450,7 +450,7 @@ def open_share(u, std):
 )
 @pytest.mark.parametrize("u", [-0.4, -0.2, -0.1, 0.0, 0.05, 0.2, 0.6, 1.0, 1.4])
 def test_gates_in_training_are_open_as_often_as_the_noise_says(settings, u):
-    """Sheet 9, check 2."""
+    """Check 2."""
     adapter, noise, opened = drawn_at(u, **settings)
     std = adapter.method.noise_std
     assert float(noise.std()) == pytest.approx(std, rel=3e-3)
@@ -466,7 +466,7 @@ def test_the_penalty_counts_as_many_open_gates_as_there_are_only_where_its_noise
 
 
 def test_gates_are_closed_up_to_one_logit_and_open_from_another():
-    """Sheet 9, check 3."""
+    """Check 3."""
     adapter, _, _ = attach(method=published)
     m = torch.linspace(-2, 2, adapter.num_gates)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Adapters of poly: the checks of the sheet (9) on tiny models, baselines, other skills, adaptation, bad input."""
+"""Adapters of poly: the checks of docs/methods/poly.md on tiny models, baselines, skills, adaptation, bad input."""
 
 import re
 from dataclasses import replace

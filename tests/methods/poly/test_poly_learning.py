@@ -1,4 +1,4 @@
-"""What routed skills learn from tasks whose skills are known: checks 13 and 14 of the sheet, as far as they hold.
+"""What routed skills learn from tasks whose skills are known: checks 13 and 14, as far as they hold.
 
 What does not hold, and the numbers, are in docs/methods/poly.md.
 """

@@ -1,4 +1,4 @@
-"""Gates, their noise, what routers share, and regularisers against slow formulas (sheet 9: 1, 6)."""
+"""Gates, their noise, what routers share, and regularisers against slow formulas (check 6 of docs/methods/poly.md)."""
 
 from math import lgamma, log, log1p
 
@@ -39,10 +39,10 @@ def test_check_6_noise_is_logistic_and_gates_are_relaxed_bernoulli():
         torch.default_generator.manual_seed(0)
         samples = theirs.sample((20_000,))
     assert kstest(torch.sigmoid(z + noise).numpy(), samples.numpy()).pvalue > 0.01
-    assert torch.sigmoid(z + noise).mean() == pytest.approx(0.706, abs=0.01)  # not σ(1.3) = 0.786 (sheet 1.1)
+    assert torch.sigmoid(z + noise).mean() == pytest.approx(0.706, abs=0.01)  # not σ(1.3) = 0.786
 
 
-def test_check_6_weights_of_a_skill_are_noisy_as_the_sheet_says():
+def test_check_6_weights_of_a_skill_are_noisy_as_computed():
     noise = logistic_noise((20_000, 8), generator())
     weights = skill_weights(noise)
     assert weights.mean() == pytest.approx(0.125, abs=1e-3) and weights.std() == pytest.approx(0.072, abs=2e-3)

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, final
 
 from handful.methods.settings import convert_settings, setting
 
-_PROTOCOL = "sheet 3, ours"
+_PROTOCOL = "ours"
 
 
 @final

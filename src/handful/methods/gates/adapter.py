@@ -94,7 +94,7 @@ class AbstractGatedAdapter(AbstractHeadedAdapter):
         self.progress.fill_(step / self.steps)
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        """Gates and LoRA by the adapter's rate, biases by the head's, as in the authors' script (sheet 4.1)."""
+        """Gates and LoRA by the adapter's rate, biases by the head's, as in the authors' script."""
         slow = [*self.head.parameters(), *self.biases.parameters()]
         slow += self.pooler.parameters() if self.pooler is not None else []
         held = {id(parameter) for parameter in slow}
@@ -240,7 +240,7 @@ def matching_obstacles(backbone: Backbone, match_features: float) -> list[str]:
 
 
 def matrix_sides(modules: Mapping[str, nn.Module]) -> list[GatedSide]:
-    """A row and a column gate for each matrix (sheet 1.1)."""
+    """A row and a column gate for each matrix."""
     sides: list[GatedSide] = []
     start = 0
     for name, module in modules.items():
@@ -251,7 +251,7 @@ def matrix_sides(modules: Mapping[str, nn.Module]) -> list[GatedSide]:
 
 
 def start_low_rank(module: nn.Module, rank: int, generator: torch.Generator) -> tuple[nn.Parameter, nn.Parameter]:
-    """LoRA's A (k, in), uniform in ±√(1/in) (Kaiming at a = √5), and B (out, k) = 0 (sheet 1.3)."""
+    """LoRA's A (k, in), uniform in ±√(1/in) (Kaiming at a = √5), and B (out, k) = 0."""
     out, width = matrix(module).shape
     down = (torch.rand(rank, width, generator=generator) * 2 - 1) / width**0.5
     return nn.Parameter(down), nn.Parameter(torch.zeros(out, rank))

@@ -23,7 +23,7 @@ MULTIPLE, FINEST = 16, 48
 class Budget:
     """How many groups each block may lose so that `target` of all gateable parameters are gone, the same in each layer.
 
-    Widths that are equal in all layers are what a stock checkpoint can have (sheet 3.4). Units kept are a multiple of
+    Widths that are equal in all layers are what a stock checkpoint can have. Units kept are a multiple of
     `multiple`; where that is `MULTIPLE`, halved until `FINEST` of it fit into the width. Heads go as far as the share
     of the target allows and, where it is the stock class that takes fewer, in numbers that it takes; units make up for
     the rest.

@@ -1,7 +1,7 @@
 """The law of a stochastic gate, and the penalty that closes gates.
 
 A gate has one number m, a location u(m), in training z = clip(u + ε, 0, 1) with ε ~ N(0, σ_n²), and without noise
-ẑ = clip(u, 0, 1), which is not rounded (sheet 1.2). Source: Svirsky, Refael & Lindenbaum 2024/26; Yamada et al. 2020.
+ẑ = clip(u, 0, 1), which is not rounded. Source: Svirsky, Refael & Lindenbaum 2024/26; Yamada et al. 2020.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ def open_probability(u: torch.Tensor, std: float) -> torch.Tensor:
     """Φ(u / σ): the probability that clip(u + ε, 0, 1) > 0 for ε ~ N(0, σ²).
 
     The penalty takes σ_r = ½ for σ, wider than the noise σ_n that gates are drawn with, so its p is not the true
-    probability (sheet 2): with σ_n for σ a gate that starts open would feel no pressure at all.
+    probability: with σ_n for σ a gate that starts open would feel no pressure at all (check 2 of
+    docs/methods/fine-gates.md).
     """
     return torch.special.ndtr(u / std)
 
@@ -35,7 +36,7 @@ def deviation(
 ) -> torch.Tensor:
     """|mean p − keep| for each axis (a row or a column side of one matrix): (A,).
 
-    `p` (n,) of all gates, `axes` (n,) the axis that each belongs to, `sizes` (A,) how many each has (sheet 2). With
+    `p` (n,) of all gates, `axes` (n,) the axis that each belongs to, `sizes` (A,) how many each has. With
     `weights` (n,), which sum to 1 on each axis, it is a weighted mean.
     """
     total = torch.zeros_like(sizes).index_add(0, axes, p if weights is None else weights * p)
@@ -54,7 +55,7 @@ def kurtosis_weights(
 
     κ is Pearson's kurtosis E[(m − E m)⁴] / E[(m − E m)²]² of a row, or column, of M = W ∘ x̄ without what is closed, x̄
     (in,) the mean input: rows without outliers are pressed a little more. As closed gates count no more, those that are
-    open have to come down to the target by themselves (the authors' code, sheet 2).
+    open have to come down to the target by themselves (the authors' code).
     """
     found = (weight * mean_input)[open_rows][:, open_columns]
     return tuple(  # type: ignore[return-value]

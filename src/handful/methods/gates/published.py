@@ -27,10 +27,10 @@ _MORE = (
 
 @final
 class MatrixGatesAdapter(AbstractGatedAdapter):
-    """y = r ⊙ (W (c ⊙ x) + b), r and c drawn once a forward in training and shared by its examples (sheet 1).
+    """y = r ⊙ (W (c ⊙ x) + b), r and c drawn once per forward in training and shared by its examples.
 
     Penalty: Σₐ κₐ |mean p − (1 − s)| over the A = 2·matrices sides, with κₐ = λ / A, or κ·nₐ where the pressure κ on a
-    single gate is given: it means the same for every size of model (sheet 2). With kurtosis, "mean p" is weighted by
+    single gate is given: it means the same for every size of model. With kurtosis, "mean p" is weighted by
     `kurtosis_weights`, from the inputs of the forward before (of this process's rows).
     """
 
@@ -102,8 +102,8 @@ class MatrixGatesAdapter(AbstractGatedAdapter):
     def diagnostics(self) -> dict[str, float]:
         """Shares of gates closed and soft, mean p, and shares of the parameters that are closed and can be left out.
 
-        "removed" is Σ (out·in − |open rows|·|open columns|) of the matrices' weights, counted before any coupling
-        (sheet 3.2); "removable" what a stock checkpoint can do without: the rest of it stays as zeros.
+        "removed" is Σ (out·in − |open rows|·|open columns|) of the matrices' weights, counted for each matrix
+        alone; "removable" is what a stock checkpoint can do without: the rest of it stays as zeros.
         """
         u = self.locations()
         z = u.clamp(0, 1)
@@ -122,7 +122,7 @@ class MatrixGatesAdapter(AbstractGatedAdapter):
 
     @property
     def notes(self) -> list[str]:
-        """What should be said about the gates as they are: that few are closed, or fewer than asked (sheet 2)."""
+        """Warnings about the trained gates: few are closed, or fewer than the target."""
         if not self.steps:
             return []
         found, target = self.diagnostics(), self.method.target_sparsity

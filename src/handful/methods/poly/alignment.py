@@ -28,7 +28,7 @@ def task_alignment(adapter: AbstractHeadedAdapter, batches: Sequence[Batch]) -> 
 
     Each batch is of one task. The sum of unit vectors has all cosines: |Σ u|² = Σ |u|² + Σ_{a≠b} cos(a, b), so that
     no gradient needs to be kept; one of length 0 has cosines of 0. Caccia et al. 2023 explain the gain of their
-    routing by alignment (sheet 3b); how they measure it we do not know.
+    routing by alignment; how they measure it we do not know.
     """
     shared = [p for name, p in adapter.named_parameters() if name.startswith("skills.") and p.requires_grad]
     total, squares = torch.zeros((), dtype=torch.float64), 0.0

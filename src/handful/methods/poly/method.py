@@ -43,8 +43,8 @@ Adapt = Literal["mu", "z", "full"]
 _OF_GATES = ("ibp_weight", "sparsity_weight", "information_weight")
 """Settings that weigh what the gates of a learned routing are pressed to."""
 
-_PONTI = "Ponti et al. 2022 (sheet {})"
-_CACCIA = "Caccia et al. 2023, their code (sheet {})"
+_PONTI = "Ponti et al. 2022"
+_CACCIA = "Caccia et al. 2023, their code"
 
 
 @final
@@ -70,12 +70,12 @@ class Poly(AbstractMethod):
             writing={"learning_rate": 2e-3},
         ),
         "polytropon": Preset(
-            "the paper's pre-training (sheet 1.7); its number of skills was chosen on validation tasks",
+            "the paper's pre-training; its number of skills was chosen on validation tasks",
             {"gate": "gumbel", "rank": 16, "alpha": 1.0},
             {"learning_rate": 1e-3, "epochs": 30, "batch_size": 32, "warmup": 0.06},
         ),
         "mhr": Preset(
-            "the authors' final recipe for T0 (sheet 1.4 and 1.7), with AdamW for Adafactor; q must divide all widths",
+            "the authors' final recipe for T0, with AdamW for Adafactor; q must divide all widths",
             {"gate": "sigmoid", "rank": 1, "alpha": 1.0, "num_splits": 64, "target_modules": "all-linear"},
             {"learning_rate": 1e-3, "batch_size": 16, "warmup": 0.06, "gradient_clip": 1.0},
         ),
@@ -83,16 +83,14 @@ class Poly(AbstractMethod):
     search_space: ClassVar[SearchSpace] = {
         "training.learning_rate": around(1e-4, 5e-4, 5e-3),
         "training.epochs": EPOCHS,
-        "method.adapt": OneOf(("mu", "full"), "the sheet's two ways with a full adapter"),
+        "method.adapt": OneOf(("mu", "full"), "the two ways with a full adapter (docs/methods/poly.md)"),
     }
 
     skills: Annotated[SkillKind, setting("what a skill is: LoRA, IA3 on outputs, or a prefix (ours)")] = "lora"
-    num_skills: Annotated[int, setting("skills S", source=_CACCIA.format("1.7"), ge=1, le=128)] = 8
+    num_skills: Annotated[int, setting("skills S", source=_CACCIA, ge=1, le=128)] = 8
     num_splits: Annotated[
         int,
-        setting(
-            "splits q of every matrix, each with weights of its own; 1 is Poly", source=_CACCIA.format("1.2"), ge=1
-        ),
+        setting("splits q of every matrix, each with weights of its own; 1 is Poly", source=_CACCIA, ge=1),
     ] = 1
     rank: Annotated[int, setting("rank r of a LoRA skill", ge=1, le=1024)] = 8
     alpha: Annotated[float, setting("LoRA's update is scaled by alpha / rank; the papers' is 1", gt=0)] = 16.0
@@ -106,17 +104,15 @@ class Poly(AbstractMethod):
         Routing,
         setting(
             "learned; or all skills shared (S = 1), one a task, by experts, or made by a net",
-            source=_PONTI.format("1.8"),
+            source=_PONTI,
         ),
     ] = "learned"
-    gate: Annotated[Gate, setting("gates of a learned routing: noisy, soft or hard", source=_CACCIA.format("1.4"))] = (
-        "sigmoid"
-    )
+    gate: Annotated[Gate, setting("gates of a learned routing: noisy, soft or hard", source=_CACCIA)] = "sigmoid"
     noise: Annotated[
         Literal["per-example", "per-task"], setting("gate noise is drawn for each example, or for each task of a batch")
     ] = "per-example"
     sharing: Annotated[
-        Sharing, setting("a router for each matrix, block part, layer, coder, or one", source=_CACCIA.format("1.5"))
+        Sharing, setting("a router for each matrix, block part, layer, coder, or one", source=_CACCIA)
     ] = "fine"
     experts: Annotated[
         tuple[tuple[str, ...], ...], setting("with routing = 'expert': names of the tasks that share a skill")
@@ -125,26 +121,18 @@ class Poly(AbstractMethod):
         Adapt,
         setting(
             "a single task trains the average skill, only its routing, or skills and routing",
-            source=_CACCIA.format("1.3"),
+            source=_CACCIA,
         ),
     ] = "mu"
-    routing_rate: Annotated[
-        float, setting("learning rate of the routing, as a multiple", source=_PONTI.format("1.7"), gt=0)
-    ] = 100.0
+    routing_rate: Annotated[float, setting("learning rate of the routing, as a multiple", source=_PONTI, gt=0)] = 100.0
     uniform_share: Annotated[
         float,
-        setting("last share of training in which weights are led to 1/S", source=_CACCIA.format("1.3"), ge=0, lt=1),
+        setting("last share of training in which weights are led to 1/S", source=_CACCIA, ge=0, lt=1),
     ] = 0.0
-    ibp_weight: Annotated[float, setting("Indian buffet prior on the gates", source=_PONTI.format("1.6"), ge=0)] = 0.0
-    sparsity_weight: Annotated[
-        float, setting("L1 on gates beyond one free skill", source=_CACCIA.format("1.6"), ge=0)
-    ] = 0.0
-    information_weight: Annotated[
-        float, setting("gates decided for a task, open over all", source=_CACCIA.format("1.6"), ge=0)
-    ] = 0.0
-    orthogonality_weight: Annotated[
-        float, setting("squared cosines between skills", source=_CACCIA.format("1.6"), ge=0)
-    ] = 0.0
+    ibp_weight: Annotated[float, setting("Indian buffet prior on the gates", source=_PONTI, ge=0)] = 0.0
+    sparsity_weight: Annotated[float, setting("L1 on gates beyond one free skill", source=_CACCIA, ge=0)] = 0.0
+    information_weight: Annotated[float, setting("gates decided for a task, open over all", source=_CACCIA, ge=0)] = 0.0
+    orthogonality_weight: Annotated[float, setting("squared cosines between skills", source=_CACCIA, ge=0)] = 0.0
     unknown_task: Annotated[
         Literal["refuse", "average"], setting("texts for a task without routing: an error, or by the average skill")
     ] = "refuse"

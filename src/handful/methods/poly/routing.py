@@ -1,8 +1,8 @@
 """Which skills a task uses: one bank of routing logits for the whole model, and the gates made of them.
 
 w_rthk = g(z_rthk) / Σ_k' g(z_rthk') for router r, task t, split h and skill k, with g a sigmoid, in training with
-logistic noise if wanted (Ponti et al. 2022; Caccia et al. 2023; sheet 1.1 to 1.6). Normalised sigmoids are computed as
-softmax(log σ(z)), which never switches the adapter off however negative a whole row of logits is.
+logistic noise if wanted (Ponti et al. 2022; Caccia et al. 2023; docs/methods/poly.md). Normalised sigmoids are computed
+as softmax(log σ(z)), which never switches the adapter off however negative a whole row of logits is.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Gate = Literal["gumbel", "sigmoid", "straight-through"]
 Sharing = Literal["fine", "layer", "block", "coder", "coarse"]
 
 START = 1e-3
-"""Routing logits start uniform in ± this: every task nearly at the average of all skills (sheet 1.7)."""
+"""Routing logits start uniform in ± this: every task nearly at the average of all skills."""
 
 
 def logistic_noise(shape: Sequence[int], generator: torch.Generator) -> torch.Tensor:
@@ -102,7 +102,7 @@ class HyperRouting(AbstractRouting):
     """Weights made from an embedding of the task: W₂ ReLU(W₁ e_t), without normalisation, one such net a router.
 
     A hypernetwork whose output heads make A_t and B_t of its last layer is an inventory mixed by that layer (the
-    HyperFormer baseline of Ponti et al. 2022, sheet 1.8).
+    HyperFormer baseline of Ponti et al. 2022).
     """
 
     def __init__(self, routers: int, tasks: int, skills: int, generator: torch.Generator):
@@ -129,7 +129,7 @@ def gated_weights(logits: torch.Tensor, gate: Gate, noise: torch.Tensor | None =
 
 
 def lead_at(progress: float, uniform_share: float) -> float:
-    """The a of w ← a w + (1 − a)/S: cos(π/2 · progress) within the last `uniform_share` of training (sheet 1.3)."""
+    """The a of w ← a w + (1 − a)/S: cos(π/2 · progress) within the last `uniform_share` of training."""
     if not uniform_share:
         return 1.0
     return cos(pi / 2 * min(1.0, max(0.0, (progress - (1 - uniform_share)) / uniform_share)))
@@ -151,8 +151,8 @@ def straight_through(logits: torch.Tensor) -> torch.Tensor:
 def ibp_prior(logits: torch.Tensor) -> torch.Tensor:
     """Minus the log-probability of the hard gates under an Indian buffet process, without terms that have no gradient.
 
-    With m_s the number of tasks that use column s: −Σ_{s: m_s>0} [log (T − m_s)! + log (m_s − 1)!], summed over routers
-    (sheet 1.6). The gradient is straight through.
+    With m_s the number of tasks that use column s: −Σ_{s: m_s>0} [log (T − m_s)! + log (m_s − 1)!], summed over all
+    routers. The gradient is straight through.
     """
     soft = torch.sigmoid(logits)
     hard = (soft > 0.5).to(soft) + soft - soft.detach()
@@ -185,7 +185,7 @@ def router_of(matrix: str, sharing: Sharing) -> str:
     """The router of a matrix, by its name in the model.
 
     fine: one for each matrix; layer: one for each attention or feed-forward block; block: one for each layer of the
-    model; coder: encoder and decoder; coarse: one for all (sheet 1.5).
+    model; coder: encoder and decoder; coarse: one for all (Caccia et al. 2023).
     """
     if sharing == "fine":
         return matrix

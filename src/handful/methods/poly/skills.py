@@ -72,7 +72,7 @@ class AbstractSkills(nn.Module, ABC):
         """Take everything off the backbone. Idempotent."""
 
     def orthogonality(self) -> torch.Tensor:
-        """Mean squared cosine between the skills of one matrix, less the 1/S of each with itself (sheet 1.6)."""
+        """Mean squared cosine between the skills of one matrix, less the 1/S of each with itself."""
         return torch.zeros(())
 
 
@@ -124,7 +124,7 @@ class AbstractMatrixSkills(AbstractSkills):
 
 @final
 class LowRankSkills(AbstractMatrixSkills):
-    """A (q, S, D/q, r) uniform in ±1/√(3 D) and B (q, S, r, O/q) = 0 for each matrix (sheet 1.2 and 1.7)."""
+    """A (q, S, D/q, r) uniform in ±1/√(3 D) and B (q, S, r, O/q) = 0 for each matrix (Caccia et al. 2023)."""
 
     def __init__(
         self,
@@ -171,7 +171,7 @@ class LowRankSkills(AbstractMatrixSkills):
 
 @final
 class RescalingSkills(AbstractMatrixSkills):
-    """l (q, S, O/q) = 1 for each matrix: IA3 on its output (sheet 1.8)."""
+    """l (q, S, O/q) = 1 for each matrix: IA3 on its output."""
 
     def __init__(self, backbone: Backbone, matrices: Sequence[str], sharing: Sharing, shape: tuple[int, int]):
         super().__init__(backbone, matrices, sharing)
