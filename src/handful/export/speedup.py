@@ -31,8 +31,8 @@ from handful.errors import ConfigError
 from handful.export.dense import adds_layer
 from handful.export.shrink import sample_inputs
 from handful.export.size import LENGTH, cpu_name, in_turns, pick_rows, threads
-from handful.methods.gates.budget import Budget, plan_budget
-from handful.methods.gates.prune import Prune
+from handful.methods.base import AbstractMethod
+from handful.methods.gates.budget import Budget
 from handful.runs.experiment import check_method, make_split, open_checked
 from handful.runs.spec import Choice, RunSpec
 from handful.storage import write_file
@@ -74,12 +74,12 @@ class SpeedCurve:
         return ", ".join(f"{1 / time:.2f} × without {share:.0%}" for share, time in points)
 
 
-def with_budget(spec: RunSpec) -> Prune:
+def with_budget(spec: RunSpec) -> AbstractMethod:
     """The spec's method. Raises: ConfigError where it has no budget."""
-    if isinstance(spec.method, Prune):
+    if spec.method.has_budget:
         return spec.method
     raise ConfigError(
-        f"speedup: expected a method with a budget, {Prune.name!r}, found {spec.method.name!r}",
+        f"speedup: expected a method with a budget, 'prune', found {spec.method.name!r}",
         "name it with --method, or leave --speedup out",
     )
 
@@ -102,7 +102,7 @@ def with_speedup(
     if backbone:
         check_method(task, spec, backbone)
     backbone = backbone or open_checked(task, spec)
-    plan = partial(plan_budget, backbone, groups=method.groups, multiple=method.multiple)
+    plan = partial(method.budget, backbone)
     length = min(LENGTH, spec.options.max_length, backbone.max_length)
     group, file = ProcessGroup(backbone.device), _file(backbone, plan(0.5), length)
     curve = group.agree(_curve(backbone, plan, length, file, on_message) if group.is_main else None)
@@ -122,7 +122,11 @@ def with_speedup(
         )
     target = _least_target(plan, curve.removed_for(speedup))
     choice = Choice("method.target_sparsity", target, f"measured: {speedup:g} times as fast ({curve.where})")
-    chosen = replace(spec, method=replace(method, target_sparsity=target), choices=(choice, *spec.choices))
+    chosen = replace(
+        spec,
+        method=method.from_settings({**method.settings(), "target_sparsity": target}),
+        choices=(choice, *spec.choices),
+    )
     return chosen, backbone
 
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from handful.data.batching import Batch, EncodedRows
     from handful.data.task import Task
     from handful.methods.exports import Exports, Product
+    from handful.methods.gates.budget import Budget
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,8 @@ class AbstractMethod(ABC):
     """The format to propose for what it trains."""
     added: ClassVar[tuple[str, ...]] = ()
     """Settings that runs from before they were there do not have: at their default they are no part of a run's key."""
+    has_budget: ClassVar[bool] = False
+    """Whether its setting `target_sparsity` is a share of the model that goes, as `budget` divides it."""
     search_space: ClassVar[SearchSpace] = {}
     """What a search varies, by dotted name, unless it is told otherwise; empty: nothing is worth it."""
     former: ClassVar[Mapping[str, str]] = {}
@@ -111,6 +114,13 @@ class AbstractMethod(ABC):
             f"method {self.name!r} has no simplex",
             "it would need a setting num_vertices; docs/guides/method.md shows how a method gets one",
         )
+
+    def budget(self, backbone: Backbone, share: float) -> Budget:
+        """The units and heads of each block that go where this share of the gateable parameters does.
+
+        Raises: ConfigError where the method has no budget, or the model none for its settings.
+        """
+        raise ConfigError(f"method {self.name!r} has no budget: it removes nothing, {share:g} of the model was asked")
 
     @abstractmethod
     def attach(self, backbone: Backbone, task: Task, *, generator: torch.Generator) -> AbstractAdapter:

@@ -25,7 +25,7 @@ from handful.errors import ConfigError, ModelError
 from handful.methods.base import AbstractMethod, Preset, setting
 from handful.methods.exports import Exports
 from handful.methods.gates.adapter import gated_exports, matching_obstacles
-from handful.methods.gates.budget import MULTIPLE, Groups, plan_budget
+from handful.methods.gates.budget import MULTIPLE, Budget, Groups, plan_budget
 from handful.methods.gates.importance import Importance
 from handful.methods.gates.structured import Closing, GroupGatesAdapter
 from handful.methods.head import HEAD_INIT, HeadInit
@@ -50,6 +50,7 @@ class Prune(AbstractMethod):
     summary: ClassVar[str] = "structured pruning by activations, gradients, magnitude or learned gates, with recovery"
     source: ClassVar[str] = "Sun et al. 2024; Michel et al. 2019; learned gates are ours"
     export_format: ClassVar[str] = "dense"
+    has_budget: ClassVar[bool] = True
     presets: ClassVar[Mapping[str, Preset]] = {
         "default": Preset(
             "ours, the same for every importance, so that only the choice of units differs (docs/experiments.md)",
@@ -115,7 +116,7 @@ class Prune(AbstractMethod):
         if reasons := obstacles(backbone.config):
             return reasons
         try:
-            _ = plan_budget(backbone, self.target_sparsity, self.groups, self.multiple).closing
+            _ = self.budget(backbone, self.target_sparsity).closing
         except (ConfigError, ModelError) as error:
             return [error.message + (f" ({error.hint})" if error.hint else "")]
         if reasons := matching_obstacles(backbone, self.match_features):
@@ -129,6 +130,9 @@ class Prune(AbstractMethod):
         if not (has_head or learns):
             return ["nothing would be left to train: no head, no biases and no LoRA; give a method.lora_rank"]
         return []
+
+    def budget(self, backbone: Backbone, share: float) -> Budget:
+        return plan_budget(backbone, share, self.groups, self.multiple)
 
     def exports(self, backbone: Backbone | str) -> Exports:
         return gated_exports(backbone)
