@@ -37,8 +37,10 @@ def test_methods_of_other_packages_are_listed_and_broken_ones_named(command, tmp
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: acme\nVersion: 1.0\n")
     points = "copy = handful.methods.head:Head\nlost = acme_lost:Lost\nhead = handful.methods.head:Head\n"
     (info / "entry_points.txt").write_text(f"[handful.methods]\n{points}own = acme_own:Own\n")
-    own = (Path(__file__).parents[1] / "methods" / "test_other_packages.py").read_text(encoding="utf-8")
-    source = own.split("'''")[1].replace('"shift"', '"own"').replace("class Shift(", "class Own(")
+    guide = (Path(__file__).parents[2] / "docs" / "guides" / "method.md").read_text(encoding="utf-8")
+    source = (
+        guide.split("```python\n")[1].split("```")[0].replace('"shift"', '"own"').replace("class Shift(", "class Own(")
+    )
     (tmp_path / "acme_own.py").write_text(source)
     monkeypatch.syspath_prepend(str(tmp_path))
     found = command("methods", "--json")

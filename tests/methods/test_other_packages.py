@@ -1,9 +1,11 @@
 """Methods of other packages: found by entry points or passed as objects, refused where they are none."""
 
+import re
 import subprocess
 import sys
 import textwrap
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import pytest
@@ -23,44 +25,11 @@ from handful.runs.spec import resolve
 from handful.studies.recipe import Recipe
 from handful.testing import check_method
 
-SHIFT = '''
-"""A trained shift of the features."""
-from dataclasses import dataclass
-from typing import Annotated, ClassVar, final
-
-import torch
-from torch import nn
-
-from handful.methods.base import AbstractMethod, Preset, setting
-from handful.methods.head import AbstractHeadedAdapter
-
-
-@final
-@dataclass(frozen=True)
-class Shift(AbstractMethod):
-    name: ClassVar[str] = "shift"
-    summary: ClassVar[str] = "a trained shift of the features"
-    source: ClassVar[str] = "a test"
-    presets: ClassVar[dict] = {
-        "default": Preset("a test", training={"learning_rate": 1e-2, "epochs": 3}),
-        "wide": Preset("a test", {"spread": 0.5}, {"epochs": 2}),
-    }
-
-    spread: Annotated[float, setting("standard deviation at the start", ge=0)] = 0.1
-
-    def attach(self, backbone, task, *, generator):
-        return ShiftAdapter(backbone, task, self, generator=generator)
-
-
-class ShiftAdapter(AbstractHeadedAdapter):
-    def __init__(self, backbone, task, method, *, generator):
-        super().__init__(backbone, task, generator=generator)
-        self.method = method
-        self.shift = nn.Parameter(torch.randn(backbone.hidden_size, generator=generator) * method.spread)
-
-    def features(self, batch):
-        return super().features(batch) + self.shift
-
+GUIDE = Path(__file__).parents[2] / "docs" / "guides" / "method.md"
+(EXAMPLE,) = re.findall(r"```python\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.DOTALL)
+SHIFT = (
+    EXAMPLE
+    + """
 
 class NoMethod:
     name = "no-method"
@@ -68,7 +37,8 @@ class NoMethod:
 
 class Unfinished(AbstractMethod):
     name = "unfinished"
-'''
+"""
+)
 
 
 @pytest.fixture
