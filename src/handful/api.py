@@ -190,16 +190,19 @@ class FittedModel:
         parts = self.stream_texts(self._rows(texts), predictor, on_progress=on_progress, **generation)
         return [text or "" for part in parts for text in part.texts]
 
-    def predict(self, texts: Texts, predictor: str | None = None) -> list[str | None] | list[float]:
-        """The label of each text, None where it has no tokens (for regression its number, or NaN; for generation the
-        text that is generated).
+    def predict(
+        self, texts: Texts, predictor: str | None = None
+    ) -> list[str | None] | list[float] | list[list[str] | None]:
+        """The label of each text, or the list of its labels; None where it has no tokens (for regression its number, or
+        NaN; for generation the text that is generated).
         """
         if self._trained.spec.generation is not None:
             return list(self.write(texts, predictor))
         predictions = self.predictions(texts, predictor)
         if not self.labels:
             return predictions.values.tolist()
-        return [None if index < 0 else self.labels[index] for index in predictions.labels]
+        found = zip(predictions.labels, predictions.blank, strict=True)
+        return [None if blank else predictions.objective.shown(label, self.labels) for label, blank in found]
 
     def predict_proba(self, texts: Texts, predictor: str | None = None) -> np.ndarray:
         """Calibrated probabilities (N, C). Raises: ConfigError for regression and for a run that generates texts."""

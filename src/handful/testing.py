@@ -63,7 +63,7 @@ def toy_task(kind: TaskKind = "classification", rows: int = 24) -> Task:
             continue
         target = 1000.0 + 50 * (2 * label - 1) + length if not objective.has_classes else label
         pool.append(Example(text, pair, target, f"toy:{index + 1}"))
-    if not objective.has_classes:
+    if not objective.has_labels:
         return Task("toy", kind, (), "rouge-l" if objective.generates else objective.loss_metric, tuple(pool))
     return Task("toy", kind, ("first", "last"), "accuracy", tuple(pool))
 

@@ -106,7 +106,7 @@ def describe(task: Task, spec: RunSpec, found: Preflight) -> dict[str, Any]:
         },
         "device": spec.device,
         "spec": spec.resolved(),
-        "baseline": None if task.members or not found.classes else describe_largest(found.classes),
+        "baseline": None if task.members or not task.objective.has_classes else describe_largest(found.classes),
         "notes": [*found.notes, *_writing_notes(task, spec)],
         "steps": found.steps,
         "parameters": found.parameters,

@@ -256,8 +256,10 @@ def _labelled(
             record: dict[str, Any] = {}
             if fitted.labels:
                 probabilities = predictions.probabilities[index].tolist()
-                label = None if is_blank else fitted.labels[predictions.labels[index]]
-                record |= {"label": label, "probability": _rounded(max(probabilities), is_blank)}
+                objective = predictions.objective
+                record["label"] = None if is_blank else objective.shown(predictions.labels[index], fitted.labels)
+                if objective.has_classes:
+                    record["probability"] = _rounded(max(probabilities), is_blank)
                 for label, probability in zip(fitted.labels, probabilities, strict=True):
                     record[f"probability of {label}"] = _rounded(probability, is_blank)
             else:

@@ -98,4 +98,6 @@ def contradictions_told(contradictions: Sequence[Sequence[Example]], labels: Seq
 
 
 def _label(row: Example, labels: Sequence[str]) -> str:
+    if isinstance(row.label, tuple):
+        return repr([name for name, flag in zip(labels, row.label, strict=True) if flag])
     return repr(labels[int(row.label or 0)]) if labels else f"{row.label:g}"

@@ -99,8 +99,8 @@ def _member_problems(task: Task) -> list[str]:
     found = []
     if task.members:
         found.append("is itself a task of tasks; give its members")
-    if not (task.objective.has_classes or task.objective.generates):
-        found.append("asks for numbers, which have no labels to choose from; leave it out")
+    if reason := task.objective.unmixable:
+        found.append(f"{reason}; leave it out")
     if not task.pool:
         found.append("has no rows to learn from; give it labelled rows, or leave it out")
     return [*found, *_same_labels(task)]

@@ -179,17 +179,18 @@ def _divide(task: Task, draw: _Draw, closed: Collection[bytes]) -> _Part:
     minimum = 2 if draw.dev == "carved" else 1
     _check_enough(task, strata, shots, minimum, _left_out(task, found))
     taken = min(len(pool), shots + (dev_rows if draw.dev == "separate" else 0))
-    order = _interleave([_shuffled(rows, generator) for rows in strata], minimum, taken)
-    chosen = order[:shots]
-    train = [row for row, _, _ in chosen]
-    selection: Sequence[Example] = ()
-    if draw.dev == "carved":
-        offsets = _rounding_offsets(len(strata))
-        roles = [_is_dev(place, offsets[stratum], draw.dev_fraction) for _, stratum, place in chosen]
-        selection = [row for (row, _, _), is_dev in zip(chosen, roles, strict=True) if is_dev]
-        train = [row for (row, _, _), is_dev in zip(chosen, roles, strict=True) if not is_dev]
-    elif draw.dev == "separate":
-        rest = [row for row, _, _ in order[shots:]]
+    drawn = task.objective.draw(
+        [row.label for row in pool], task.labels, taken, generator=generator, task=task.name,
+        dev_fraction=draw.dev_fraction if draw.dev == "carved" else None, dropped=_left_out(task, found),
+    )  # fmt: skip
+    if drawn:
+        order = [(pool[place], selects) for place, selects in zip(*drawn, strict=True)]
+    else:
+        order = _by_strata([_shuffled(rows, generator) for rows in strata], minimum, taken, draw)
+    train = [row for row, selects in order[:shots] if not selects]
+    selection: Sequence[Example] = [row for row, selects in order[:shots] if selects]
+    if draw.dev == "separate":
+        rest = [row for row, _ in order[shots:]]
         selection = (_shuffled(own_dev, stream(draw.seed, "split/dev")) if own_dev else rest)[:dev_rows]
         if not selection:
             raise DataError(
@@ -324,6 +325,15 @@ def _check_enough(
 
 def _shuffled(rows: Sequence[Example], generator: torch.Generator) -> list[Example]:
     return [rows[index] for index in torch.randperm(len(rows), generator=generator).tolist()]
+
+
+def _by_strata(strata: Sequence[Sequence[Example]], minimum: int, rows: int, draw: _Draw) -> list[tuple[Example, bool]]:
+    """The first `rows` in the order in which shots are taken, and whether each selects."""
+    offsets, carved = _rounding_offsets(len(strata)), draw.dev == "carved"
+    return [
+        (row, carved and _is_dev(place, offsets[stratum], draw.dev_fraction))
+        for row, stratum, place in _interleave(strata, minimum, rows)
+    ]
 
 
 def _interleave(strata: Sequence[Sequence[Example]], minimum: int, rows: int) -> list[tuple[Example, int, int]]:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import TYPE_CHECKING, Literal, final
+from typing import TYPE_CHECKING, Any, Literal, final
 
 from handful.data.columns import Columns
 from handful.data.distinct import Distinct, contradiction_notes, once
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 DevRows = Literal["carved", "separate", "none"]
 """Where development rows come from; see `Split`."""
 
+Label = Any
+"""What `Task.objective` says: the index of a class, a number, 0 or 1 for every class; None where there is none."""
+
 LONG_REFERENCE = 6
 """Words from which on a reference that stands in two places is taken for the same row. Shorter ones, such as the
 answers "yes" or "in Paris", repeat by chance."""
@@ -30,16 +33,17 @@ answers "yes" or "in Paris", repeat by chance."""
 class Example:
     """One row.
 
-    `label` is the index of the class in `Task.labels`, or the target number for regression, or None
-    where there is none. `source` is "file:line", so that an error can say where. A row of generation is one record:
-    its input is `text`, the texts that may be written for it are `references`, and it has no label. `task` names the
-    member that a row of a task of tasks belongs to. `instruction` is put before the text for a model that writes; it is
-    no part of what makes two rows the same. `weight` is how much the row counts in training beside others.
+    `label` is the index of the class in `Task.labels`, the target number for regression, 0 or 1 for each of
+    `Task.labels` where a text may have several, or None where there is none. `source` is "file:line", so that an error
+    can say where. A row of generation is one record: its input is `text`, the texts that may be written for it are
+    `references`, and it has no label. `task` names the member that a row of a task of tasks belongs to. `instruction`
+    is put before the text for a model that writes; it is no part of what makes two rows the same. `weight` is how much
+    the row counts in training beside others.
     """
 
     text: str
     text_pair: str | None = None
-    label: int | float | None = None
+    label: Label = None
     source: str = "memory"
     references: tuple[str, ...] = ()
     task: str = ""
@@ -178,7 +182,7 @@ class Task:
 
 def as_member(row: Example, name: str, offset: int) -> Example:
     """The row as one of a member of a task of tasks, whose labels begin at `offset`."""
-    return replace(row, task=name, label=None if row.label is None else row.label + offset)
+    return replace(row, task=name, label=None if row.label is None else int(row.label) + offset)
 
 
 def reading(label: str) -> str:

@@ -21,12 +21,13 @@ class Baseline:
     """Scores of one answer for every test row, chosen by the training rows alone.
 
     `answer` is the largest class among the training rows (the first of `ties` classes of that size, in the order of the
-    labels), for regression the mean of their targets. It is None for several tasks, each with its own answer; `scores`
+    labels), for regression the mean of their targets, for several labels
+    per text those that most rows have, though every metric has its own best set. It is None for several tasks, each with its own answer; `scores`
     are then means over the tasks. `scores` is by metric; metrics of probabilities score the shares of the classes among
     the training rows, with one row added to each class.
     """
 
-    answer: str | float | None
+    answer: str | float | list[str] | None
     scores: dict[str, float]
     ties: int = 1
 
@@ -45,7 +46,7 @@ class Baseline:
             and isinstance(scores, Mapping)
             and all(isinstance(n, str) and _is_number(x) for n, x in scores.items())
         )
-        right = right and (answer is None or isinstance(answer, str) or _is_number(answer))
+        right = right and (answer is None or isinstance(answer, str) or _is_number(answer) or _is_set(answer))
         if not right or type(ties) is not int or ties < 1:
             raise DataError(f"expected a baseline with an answer and scores, found {record!r}")
         return cls(**known)
@@ -54,10 +55,16 @@ class Baseline:
         """The answer in words, such as "always predicting 'ham', the largest class"; `name` shows a label."""
         if self.answer is None:
             return "always giving each task its most usual answer"
+        if isinstance(self.answer, list):
+            return "always predicting the labels that are best for the metric on the training rows"
         if not isinstance(self.answer, str):
             return f"always predicting {self.answer:.3g}, the mean of the training rows"
         which = "the largest class" if self.ties == 1 else f"one of the {self.ties} largest classes"
         return f"always predicting {name(self.answer)}, {which}"
+
+
+def _is_set(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
 
 
 def _is_number(value: object) -> bool:
@@ -66,23 +73,31 @@ def _is_number(value: object) -> bool:
 
 def constant_baseline(task: Task, train: Sequence[Example], targets: np.ndarray, metrics: Sequence[str]) -> Baseline:
     """The baseline of a task by its training rows, scored on test `targets` (N,): class indices, or numbers."""
-    constant = task.objective.constant([row.label for row in train if row.label is not None], task.labels)
-    rows = {needs: np.repeat(np.asarray(one)[None], len(targets), 0) for needs, one in constant.needs.items()}
-    scores = {name: score(name, rows[get_metric(name).needs], targets) for name in metrics}
+    labels = [row.label for row in train if row.label is not None]
+    constant, scores = task.objective.constant(labels, task.labels), {}
+    for name in metrics:
+        metric = get_metric(name, task.kind)
+        one = constant.needs[metric.needs] if metric.constant is None else metric.constant(np.asarray(labels), metric)
+        scores[name] = score(metric, _repeated(one, len(targets)), targets)
     return Baseline(constant.answer, scores, constant.ties)
+
+
+def _repeated(one: np.ndarray | float, rows: int) -> np.ndarray:
+    return np.repeat(np.asarray(one)[None], rows, 0)
 
 
 def rescored(baseline: Baseline | None, task: Task, targets: np.ndarray) -> Baseline | None:
     """The same answer on other rows, of which `targets` (N,) are the class indices or numbers.
 
-    Without metrics of probabilities: a baseline does not keep the shares that these score.
+    Without metrics of probabilities: a baseline does not keep the shares that these score. None for label sets, whose
+    best constant answer is another one for each metric.
     """
-    if baseline is None or baseline.answer is None:
+    if baseline is None or baseline.answer is None or isinstance(baseline.answer, list):
         return None
-    answer = task.labels.index(baseline.answer) if isinstance(baseline.answer, str) else baseline.answer
-    names = [name for name in baseline.scores if get_metric(name).needs in ("labels", "values")]
-    constant = np.full(len(targets), answer)
-    return Baseline(baseline.answer, {name: score(name, constant, targets) for name in names}, baseline.ties)
+    constant = _repeated(task.objective.as_label(baseline.answer, task.labels), len(targets))
+    found = [get_metric(name, task.kind) for name in baseline.scores]
+    scores = {m.name: score(m, constant, targets) for m in found if m.needs in ("labels", "values")}
+    return Baseline(baseline.answer, scores, baseline.ties)
 
 
 def mean_baseline(baselines: Sequence[Baseline]) -> Baseline:

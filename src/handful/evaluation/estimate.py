@@ -100,6 +100,8 @@ def bootstrap_score(
     which draw nothing from `generator`.
     """
     metric = get_metric(metric)
+    if metric.estimate is not None:
+        return metric.estimate(metric, predictions, targets, generator=generator, resamples=resamples, level=level)
     predictions, targets = check_rows(metric, predictions, targets)
     check_level(level)
     rows = len(targets)

@@ -16,6 +16,7 @@ from handful.data.task import Example, Task, TestRows, as_member
 from handful.errors import ConfigError, DataError
 from handful.evaluation.baseline import Baseline, constant_baseline
 from handful.evaluation.estimate import Estimate, bootstrap_score
+from handful.evaluation.metrics import get_metric
 from handful.evaluation.predict import Predictions, predict_rows
 from handful.evaluation.text.generate import GenerationOptions, write, writing_vertex
 from handful.evaluation.text.metrics import usual_metrics
@@ -114,7 +115,9 @@ def score_predictions(
     """Every metric of `metric_names` with its bootstrap interval over rows."""
     seed = int(torch.randint(2**62, (), generator=generator))
     return {
-        name: bootstrap_score(name, predictions.needed_by(name), targets, generator=np.random.default_rng(seed))
+        name: bootstrap_score(
+            get_metric(name, task.kind), predictions.needed_by(name), targets, generator=np.random.default_rng(seed)
+        )
         for name in metric_names(task)
     }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import Any, Literal, final
 
 import numpy as np
 
@@ -33,6 +33,10 @@ class Metric:
     `metrics.score` does the conversion and all checks. `rows` gives the value of each row (N,) where the metric is
     their mean and takes what `function` does. `signature` tells the exact variant of a metric of texts, and `ready`
     raises ConfigError where something that it needs is not installed.
+
+    A metric of needs of its own brings `check`, which gives predictions and targets as arrays, `estimate`, which gives
+    the score with its interval as `estimate.bootstrap_score` does, and `constant`, the constant answer that is best on
+    training targets.
     """
 
     name: str
@@ -47,3 +51,6 @@ class Metric:
     signature: Callable[[], str] | None = None
     ready: Callable[[], None] | None = None
     rows: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
+    check: Callable[[Metric, Any, Any], tuple[np.ndarray, np.ndarray]] | None = None
+    estimate: Callable[..., Any] | None = None
+    constant: Callable[[np.ndarray, Metric], np.ndarray] | None = None

@@ -6,6 +6,8 @@ and thousands of resamples of it (`estimate.bootstrap_score`) come from the same
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from importlib import import_module
 from math import inf, log
 from typing import Any, cast
 
@@ -47,23 +49,46 @@ def score(metric: str | Metric, predictions: Any, targets: Any) -> float:
 
 
 def measure(metric: Metric, texts: np.ndarray, records: np.ndarray) -> np.ndarray:
-    """Statistics (N, F) of written texts, whose sums over any rows `metric.combine` turns into the score of these."""
-    return cast(np.ndarray, metric.function(texts.tolist(), records.tolist()))
+    """Statistics (N, F) of rows, whose sums over any rows `metric.combine` turns into the score of these."""
+    if metric.needs == "texts":
+        return cast(np.ndarray, metric.function(texts.tolist(), records.tolist()))
+    return cast(np.ndarray, metric.function(texts, records))
 
 
-def get_metric(name: str | Metric) -> Metric:
-    """The metric of that name (a `Metric` is passed through), also one that is only read from older runs.
+def get_metric(name: str | Metric, kind: TaskKind | None = None) -> Metric:
+    """The metric of that name (a `Metric` is passed through), in the variant for this kind of task, also one that is only
+    read from older runs.
 
-    Raises: ConfigError naming the nearest one.
+    Variants of one name differ in what they are given; range and direction are the same. Raises: ConfigError naming the
+    nearest one.
     """
     if isinstance(name, Metric):
         return name
-    for retired in RETIRED:
-        if retired.name == name:
-            return retired
-    if name not in METRICS:
-        raise ConfigError(f"expected the name of a metric, found {name!r}", nearest(name, METRICS))
-    return METRICS[name]
+    tables = [METRICS, *map(_variants, _VARIANTS), {metric.name: metric for metric in RETIRED}]
+    if kind in _VARIANTS:
+        tables.insert(0, _variants(kind))
+    for table in tables:
+        if name in table:
+            return table[name]
+    raise ConfigError(
+        f"expected the name of a metric, found {name!r}",
+        nearest(name, {name: None for table in tables[:-1] for name in table}),
+    )
+
+
+def metrics_of(kind: TaskKind) -> list[Metric]:
+    """All metrics for a kind of task."""
+    table = _variants(kind) if kind in _VARIANTS else METRICS
+    return [metric for metric in table.values() if kind in metric.kinds]
+
+
+_VARIANTS: dict[str, tuple[str, str]] = {}
+"""Kinds of task with metrics of their own, under names that others have too: a module, and its table by name."""
+
+
+def _variants(kind: str) -> Mapping[str, Metric]:
+    module, table = _VARIANTS[kind]
+    return getattr(import_module(module), table)
 
 
 def check_metric(name: str | Metric, kind: TaskKind, num_labels: int) -> Metric:
@@ -71,9 +96,9 @@ def check_metric(name: str | Metric, kind: TaskKind, num_labels: int) -> Metric:
 
     Raises: ConfigError naming metrics that can, or what must be installed for this one.
     """
-    metric = get_metric(name)
+    metric = get_metric(name, kind)
     if kind not in metric.kinds:
-        fitting = [other.name for other in METRICS.values() if kind in other.kinds]
+        fitting = [other.name for other in metrics_of(kind)]
         kinds = " and ".join(sorted(metric.kinds))
         raise ConfigError(
             f"expected a metric for {kind} tasks, found {metric.name!r}, which is for {kinds}",
@@ -94,6 +119,8 @@ def check_metric(name: str | Metric, kind: TaskKind, num_labels: int) -> Metric:
 
 def check_rows(metric: Metric, predictions: Any, targets: Any) -> tuple[np.ndarray, np.ndarray]:
     """Predictions and targets as arrays of what the metric needs. Raises: DataError naming the first wrong row."""
+    if metric.check is not None:
+        return metric.check(metric, predictions, targets)
     if metric.needs == "texts":
         return _check_texts(predictions, targets)
     hint = f"metric {metric.name!r} needs {metric.needs}: {ADVICE[metric.needs]}"

@@ -59,8 +59,9 @@ class Predictions:
     @cached_property
     def labels(self) -> np.ndarray:
         """(N,): the most probable class index; -1 where a text has no tokens."""
-        most = self.scores[0] if len(self.scores) == 1 else self.probabilities  # of one point: in the same order
-        return np.where(self.blank, -1, self.objective.answers(most))  # argmax of NaN would be class 0
+        found = self.objective.answers(self.scores, lambda: self.probabilities)
+        found[self.blank] = -1  # argmax of NaN would be class 0
+        return found
 
     @cached_property
     def blank(self) -> np.ndarray:
@@ -74,7 +75,7 @@ class Predictions:
 
     def needed_by(self, metric: str | Metric) -> np.ndarray:
         """What a metric scores: classes (N,), probabilities (N, C) or values (N,)."""
-        return getattr(self, get_metric(metric).needs)
+        return self.objective.needed(self, get_metric(metric, self.kind).needs)
 
 
 def check_predictor(predictor: str, num_vertices: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -19,7 +19,7 @@ class Constant:
     `ties` counts the answers that would do as well.
     """
 
-    answer: str | float
+    answer: str | float | list[str]
     needs: Mapping[str, np.ndarray | float]
     ties: int = 1
 
@@ -38,6 +38,8 @@ class Objective(ABC):
 
     has_classes: ClassVar[bool] = False
     """Whether every row has one of several classes, which can be counted, weighed and missing."""
+    has_labels: ClassVar[bool] = False
+    """Whether labels have names."""
     generates: ClassVar[bool] = False
     """Whether a language model writes texts; there is then no head, and rows have references in place of labels."""
 
@@ -49,6 +51,11 @@ class Objective(ABC):
     default_metric: ClassVar[str]
     loss_metric: ClassVar[str]
     """The metric that is the training loss."""
+
+    aliases: ClassVar[Mapping[str, str]] = {}
+    """Other names of metrics."""
+    unmixable: ClassVar[str | None] = None
+    """Why a task cannot be one of several that are learned at once; None where it can."""
 
     problem_type: ClassVar[str | None] = None
     """`config.problem_type` of a stock classification model."""
@@ -99,6 +106,16 @@ class Objective(ABC):
         """Positions of the rows by stratum; few-shot rows keep the proportions of the strata."""
         del num_labels
         return [list(range(len(labels)))]
+
+    def draw(
+        self, labels: Sequence[Any], names: Sequence[str], rows: int, *, generator: torch.Generator, **more: Any
+    ) -> tuple[Sequence[int], Sequence[bool]] | None:
+        """So many rows in the order in which shots are taken, and which of them select; None: by `strata`.
+
+        `more` are `dev_fraction`, None where no row selects, and `task` and `dropped` for errors.
+        """
+        del labels, names, rows, generator, more
+        return None
 
     def stratum(self, index: int, names: Sequence[str]) -> str:
         """The name of one stratum in an error."""
@@ -157,21 +174,46 @@ class Objective(ABC):
         """Probabilities (S, N, C) from scores (S, N, C)."""
         raise NotImplementedError(self.kind)
 
-    def answers(self, scores: np.ndarray) -> np.ndarray:
-        """The predicted label of each row from its scores or probabilities (N, C), as in the targets."""
-        return scores[:, 0]
+    def answers(self, scores: np.ndarray, probabilities: Callable[[], np.ndarray]) -> np.ndarray:
+        """The predicted label of each row, as in the targets, from scores (S, N, C); asks for the mean probabilities
+        (N, C) only where it needs them.
+        """
+        del probabilities
+        return scores[..., 0].mean(0)
 
     def disagreement(self, scores: np.ndarray) -> np.ndarray:
         """How far S points of the simplex disagree about each row (N,), from scores (S, N, C)."""
         return scores[..., 0].std(0)
 
-    def calibration_rows(self, scores: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Logits and class indices to fit a temperature on, which then divides the scores (N, C)."""
-        return scores, targets
-
     def constant(self, labels: Sequence[Any], names: Sequence[str]) -> Constant:
         """The one answer for every row that these training labels suggest."""
         raise NotImplementedError(self.kind)
+
+    def as_label(self, answer: Any, names: Sequence[str]) -> Any:
+        """The label that the answer of a `Constant` means."""
+        del names
+        return answer
+
+    def needed(self, predictions: Any, needs: str) -> np.ndarray:
+        """What a metric needs of `evaluation.predict.Predictions`: their field of that name."""
+        return getattr(predictions, needs)
+
+    def shown(self, label: Any, names: Sequence[str]) -> Any:
+        """A predicted label as users get it."""
+        return names[int(label)]
+
+    def counts(self, labels: Sequence[Any], num_labels: int) -> list[int]:
+        """The number of rows of each class."""
+        return [sum(label == index for label in labels) for index in range(num_labels)]
+
+    def columns(
+        self, rows: Sequence[Mapping[str, Any]], needs: str, names: Sequence[str]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Targets and what a metric needs of the predictions, from records of N rows."""
+        import numpy as np
+
+        del needs, names
+        return np.array([row["target"] for row in rows], float), np.array([row["prediction"] for row in rows], float)
 
     def record(self, row: int, target: Any, predictions: Any, names: Sequence[str]) -> dict[str, Any]:
         """Target and prediction of one row as plain JSON values; `predictions` are `evaluation.predict.Predictions`."""

@@ -5,7 +5,7 @@ The probe is a multinomial logistic regression; predictions are the most probabl
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
@@ -32,6 +32,7 @@ class Classification(Objective):
     """One class per row. Labels are indices of classes."""
 
     has_classes: ClassVar[bool] = True
+    has_labels: ClassVar[bool] = True
     calibrates: ClassVar[bool] = True
     metrics: ClassVar[tuple[str, ...]] = ("accuracy", "macro_f1", "nll", "brier", "ece")
     default_metric: ClassVar[str] = "accuracy"
@@ -118,9 +119,10 @@ class Classification(Objective):
         powers /= powers.sum(0)
         return np.moveaxis(powers, 0, -1)
 
-    def answers(self, scores: np.ndarray) -> np.ndarray:
-        """The index of the largest score, of equal ones the first."""
-        return scores.argmax(1)
+    def answers(self, scores: np.ndarray, probabilities: Callable[[], np.ndarray]) -> np.ndarray:
+        """The most probable class, of equal ones the first."""
+        most = scores[0] if len(scores) == 1 else probabilities()  # of one point: in the same order
+        return most.argmax(1)
 
     def disagreement(self, scores: np.ndarray) -> np.ndarray:
         """Mean total-variation distance ½ Σ_c |p_s − p̄| between a point's probabilities and their mean, in [0, 1]."""
@@ -137,6 +139,20 @@ class Classification(Objective):
         largest = int(counts.argmax())
         needs = {"labels": largest, "probabilities": (counts + 1) / (counts + 1).sum()}
         return Constant(names[largest], needs, int((counts == counts.max()).sum()))
+
+    def as_label(self, answer: Any, names: Sequence[str]) -> Any:
+        return names.index(answer)
+
+    def columns(
+        self, rows: Sequence[Mapping[str, Any]], needs: str, names: Sequence[str]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        import numpy as np
+
+        place = {name: number for number, name in enumerate(names)}
+        classes = np.array([place[row["target"]] for row in rows])
+        if needs == "labels":
+            return classes, np.array([place[row["prediction"]] for row in rows])
+        return classes, np.array([row["probabilities"] for row in rows], float)
 
     def record(self, row: int, target: Any, predictions: Any, names: Sequence[str]) -> dict[str, Any]:
         return {

@@ -27,6 +27,7 @@ class Regression(Objective):
     loss_metric: ClassVar[str] = "mse"
     problem_type: ClassVar[str | None] = "regression"
     tag: ClassVar[str] = "text-regression"
+    unmixable: ClassVar[str | None] = "asks for numbers, which have no labels to choose from"
     outputs: ClassVar[str] = "one number"
     strata_name: ClassVar[str] = "fifths of the target"
 

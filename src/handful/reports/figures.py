@@ -154,7 +154,7 @@ def reliability_figure(results: Sequence[Result], damaged: Callable[[Result, str
     for label in labels_of(results):
         pooled: dict[str, list[tuple[np.ndarray, np.ndarray]]] = defaultdict(list)
         for result in with_label(results, label):
-            if result.record["task"]["labels"] and result.record["scores"]:
+            if objective_of(result.record["task"]["kind"]).has_classes and result.record["scores"]:
                 try:
                     pooled[result.cell.task].append(_probabilities(result))
                 except (OSError, ValueError, KeyError, TypeError) as error:

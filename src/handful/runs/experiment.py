@@ -208,7 +208,7 @@ def train(
     if dev is not None and task.objective.calibrates:
         assert dev.labels is not None
         scores = predict_rows(adapter, dev, task.kind).scores[0]
-        temperature = fit_temperature(*task.objective.calibration_rows(scores, dev.labels.numpy()))
+        temperature = fit_temperature(scores, dev.labels.numpy())
         adapter.calibrate(temperature)
     truncated = {"train": rows.truncated, "dev": dev.truncated if dev else 0}
     truncated_references = rows.truncated_targets + (dev.truncated_targets if dev else 0)

@@ -348,7 +348,7 @@ def _refuse_other_kind(saved: Run, task: Mapping[str, Any]) -> None:
     """Raises: DataError unless both are of generation or both have labels."""
     writes, kind = objective_of(saved.record["task"]["kind"]).generates, task["kind"]
     objective = objective_of(kind)
-    if writes != objective.generates or not (writes or objective.has_classes):
+    if writes != objective.generates or objective.unmixable:
         wanted = "a task whose texts are written" if writes else "a task with labels"
         raise DataError(
             f"{saved.folder}: expected {wanted}, as its own are, found {task['name']!r} of the kind {kind}",

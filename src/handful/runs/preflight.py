@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
@@ -76,8 +75,8 @@ def preflight(task: Task, spec: RunSpec) -> Preflight:
 
 
 def _classes(task: Task, rows: Sequence[Example]) -> dict[str, int]:
-    counts = Counter(row.label for row in rows)
-    return {label: counts[index] for index, label in enumerate(task.labels)}
+    counts = task.objective.counts([row.label for row in rows], len(task.labels))
+    return dict(zip(task.labels, counts, strict=True))
 
 
 def _attached(task: Task, spec: RunSpec, skeleton: Backbone) -> AbstractAdapter | None:

@@ -260,7 +260,7 @@ def fold_score(task: Task, spec: RunSpec, fold: Fold, backbone: Backbone, on_eve
     finally:
         trained.adapter.detach()
     assert held.labels is not None
-    return score(task.metric, predictions.needed_by(task.metric), held.labels.numpy())
+    return score(get_metric(task.metric, task.kind), predictions.needed_by(task.metric), held.labels.numpy())
 
 
 class _OutOfTime(Exception):

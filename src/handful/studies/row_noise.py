@@ -27,6 +27,7 @@ from handful.data.task import Example
 from handful.errors import DataError, HandfulError
 from handful.evaluation.metric import Metric
 from handful.evaluation.metrics import get_metric, measure, score
+from handful.objectives import objective_of
 from handful.runs.store import PREDICTIONS
 from handful.studies.results import Result
 from handful.studies.verdicts import RowNoise
@@ -90,7 +91,7 @@ def _bound(pairs: Sequence[tuple[int, Result, Result]], weights: Sequence[float]
 
 def _read(result: Result, metric: str) -> Effects | None:
     """The effects of a run's rows, if they make up the score that it has on record."""
-    recorded, found = result.estimate(metric), get_metric(metric)
+    recorded, found = result.estimate(metric), get_metric(metric, result.record["task"]["kind"])
     if recorded is None:
         return None
     try:
@@ -101,7 +102,7 @@ def _read(result: Result, metric: str) -> Effects | None:
         effects: Effects = {}
         total = 0.0
         for part, rows in parts.items():
-            values, whole = _pseudo_values(found, rows, result.record["task"]["labels"])
+            values, whole = _pseudo_values(found, rows, result.record["task"])
             total += whole / len(parts)
             # Rows are the same where sources and targets are; runs on other rows share nothing.
             rows_id = hash(tuple((str(row["source"]), str(row.get("target"))) for row in rows))
@@ -115,14 +116,14 @@ def _read(result: Result, metric: str) -> Effects | None:
 
 
 def _pseudo_values(
-    metric: Metric, rows: Sequence[Mapping[str, Any]], labels: Sequence[str]
+    metric: Metric, rows: Sequence[Mapping[str, Any]], task: Mapping[str, Any]
 ) -> tuple[np.ndarray, float]:
     """The pseudo-values (N,) or, by groups, (G,), and the score."""
-    if metric.combine is not None:
+    if metric.needs == "texts":
         return _of_texts(metric, rows)
-    targets, predictions = _columns(metric, rows, labels)
-    if metric.name in MEANS:
-        values = MEANS[metric.name](predictions, targets)
+    targets, predictions = objective_of(task["kind"]).columns(rows, metric.needs, task["labels"])
+    if means := metric.rows if metric.check else MEANS.get(metric.name):
+        values = means(predictions, targets)
         return values, float(values.mean())
     whole, group_of, groups = score(metric, predictions, targets), *_groups(len(rows))
     kept = [score(metric, predictions[group_of != group], targets[group_of != group]) for group in range(groups)]
@@ -172,15 +173,3 @@ MEANS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "mae": lambda predictions, targets: np.abs(predictions - targets),
 }
 """Metrics that are the mean over rows of what each row scores alone (N,)."""
-
-
-def _columns(metric: Metric, rows: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Targets and predictions as `metrics.score` takes them."""
-    targets = [row["target"] for row in rows]
-    if metric.needs == "values":
-        return np.array(targets, float), np.array([row["prediction"] for row in rows], float)
-    place = {label: number for number, label in enumerate(labels)}
-    classes = np.array([place[target] for target in targets])
-    if metric.needs == "labels":
-        return classes, np.array([place[row["prediction"]] for row in rows])
-    return classes, np.array([row["probabilities"] for row in rows], float)

@@ -223,7 +223,8 @@ def dev_scores(training: Training) -> dict[str, Any]:
     predictions = Predictions(calibrated.scores * training.temperature, task.kind)
     assert rows.labels is not None
     targets, loss = rows.labels.numpy(), task.objective.loss_metric
-    values = {what: score(m, predictions.needed_by(m), targets) for what, m in (("score", task.metric), ("loss", loss))}
+    metrics = {what: get_metric(name, task.kind) for what, name in (("score", task.metric), ("loss", loss))}
+    values = {what: score(metric, predictions.needed_by(metric), targets) for what, metric in metrics.items()}
     if not all(map(isfinite, values.values())):
         return {"status": "failed", "error": f"its {task.metric} or {loss} on dev is no finite number"}
     return {"status": "done", **values}

@@ -13,6 +13,7 @@ import torch
 from handful.backbone.trunk import TrunkCache
 from handful.data.batching import EncodedRows
 from handful.data.task import TaskKind
+from handful.evaluation.metric import Metric
 from handful.evaluation.metrics import get_metric, score
 from handful.evaluation.predict import Predictions, predict_rows
 from handful.evaluation.text.generate import token_nll
@@ -33,7 +34,7 @@ class DevScore:
 def combine(
     predictions: Predictions,
     targets: np.ndarray,
-    metric: str,
+    metric: str | Metric,
     validation: Validation,
     groups: Sequence[np.ndarray] | None = None,
 ) -> DevScore:
@@ -42,6 +43,7 @@ def combine(
     pooled: the metric once over the S·N predictions; averaged: the mean over S of the metric of one pass.
     The two agree for accuracy and MSE but not for F1, Matthews or correlations. With one point both are the metric.
     """
+    metric = get_metric(metric, predictions.kind)
     singles = [Predictions(points[None], predictions.kind).needed_by(metric) for points in predictions.scores]
     groups = groups or [np.arange(len(targets))]
     each = [np.mean([score(metric, single[rows], targets[rows]) for rows in groups]) for single in singles]

@@ -8,7 +8,7 @@ they come first in the paper. The distance of the label sets' own counts is adde
 are chosen for the sums they make up, and pairs of labels stray further from the pool than at random.
 
 The libraries that have the paper's algorithm (iterative-stratification, scikit-multilearn) give parts that are not
-nested. Halving parts over and over with it gives an order too; the numbers are in tests/data/test_label_set_split.py.
+nested. Halving parts over and over with it gives an order too; numbers: tests/objectives/test_label_set_split.py.
 """
 
 from __future__ import annotations

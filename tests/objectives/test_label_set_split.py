@@ -25,9 +25,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from handful.data.label_set_split import LabelSetOrder, draw_label_sets
 from handful.data.label_sets import indicators
 from handful.errors import DataError
+from handful.objectives.label_set_split import LabelSetOrder, draw_label_sets
 
 TASKS = ("goemotions", "goemotions_ekman", "semeval_emotions")
 
