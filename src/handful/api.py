@@ -290,10 +290,10 @@ def fit(
     `data` is a file, a data frame, a list of dicts, a dict of lists, (texts, labels), a task folder, a packaged or hub
     name, or a `Task`; `test` is rows of the same forms. Without test rows, `test_fraction` of the rows are set apart
     first (None: no test score). `output` is the folder for run folders; without it nothing is written. `columns` says
-    how to read them (text, text_pair, label, kind, metric, encoding, delimiter). Settings go by dotted name in
-    `settings`, or by bare name as keyword: `shots=100, learning_rate=0.01, num_vertices=3`. `method` is a name, a class
-    or an object with its settings, of handful or of anybody: `method=Prefix(prefix_length=5)`. An object has all the
-    settings of its method: others beside it are refused, and `preset` adds those of training and of the run alone.
+    how to read them (text, text_pair, label, label_separator, kind, metric, encoding, delimiter). Settings go by dotted
+    name in `settings`, or by bare name as keyword: `shots=100, learning_rate=0.01, num_vertices=3`. `method` is a name,
+    a class or an object with its settings, of handful or of anybody: `method=Prefix(prefix_length=5)`. An object has
+    all settings of its method: others beside it are refused, and `preset` adds those of training and of the run alone.
     Where no `method` or `model` is named, the kind of the task decides; the method "auto" is chosen by resampling the
     training rows within `budget` seconds; `spec.choices` says why. `start` is a run to start from, or a prompt that
     PEFT has saved, whose method and model are taken where none is named; an inventory of many tasks also decides the

@@ -182,15 +182,18 @@ def test_lists_of_labels(tmp_path):
     assert single.labels == ("a", "b")
     assert noted(single, "8 labels are lists of one")
     several = write(tmp_path / "several.jsonl", (["a"], ["b", "a"], ["a", "b"], []), 4)
-    with pytest.raises(DataError, match=r"several: \['b', 'a'\] \(.*several\.jsonl:2\)"):
-        read_task(several)
+    assert read_task(several).kind == "multilabel"
+    assert noted(read_task(several), "holds lists of labels; to take each combination as a class")
+    mixed = write(tmp_path / "mixed.jsonl", (["a"], ["b", "a"], "a"), 4)
+    with pytest.raises(DataError, match=r"several: \['b', 'a'\] \(.*mixed\.jsonl:2\)") as caught:
+        read_task(mixed)
+    assert "--kind multilabel" in caught.value.hint
     with pytest.raises(DataError, match="expected one label, found"):
         read_task(write(tmp_path / "deep.jsonl", (["a"], [["b"]])))
     written = csv(tmp_path / "written.csv", ("['a']", "['b']"), 4)
     assert read_task(written).labels == ("a", "b")
     assert read_task(csv(tmp_path / "numbered.csv", ("[1]", "[x]"), 4)).labels == ("[1]", "[x]")
-    with pytest.raises(DataError, match="one label per row"):
-        read_task(csv(tmp_path / "lists.csv", ("['a', 'b']", "['b']"), 4))
+    assert read_task(csv(tmp_path / "lists.csv", ("['a', 'b']", "['b']"), 4)).kind == "multilabel"
     combined = write(tmp_path / "combined.jsonl", (["a"], ["b", "a"], ["a", "b"]), 4)
     assert read_task(combined, kind="classification").labels == ("a", "a; b")
 

@@ -83,7 +83,7 @@ def test_it_survives_json_and_a_damaged_record_is_refused():
     found = Baseline("ham", {"accuracy": 0.5}, 2)
     assert Baseline.from_dict(found.to_dict() | {"members": {}}) == found
     wrong = [None, [], {}, {"answer": "ham"}, {"answer": "ham", "scores": {"accuracy": "?"}}]
-    wrong += [{"answer": [], "scores": {}}, {"answer": True, "scores": {}}, found.to_dict() | {"ties": 0}]
+    wrong += [{"answer": [1], "scores": {}}, {"answer": True, "scores": {}}, found.to_dict() | {"ties": 0}]
     for record in wrong:
         with pytest.raises(DataError, match="expected a baseline with an answer and scores"):
             Baseline.from_dict(record)

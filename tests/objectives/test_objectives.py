@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from handful.errors import ConfigError
-from handful.evaluation.metrics import METRICS, check_metric
+from handful.evaluation.metrics import check_metric, get_metric
 from handful.objectives import KINDS, objective_of
 from handful.objectives.base import Objective
 
@@ -15,6 +15,7 @@ LABELS = {
     "pair-classification": [0, 1, 2, 1, 0, 2],
     "regression": [4.0, 1, 3, 9, 2, 7],
 }
+LABELS["multilabel"] = [(1, 0, 1), (0, 0, 0), (0, 1, 1), (1, 1, 1), (0, 1, 0), (0, 1, 0)]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -32,7 +33,7 @@ def test_its_metrics_are_metrics_of_its_kind(kind):
     objective = objective_of(kind)
     for name in (*objective.metrics, objective.default_metric):
         check_metric(name, kind, 3)
-    assert objective.loss_metric in METRICS
+    assert not get_metric(objective.loss_metric, kind).higher_is_better
 
 
 def test_an_unknown_kind_is_refused_with_the_nearest_one():
@@ -61,7 +62,9 @@ def test_the_loss_is_the_mean_over_rows_and_smallest_at_the_targets(kind):
     torch.testing.assert_close(rows.mean(), objective.loss(scores, targets))
     offset, scale = objective.units(targets)
     standard = objective.standardise(targets, offset, scale)
-    right = standard[:, None] if scores.shape[1] == 1 else 50 * torch.nn.functional.one_hot(targets, 3).float()
+    right = standard[:, None] if scores.shape[1] == 1 else 100 * standard - 50
+    if objective.has_classes:
+        right = 50 * torch.nn.functional.one_hot(targets, 3).float()
     assert float(objective.loss(right, standard)) < 1e-6 < float(objective.loss(scores, standard))
 
 
@@ -77,8 +80,10 @@ def test_the_loss_of_generation_is_over_the_tokens_to_predict():
 @pytest.mark.parametrize("kind", OF_ROWS)
 def test_a_constant_answer_is_of_the_training_rows(kind):
     constant = objective_of(kind).constant([*LABELS[kind], LABELS[kind][-1]], ["a", "b", "c"])
-    assert constant.answer == (pytest.approx(33 / 7) if kind == "regression" else "c")
-    assert {METRICS[name].needs for name in objective_of(kind).metrics} <= set(constant.needs)
+    answers = {"regression": pytest.approx(33 / 7), "multilabel": ["b"]}
+    assert constant.answer == answers.get(kind, "c")
+    metrics = [get_metric(name, kind) for name in objective_of(kind).metrics]
+    assert {metric.needs for metric in metrics if metric.constant is None} <= set(constant.needs)
 
 
 @pytest.mark.parametrize("kind", OF_ROWS)

@@ -21,6 +21,11 @@ from handful.studies.verdicts import judge
 LABELS = ("no", "yes", "perhaps")
 
 
+def kind_of(metric):
+    """A kind of task that a metric is for."""
+    return min(METRICS[metric].kinds) if metric in METRICS else "classification"
+
+
 @pytest.fixture
 def write(tmp_path: Path):
     """Writes the predictions of a run, and returns it; its scores are those of the predictions."""
@@ -32,7 +37,7 @@ def write(tmp_path: Path):
         mean = scores if scores is not None else np.mean([row["prediction"] == row["target"] for row in rows])
         estimate = Estimate(float(mean), float(mean) - interval, float(mean) + interval, len(rows))
         record = {
-            "key": folder.name, "task": {"name": "t", "metric": metric, "labels": list(labels)},
+            "key": folder.name, "task": {"name": "t", "metric": metric, "labels": [*labels], "kind": kind_of(metric)},
             "rows": {"fingerprint": f"t/{seed}"}, "scores": {metric: estimate.to_dict()}, **more,
         }  # fmt: skip
         return Result(label, Cell("t", 16, seed), Run(folder, record))

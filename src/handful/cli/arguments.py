@@ -59,12 +59,19 @@ class RunArguments:
     text: Annotated[str | None, _option("--text", "Column of the text.", "text")] = None
     text_pair: Annotated[str | None, _option("--text-pair", "Column of a pair's second text.", "found, or none")] = None
     label: Annotated[str | None, _option("--label", "Column of the label.", "label")] = None
+    label_separator: Annotated[
+        str | None,
+        _option("--label-separator", "Mark between several labels in a cell, or its name: semicolon.", "lists", "MARK"),
+    ] = None
     encoding: Annotated[str | None, _option("--encoding", "Encoding of the files.", "utf-8")] = None
     delimiter: Annotated[
         str | None, _option("--delimiter", "One character, or comma, semicolon, tab or pipe.", "found", "CHAR")
     ] = None
     kind: Annotated[
-        str | None, _option("--kind", "classification, pair-classification, regression or generation.", "by the labels")
+        str | None,
+        _option(
+            "--kind", "classification, pair-classification, multilabel, regression or generation.", "by the labels"
+        ),
     ] = None
     metric: Annotated[str | None, _option("--metric", "The score that counts.", "by the kind")] = None
     model: Annotated[
@@ -134,7 +141,7 @@ class RunArguments:
 
         wrong: list[str] = []
         settings, origins = self._given(wrong)
-        columns = ("text", "text_pair", "label", "encoding", "delimiter", "kind", "metric")
+        columns = ("text", "text_pair", "label", "label_separator", "encoding", "delimiter", "kind", "metric")
         return Request(
             self.data, self.test, self.test_fraction,
             {name: getattr(self, name) for name in columns if getattr(self, name) is not None},

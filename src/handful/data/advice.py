@@ -7,7 +7,7 @@ import re
 _ARGUMENTS = {"init-from": "start", "test-fraction": "test_fraction"}
 _NAMES = "method|model|preset|budget|speedup|shots|seed|start|init-from|adapt|output|test-fraction|test|device|dev"
 _ARGUMENT = re.compile(rf"--({_NAMES})\b(?![-\w])(?: ([A-Z]+|\d[\w.]*|auto|cpu|cuda|carved|separate|none)\b)?")
-_OPTION = re.compile(r"--(text-pair|text|label|kind|metric)\b(?: ((?:(?! --)[^;,()`])+))?")
+_OPTION = re.compile(r"--(text-pair|text|label-separator|label|kind|metric)\b(?: ((?:(?! --)[^;,()`])+))?")
 
 
 def in_python(advice: str) -> str:

@@ -13,8 +13,7 @@ from typing import Any
 from handful.data.advice import in_python
 from handful.data.cells import check_row
 from handful.data.columns import Columns
-from handful.data.interpret import build_task, examples, repeat_notes
-from handful.data.labels import Targets
+from handful.data.interpret import build_task, examples, repeat_notes, targets_of
 from handful.data.nlg import RELEASES
 from handful.data.references import records
 from handful.data.tables import Table, as_path, is_readable, read_table, stem, takes_delimiter
@@ -42,6 +41,7 @@ def read_task(
     encoding: str | None = None,
     delimiter: str | None = None,
     name: str | None = None,
+    label_separator: str | None = None,
 ) -> Task:
     """A task from what has named columns: files, data frames, lists of dicts, (texts, labels) and whatever else
     `read_table` takes.
@@ -49,7 +49,9 @@ def read_task(
     Where there is no column "text" or "label", one of another customary name is taken if only one qualifies.
     `text_pair` None finds the second text of a pair under a customary name; "" says that there is none. `kind` and
     `metric` are inferred from the labels, and from columns such as "source" and "references". For generation, `label`
-    names the column of references, and rows of one source are one record. All that was chosen is told in `Task.notes`.
+    names the column of references, and rows of one source are one record. Several labels per text are lists, texts with
+    `label_separator` between the labels ("a;b"), or columns of 0 and 1 that `label` names ("joy,anger"). All that was
+    chosen is told in `Task.notes`.
 
     Raises: DataError naming the file and line of what is wrong.
     """
@@ -75,7 +77,7 @@ def read_task(
     pool, *others = [table(source), *(None if part is None else table(part) for part in (test, dev))]
     wanted = Columns(text or "", text_pair, label)
     try:
-        task = build_task(pool, *others, wanted=wanted, kind=kind, metric=metric)
+        task = build_task(pool, *others, wanted=wanted, kind=kind, metric=metric, separator=label_separator)
     except DataError as error:
         if not pool.in_memory or error.hint is None:
             raise
@@ -125,8 +127,9 @@ def read_folder(path: str | Path, *, metric: str | None = None) -> Task:
             )
         if objective.generates:
             return records(table, Columns("source", None, "references"))
-        columns = Columns("text", "text_pair" if "text_pair" in table.columns else None)
-        found = examples(table, columns, Targets(labels), empty=True)
+        label = "labels" if "label" not in table.columns and "labels" in table.columns else "label"
+        columns = Columns("text", "text_pair" if "text_pair" in table.columns else None, label)
+        found = examples(table, columns, targets_of(record["kind"], labels), empty=True)
         blank = [row.source for row in found if not row.text.strip()]
         if blank:
             notes.append(f"{len(blank)} row(s) with an empty text are kept as they are: {', '.join(blank[:5])}")
@@ -134,7 +137,7 @@ def read_folder(path: str | Path, *, metric: str | None = None) -> Task:
 
     pool, test = rows("pool"), TestRows(rows("test"))
     if metric is None:
-        metric = str(record["metric"])
+        metric = objective.aliases.get(record["metric"], str(record["metric"]))
         if objective.generates and metric == "bleu" and record["name"] in RELEASES:
             metric = RELEASES[record["name"]].metric
             notes.append(f"metric {metric}: the variant of BLEU that {record['name']} is scored with")
@@ -200,7 +203,7 @@ def _task_record(path: Path) -> dict[str, Any]:
     check_row(record, str(path))
     if record["kind"] not in KINDS:
         raise DataError(f"{path}: expected one of the kinds {', '.join(KINDS)}, found {record['kind']!r}")
-    labels, none = record["labels"] or [], not objective_of(record["kind"]).has_classes
+    labels, none = record["labels"] or [], not objective_of(record["kind"]).has_labels
     if not all(isinstance(label, str) for label in labels) or (len(labels) < 2) != none:
         raise DataError(
             f"{path}: the labels of {record['kind']} are {labels!r}",

@@ -14,6 +14,8 @@ from handful.data.columns import Columns, check_column, check_text, complain, co
 from handful.data.derived import told, with_derived
 from handful.data.distinct import contradiction_notes, once
 from handful.data.holdout import alike_notes
+from handful.data.label_set_targets import SetTargets, set_targets, with_flags
+from handful.data.label_set_targets import share_notes as set_notes
 from handful.data.labels import (
     LEAST_ROWS,
     MOST_CLASSES,
@@ -145,7 +147,9 @@ def _texts_hint(table: Table, wanted: Columns, found: list[str]) -> tuple[str | 
     return f"name the column: --text {'|'.join(texts)}; for pairs both: --text {texts[0]} --text-pair {texts[1]}", more
 
 
-def examples(table: Table, columns: Columns, targets: Targets | None, *, empty: bool = False) -> tuple[Example, ...]:
+def examples(
+    table: Table, columns: Columns, targets: Targets | SetTargets | None, *, empty: bool = False
+) -> tuple[Example, ...]:
     """The rows of a table; labelled if `targets` are given. With `empty`, texts may be empty.
 
     Raises: DataError naming the lines with a missing column, an empty text or a wrong label.
@@ -171,12 +175,21 @@ def examples(table: Table, columns: Columns, targets: Targets | None, *, empty: 
     )
 
 
-def infer_targets(table: Table, label: str, kind: TaskKind | None) -> tuple[Targets, list[str]]:
+def targets_of(kind: TaskKind, labels: tuple[str, ...]) -> Targets | SetTargets:
+    """What the label cells of later rows mean for a task of this kind."""
+    return SetTargets(labels) if kind == "multilabel" else Targets(labels)
+
+
+def infer_targets(
+    table: Table, label: str, kind: TaskKind | None, separator: str | None = None
+) -> tuple[Targets | SetTargets, list[str]]:
     """The classes in the label column, or that it is a regression target, with notes on what was inferred.
 
     Raises: DataError if there is one class only, several labels in a row, nearly as many classes as rows where nobody
     said that they are classes, or numbers mixed with something else.
     """
+    if (several := set_targets(table, label, kind, separator)) is not None:
+        return several
     check_cells(table, label, lists=True)
     cells = [row.get(label) for row in table.rows]
     known = [(index, cell) for index, cell in enumerate(cells) if not table.missing_label(cell)]
@@ -235,9 +248,18 @@ def _is_regression(cells: list[Any], label: str, kind: TaskKind | None) -> tuple
 
 
 def build_task(
-    pool: Table, test: Table | None, dev: Table | None, *, wanted: Columns, kind: TaskKind | None, metric: str | None
+    pool: Table,
+    test: Table | None,
+    dev: Table | None,
+    *,
+    wanted: Columns,
+    kind: TaskKind | None,
+    metric: str | None,
+    separator: str | None = None,
 ) -> Task:
     """The task in these tables, named after the pool; kind and classes are those of the pool."""
+    pool = with_flags(pool, wanted.label)
+    test, dev = (table and with_flags(table, wanted.label) for table in (test, dev))
     asked = None if kind is None else objective_of(kind)
     derived, made = with_derived(pool)
     if (written := generation_columns(derived, wanted, kind)) is not None:
@@ -259,15 +281,19 @@ def build_task(
     examples(pool, columns, None)  # columns, texts and missing labels are checked before labels are interpreted
     check_column(pool, columns.label)
     complain_of_labels(pool, columns.label)
-    targets, inferred = infer_targets(pool, columns.label, kind)
+    targets, inferred = infer_targets(pool, columns.label, kind, separator)
     resolved: TaskKind = "regression"
-    if targets.labels:
+    if isinstance(targets, SetTargets):
+        resolved = "multilabel"
+    elif targets.labels:
         resolved = "pair-classification" if columns.text_pair else "classification"
     else:
         (read, test, dev), notation = with_numbers((pool, test, dev), columns.label)
         pool, inferred = read or pool, inferred + notation
     rows = examples(pool, columns, targets)
-    if targets.labels:
+    if isinstance(targets, SetTargets):
+        inferred += set_notes([row.label for row in rows], targets.labels)
+    elif targets.labels:
         inferred += share_notes(Counter(targets.labels[int(row.label or 0)] for row in rows), metric)
     if metric is None:
         metric = objective_of(resolved).default_metric
@@ -276,7 +302,7 @@ def build_task(
         name=pool.name,
         kind=resolved,
         labels=targets.labels,
-        metric=metric,
+        metric=objective_of(resolved).aliases.get(metric, metric),
         pool=rows,
         test=TestRows(examples(test, columns, targets)) if test else None,
         dev=examples(dev, columns, targets) if dev else None,

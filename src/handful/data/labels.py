@@ -259,8 +259,8 @@ def check_one_label(table: Table, label: str, known: Sequence[tuple[int, Any]], 
     if shown:
         raise DataError(
             f"{table.path}: expected one label per row, but the column {label!r} seems to hold several: {shown}",
-            "handful gives a text one label: to take each combination as a class of its own, give --kind "
-            "classification; else write one label per row, or make one file per label",
+            "for several labels per text: --kind multilabel, with --label-separator where a mark stands between them; "
+            "to take each combination as a class of its own: --kind classification",
         )
 
 
@@ -271,7 +271,7 @@ def shared_part_notes(names: Sequence[str]) -> list[str]:
             part, (one, other) = found
             return [
                 f"the labels {one!r} and {other!r} share the part {part!r} and are read as one class each; where they "
-                "are several labels each, make one file per label"
+                "are several labels each, give --label-separator"
             ]
     return []
 

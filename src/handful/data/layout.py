@@ -147,6 +147,6 @@ def flags_hint(table: Table, columns: Sequence[str]) -> str:
             f"one of them with --label {columns[0]}"
         )
     return (
-        f"{names} hold 0 and 1, in some rows several or none: handful gives a text one label; learn them one by one "
-        f"with --label {columns[0]}"
+        f"{names} hold 0 and 1, in some rows several or none: for several labels per text name them all, --label "
+        f"{','.join(columns)}; to learn one of them: --label {columns[0]}"
     )

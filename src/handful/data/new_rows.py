@@ -13,7 +13,8 @@ from handful.data.cells import missing
 from handful.data.columns import Columns
 from handful.data.derived import told, with_derived
 from handful.data.grid import is_number
-from handful.data.interpret import choose_columns, examples
+from handful.data.interpret import choose_columns, examples, targets_of
+from handful.data.label_set_targets import SetTargets, with_flags
 from handful.data.labels import Targets, class_name, with_numbers
 from handful.data.names import COMMON_NAMES, is_title
 from handful.data.references import generation_columns, records, source_of
@@ -145,7 +146,9 @@ def labelled_rows(
 def _labelled(
     table: Table, made: Mapping[str, str], task: Task, wanted: Columns | None
 ) -> tuple[tuple[Example, ...], list[str]]:
-    wanted = wanted or Columns("", None, "label")
+    wanted, targets = wanted or Columns("", None, "label"), targets_of(task.kind, task.labels)
+    for label in (wanted.label, task.columns and task.columns.label):
+        table = with_flags(table, label)
     table = _with_later_columns(table, wanted, task.columns)
     if task.objective.generates:
         wanted, notes = _as_trained(table, wanted, task.columns)
@@ -160,13 +163,13 @@ def _labelled(
     notes += told(made, (columns.text, columns.text_pair, columns.label))
     table, left_out = _complete(table, columns)
     notes += left_out
-    if columns.label and not task.objective.has_classes:
+    if columns.label and not task.objective.has_labels:
         (numbers,), read = with_numbers([table], columns.label)
         table, notes = numbers or table, [*notes, *read]
     elif columns.label:
-        table, left_out = _of_known_classes(table, columns.label, task.labels)
+        table, left_out = _of_known_classes(table, columns.label, targets)
         notes += left_out
-    return examples(table, columns, Targets(task.labels)), [*table.notes, *notes]
+    return examples(table, columns, targets), [*table.notes, *notes]
 
 
 def _complete(table: Table, columns: Columns) -> tuple[Table, list[str]]:
@@ -195,9 +198,9 @@ def _complete(table: Table, columns: Columns) -> tuple[Table, list[str]]:
     return table_without, notes
 
 
-def _of_known_classes(table: Table, label: str, classes: Sequence[str]) -> tuple[Table, list[str]]:
+def _of_known_classes(table: Table, label: str, targets: Targets | SetTargets) -> tuple[Table, list[str]]:
     """The rows without those of other classes, where these are few enough to be left out, and a note on them."""
-    targets, unknown = Targets(tuple(classes)), []
+    unknown = []
     for index, row in enumerate(table.rows):
         if not targets.knows(row[label]):
             unknown.append(index)
@@ -207,7 +210,8 @@ def _of_known_classes(table: Table, label: str, classes: Sequence[str]) -> tuple
     shown = ", ".join(map(repr, list(names)[:5])) + (", …" if len(names) > 5 else "")
     return _without(table, {*unknown}), [
         f"{table.name}: {len(unknown):,} of {len(table.rows):,} rows have a label that is none of the "
-        f"{len(classes)} classes ({shown}; {table.places(unknown)}) and are left out; the run gets every such row wrong"
+        f"{len(targets.labels)} classes ({shown}; {table.places(unknown)}) and are left out; the run gets "
+        "every such row wrong"
     ]
 
 

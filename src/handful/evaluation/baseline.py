@@ -21,10 +21,10 @@ class Baseline:
     """Scores of one answer for every test row, chosen by the training rows alone.
 
     `answer` is the largest class among the training rows (the first of `ties` classes of that size, in the order of the
-    labels), for regression the mean of their targets, for several labels
-    per text those that most rows have, though every metric has its own best set. It is None for several tasks, each with its own answer; `scores`
-    are then means over the tasks. `scores` is by metric; metrics of probabilities score the shares of the classes among
-    the training rows, with one row added to each class.
+    labels), for regression the mean of their targets, for several labels per text those that most rows have, though
+    every metric is scored by its own best set. It is None for several tasks, each with its own answer; `scores` are
+    then means over the tasks. `scores` is by metric; metrics of probabilities score the shares of the classes among the
+    training rows, with one row added to each class.
     """
 
     answer: str | float | list[str] | None

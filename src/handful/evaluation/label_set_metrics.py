@@ -8,6 +8,7 @@ rows and rare labels both are common.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
@@ -251,4 +252,20 @@ _ALL = (
     _of_rows("nll", "mean binary cross-entropy", "set_probabilities", set_surprises, _LARGEST_NLL, higher=False),
     Metric("ece", "mean calibration error", _KINDS, "set_probabilities", False, (0, 1), expected_calibration_error),
 )
-LABEL_SET_METRICS: dict[str, Metric] = {metric.name: metric for metric in _ALL}
+
+
+def _estimate(metric: Metric, predictions: Any, targets: Any, **options: Any) -> Any:
+    from handful.evaluation.label_set_intervals import estimate_label_sets  # which imports this module
+
+    return estimate_label_sets(metric, predictions, targets, **options)
+
+
+def _constant(train: np.ndarray, metric: Metric) -> np.ndarray:
+    from handful.evaluation.label_set_baseline import constant_answer  # which imports this module
+
+    return constant_answer(train, metric)
+
+
+LABEL_SET_METRICS: dict[str, Metric] = {
+    metric.name: replace(metric, check=check_label_sets, estimate=_estimate, constant=_constant) for metric in _ALL
+}

@@ -56,11 +56,10 @@ def measure(metric: Metric, texts: np.ndarray, records: np.ndarray) -> np.ndarra
 
 
 def get_metric(name: str | Metric, kind: TaskKind | None = None) -> Metric:
-    """The metric of that name (a `Metric` is passed through), in the variant for this kind of task, also one that is only
-    read from older runs.
+    """The metric of that name (a `Metric` is passed through), in the variant for this kind of task.
 
-    Variants of one name differ in what they are given; range and direction are the same. Raises: ConfigError naming the
-    nearest one.
+    Also of a metric that is only read from older runs. Variants of one name differ in what they are given; range and
+    direction are the same. Raises: ConfigError naming the nearest one.
     """
     if isinstance(name, Metric):
         return name
@@ -70,10 +69,8 @@ def get_metric(name: str | Metric, kind: TaskKind | None = None) -> Metric:
     for table in tables:
         if name in table:
             return table[name]
-    raise ConfigError(
-        f"expected the name of a metric, found {name!r}",
-        nearest(name, {name: None for table in tables[:-1] for name in table}),
-    )
+    known = [known for table in tables[:-1] for known in table]
+    raise ConfigError(f"expected the name of a metric, found {name!r}", nearest(name, known))
 
 
 def metrics_of(kind: TaskKind) -> list[Metric]:
@@ -82,7 +79,7 @@ def metrics_of(kind: TaskKind) -> list[Metric]:
     return [metric for metric in table.values() if kind in metric.kinds]
 
 
-_VARIANTS: dict[str, tuple[str, str]] = {}
+_VARIANTS: dict[str, tuple[str, str]] = {"multilabel": ("handful.evaluation.label_set_metrics", "LABEL_SET_METRICS")}
 """Kinds of task with metrics of their own, under names that others have too: a module, and its table by name."""
 
 

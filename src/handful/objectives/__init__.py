@@ -15,7 +15,7 @@ from handful.errors import ConfigError, nearest
 if TYPE_CHECKING:
     from handful.objectives.base import Objective
 
-TaskKind = Literal["classification", "pair-classification", "regression", "generation"]
+TaskKind = Literal["classification", "pair-classification", "multilabel", "regression", "generation"]
 
 KINDS: tuple[TaskKind, ...] = get_args(TaskKind)
 

@@ -66,6 +66,7 @@ class MemberEntry(Closed):
     text: str | None = None
     text_pair: str | None = None
     label: str | None = None
+    label_separator: str | None = None
     kind: str | None = None
     metric: str | None = None
     encoding: str | None = None

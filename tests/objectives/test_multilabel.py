@@ -1,0 +1,174 @@
+"""Several labels per text, from a file to a scored run and back."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import handful
+from handful import DataError
+from handful.data.files import read_task
+from handful.data.label_set_targets import SetTargets
+from handful.data.new_rows import labelled_rows
+from handful.data.split import Split
+from handful.errors import ConfigError
+from handful.evaluation.metrics import check_metric, get_metric
+from handful.objectives import objective_of
+from handful.runs.scoring import prediction_records
+
+LABELS = ("anger", "fear", "joy")
+MANY = objective_of("multilabel")
+
+
+def rows(count: int = 72) -> list[tuple[str, list[str]]]:
+    """Texts whose letters say which labels they have; every eighth has none."""
+    letters = {"anger": "aaaa", "fear": "ffff", "joy": "jjjj"}
+    found = []
+    for index in range(count):
+        own = [name for place, name in enumerate(LABELS) if (index % 8) >> place & 1]
+        found.append((" ".join([*(letters[name] for name in own), "zz", f"{index:03d}"]), own))
+    return found
+
+
+def write(path, content, header=("text", "label")):
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([header, *content])
+    return path
+
+
+@pytest.fixture
+def lists(tmp_path):
+    return write(tmp_path / "lists.csv", [(text, json.dumps(own)) for text, own in rows()])
+
+
+def test_lists_flags_and_separated_texts_are_one_task(tmp_path, lists):
+    of_lists = read_task(lists)
+    assert of_lists.kind == "multilabel"
+    assert of_lists.labels == LABELS
+    assert of_lists.metric == "micro_f1"
+    assert of_lists.pool[3].label == (1, 1, 0)
+    flags = [(text, *(int(name in own) for name in LABELS)) for text, own in rows()]
+    of_flags = read_task(write(tmp_path / "flags.csv", flags, ("text", *LABELS)), label="anger,fear,joy")
+    assert [row.label for row in of_flags.pool] == [row.label for row in of_lists.pool]
+    some = [(text, "; ".join(own)) for text, own in rows() if own]
+    separated = read_task(write(tmp_path / "marks.csv", some), label_separator="semicolon")
+    assert [row.label for row in separated.pool] == [row.label for row in of_lists.pool if any(row.label)]
+    assert separated.kind == of_flags.kind == "multilabel"
+
+
+def test_each_combination_can_still_be_a_class(lists):
+    assert read_task(lists, kind="classification").kind == "classification"
+    assert any("--kind classification" in note for note in read_task(lists).notes)
+
+
+def test_lists_of_one_label_are_classes(tmp_path):
+    single = [(text, json.dumps(own[:1] or ["joy"])) for text, own in rows()]
+    assert read_task(write(tmp_path / "one.csv", single)).kind == "classification"
+
+
+@pytest.mark.parametrize("cell", [["fear", "joy"], '["fear", "joy"]', "fear;joy", "joy | fear", "fear,joy"])
+def test_later_cells_are_read_by_the_known_labels(cell):
+    assert SetTargets(LABELS).value(cell, "row 1") == (0, 1, 1)
+
+
+@pytest.mark.parametrize(("cell", "label"), [("fear", (0, 1, 0)), ([], (0, 0, 0)), ("[]", (0, 0, 0))])
+def test_one_label_and_none(cell, label):
+    assert SetTargets(LABELS).value(cell, "row 1") == label
+
+
+@pytest.mark.parametrize("cell", ["hope", "fear;hope", ["hope"]])
+def test_an_unknown_label_is_refused(cell):
+    with pytest.raises(DataError, match="row 1: the label 'hope' is none of the 3 classes"):
+        SetTargets(LABELS).value(cell, "row 1")
+
+
+def test_a_metric_of_one_name_is_that_of_the_kind():
+    assert get_metric("macro_f1", "multilabel") is not get_metric("macro_f1", "classification")
+    assert get_metric("micro_f1").needs == "sets"
+    with pytest.raises(ConfigError, match="expected a metric for multilabel tasks, found 'accuracy'"):
+        check_metric("accuracy", "multilabel", 3)
+
+
+def test_names_of_metrics_as_scikit_learn_has_them(lists):
+    assert read_task(lists, metric="f1_macro").metric == "macro_f1"
+
+
+def test_few_rows_hold_every_label_in_both_parts_and_are_nested(lists):
+    task = read_task(lists)
+    few, more = Split(task, 20, 3), Split(task, 40, 3)
+    assert {row.text for row in few.labelled} < {row.text for row in more.labelled}
+    for part in (few.train, few.dev):
+        assert np.sum([row.label for row in part], axis=0).min() > 0
+
+
+def test_the_probe_is_one_logistic_regression_per_label():
+    from sklearn.linear_model import LogisticRegression
+
+    features = np.random.default_rng(0).normal(size=(40, 5))
+    targets = np.stack([features[:, 0] > 0, features[:, 1] > 0.5, np.zeros(40)], axis=1).astype(float)
+    weight, bias = MANY.fit_probe(features, targets, 1.0, np.ones(40))
+    for label in (0, 1):
+        model = LogisticRegression(C=1.0, max_iter=2000).fit(features, targets[:, label])
+        np.testing.assert_allclose(weight[label], model.coef_[0])
+        np.testing.assert_allclose(bias[label], model.intercept_[0])
+    assert not weight[2].any()
+    assert bias[2] == pytest.approx(np.log(1 / 41))  # no row has it: its smoothed share alone
+    assert MANY.choose_penalty(features, targets) > 1
+
+
+def test_the_loss_is_torchs_of_every_label():
+    scores, targets = torch.tensor([[2.0, -1.0], [0.0, 3.0]]), torch.tensor([[1.0, 0.0], [0.0, 0.0]])
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(scores, targets)
+    torch.testing.assert_close(MANY.loss(scores, targets), expected)
+
+
+def test_a_label_is_predicted_where_it_is_more_likely_than_not():
+    scores = np.array([[[2.0, -1.0], [-3.0, 0.1]], [[-1.0, -1.0], [-3.0, 0.1]]])
+    mean = MANY.probabilities(scores).mean(0)
+    assert MANY.answers(scores, lambda: mean).tolist() == [[1, 0], [0, 1]]
+
+
+@pytest.fixture(scope="module")
+def fitted(tiny_folder, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("multilabel")
+    data = write(folder / "lists.csv", [(text, json.dumps(own)) for text, own in rows()])
+    return handful.fit(
+        str(data), model=str(tiny_folder), method="prefix-subspace", shots=40, output=folder / "runs",
+        settings={"training.epochs": 3, "max_length": 24},
+    )  # fmt: skip
+
+
+def test_a_run_is_fitted_scored_saved_and_loaded(fitted):
+    assert set(MANY.metrics) == set(fitted.scores)
+    assert fitted.scores["lrap"].low <= fitted.scores["lrap"].mean
+    assert fitted.baseline.scores["nll"] > 0
+    texts = [text for text, _ in rows(8)]
+    probabilities = fitted.predict_proba(texts)
+    assert probabilities.shape == (8, 3)
+    assert fitted.predict(texts) == [
+        [name for name, p in zip(LABELS, row, strict=True) if p > 0.5] for row in probabilities
+    ]
+    assert fitted.disagreement(texts).max() > 0
+    loaded = handful.load(fitted.run.folder)
+    np.testing.assert_array_equal(loaded.predict_proba(texts), probabilities)
+    records = loaded.run.lines("predictions.jsonl")
+    assert all(isinstance(record["target"], list) and len(record["probabilities"]) == 3 for record in records)
+    card = (fitted.run.folder / "README.md").read_text()
+    assert "any of 3 labels, or none: anger, fear, joy" in card
+
+
+def test_a_text_without_tokens_has_no_prediction(fitted):
+    with pytest.warns(UserWarning, match="1 of 2 texts have no tokens"):
+        assert fitted.predict(["", "aaaa zz"])[0] is None
+
+
+def test_later_rows_are_scored(fitted, tmp_path):
+    later = write(tmp_path / "later.csv", [(f"{text} x", ";".join(own)) for text, own in rows(24) if own])
+    found = fitted.evaluate(later)
+    assert found.scores.estimates["micro_f1"].n == 21
+    assert labelled_rows(later, fitted._trained.task)[0][0].label == (1, 0, 0)
+    assert prediction_records(found.scores, fitted._trained.task)[0]["target"] == ["anger"]
