@@ -58,7 +58,7 @@ def test_a_config_file_can_ask_for_it_and_check_says_what_it_does(command, table
     ("options", "code", "said"),
     [
         (("--method", "head", "--budget", "9"), 2, "budget: only the method 'auto' chooses within a time"),
-        (("--method", "auto", "--set", "method.num_vertices=2"), 2, "method 'auto' tries head, prefix-subspace, lora"),
+        (("--method", "auto", "--set", "method.prefix_length=3"), 2, "method 'auto' tries head, prefix-subspace, lora"),
         (("--method", "auto", "--shots", "1000"), 1, "expected at least 1000 distinct labelled rows"),
         (("--method", "auto", "--config", "none.toml"), 2, "none.toml: cannot be read"),
     ],
@@ -68,8 +68,7 @@ def test_mistakes_are_told_before_a_model_is_loaded(command, table, quick, optio
     assert outcome.code == code
     assert said in outcome.err
     assert "loading model" not in outcome.err
-    if "--budget" not in options:
-        checked = command("check", table(), *quick, *options)
-        assert (checked.code, said in checked.err) == (code, True)
-        assert checked.err.count(said) == 1
-        assert not json.loads(command("check", table(), *quick, *options, "--json").out)["ok"]
+    checked = command("check", table(), *quick, *options)
+    assert (checked.code, said in checked.err) == (code, True)
+    assert checked.err.count(said) == 1
+    assert not json.loads(command("check", table(), *quick, *options, "--json").out)["ok"]
