@@ -26,7 +26,7 @@ def test_a_baseline_stands_below_the_scores_of_each_task(fakes):
     assert row["method"] == BASELINE and row["reviews"] == 0.55 and row["trec"] is None
     shown = {(one["task"], one["seed"]): one["baseline"] for one in report.table("runs").records()}
     assert shown == {("reviews", 0): 0.5, ("reviews", 1): 0.6, ("trec", 0): None, ("trec", 1): None}
-    assert f"| {BASELINE} |  | 0.55 |  |" in table.markdown()
+    assert f"| {BASELINE} |  | 0.550 |  |" in table.markdown()
 
 
 def test_runs_of_older_versions_have_none_and_are_shown(fakes):

@@ -14,8 +14,11 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from handful.evaluation.estimate import Estimate
 from handful.reports.html import render_page
 from handful.reports.report import Report, read_report
+from handful.reports.table import Table
+from handful.reports.text import to_markdown
 
 FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
@@ -315,3 +318,16 @@ def test_the_page_forbids_what_it_does_not_bring(page):
     assert "script-src 'sha256-" in policy[1]
     assert not re.findall(r"""(?:src|href)=(?!["']?(?:data:|#))""", text)
     assert "url(" not in text.replace("url(#", "")
+
+
+def test_a_page_names_no_folders_of_this_machine_and_scores_have_three_decimals(fakes):
+    origin, model = "/home/me/data/a.csv, /home/me/data/b.csv", "/home/me/models/tiny"
+    changes = {"task__origin": origin, "backbone__name": model, "backbone__hub_name": None}
+    for seed in range(2):
+        fakes.run("lora", seed=seed, changes=changes)
+    report = read_report([fakes.root])
+    page = render_page(report)
+    assert "/home/me" not in page and "/home/me" not in to_markdown(report)
+    assert "a.csv, b.csv" in page and ">tiny<" in page
+    table = Table("t", "T", ("a", "b"), ((Estimate(0.5, 0.4, 0.6, 9, 0.95, "x"), 0.5), (0.25, 0.25)))
+    assert table.markdown().splitlines()[2:] == ["| 0.500 [0.400, 0.600] | 0.5 |", "| 0.250 | 0.25 |"]

@@ -10,6 +10,8 @@ import pytest
 from handful.reports.html import render_page
 from handful.reports.report import Report, read_report
 from handful.reports.text import to_json, to_markdown
+from handful.studies.compare import compare, with_label
+from handful.studies.results import read_results
 
 
 def report_of(folder: Path) -> Report:
@@ -97,3 +99,17 @@ def test_damaged_texts_cost_the_examples_and_not_the_run(fakes, reseal):
     report = report_of(fakes.root)
     assert [name for name, _ in report.skipped] == [str(folder)]
     assert report.table("written-e2e").rows and "examples-e2e" not in {table.name for table in report.tables}
+
+
+def test_runs_with_a_score_that_is_no_longer_computed_are_compared_and_shown(fakes):
+    for label, mean in (("lora", 0.4), ("prefix", 0.3)):
+        for seed in range(3):
+            record = json.loads((fakes.writing(label, seed=seed) / "run.json").read_text())
+            score = {"mean": mean + seed / 50, "low": 0.2, "high": 0.6, "n": 3, "level": 0.95, "method": "bootstrap"}
+            changes = {"task": record["task"] | {"metric": "meteor"}, "scores": record["scores"] | {"meteor": score}}
+            lines = [json.loads(line) for line in (fakes.root / record["key"][:10] / "predictions.jsonl").open()]
+            fakes.run(label, "e2e", 50, seed, changes=changes, predictions=lines)
+    report = report_of(fakes.root)
+    assert "0.420" in to_markdown(report) and not report.skipped
+    comparison = compare(*(with_label(read_results([fakes.root])[0], label) for label in ("lora", "prefix")))
+    assert comparison.tasks[0].metric == "meteor" and comparison.advantage.mean == pytest.approx(0.1)

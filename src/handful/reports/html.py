@@ -51,8 +51,8 @@ def _csv_link(table: Table) -> str:
     return "data:text/csv;charset=utf-8;base64," + base64.b64encode(table.csv().encode()).decode()
 
 
-def _number(value: Value) -> str:
-    text = shown_number(value)
+def _number(value: Value, is_score: bool = False) -> str:
+    text = shown_number(value, is_score)
     return text if isinstance(value, str) else text.replace("-", "−")
 
 

@@ -326,7 +326,7 @@ def _facts(results: Sequence[Result]) -> tuple[tuple[str, str], ...]:
         ("seeds", f"{len({cell.seed for cell in cells}):,}"),
         ("training", shown_duration(seconds)),
         ("date", dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"),
-        ("models", ", ".join(sorted({record["backbone"]["name"] for record in records}))),
+        ("models", ", ".join(sorted({tables.model_name(record) for record in records}))),
         ("versions", ", ".join(f"{name} {' / '.join(sorted(found))}" for name, found in versions.items())),
     )
 

@@ -47,6 +47,10 @@ class Table:
         """Whether a column holds numbers alone, which stand on the right."""
         return all(not isinstance(row[column], str) for row in self.rows)
 
+    def has_scores(self, column: int) -> bool:
+        """Whether a column holds estimates, beside which a plain number has as many decimals."""
+        return any(isinstance(row[column], Estimate) for row in self.rows)
+
     def records(self) -> list[dict[str, Any]]:
         """One mapping a row, of plain JSON values."""
         names = [self.header(column) for column in range(len(self.columns))]
@@ -57,7 +61,7 @@ class Table:
 
         A text that a spreadsheet would take for a formula gets an apostrophe in front.
         """
-        spread = [any(isinstance(row[column], Estimate) for row in self.rows) for column in range(len(self.columns))]
+        spread = [self.has_scores(column) for column in range(len(self.columns))]
         names = [self.header(column) for column in range(len(self.columns))]
         parts = [("", " low", " high", " n") if wide else ("",) for wide in spread]
         text = io.StringIO()
@@ -73,7 +77,10 @@ class Table:
         lines = [[escape(self.header(column)) for column in range(len(self.columns))]]
         lines.append(["---:" if number else "---" for number in numeric])
         for at, row in enumerate(self.rows):
-            texts = [escape(value) if isinstance(value, str) else shown(value) for value in row]
+            texts = [
+                escape(value) if isinstance(value, str) else shown(value, self.has_scores(column))
+                for column, value in enumerate(row)
+            ]
             lines.append([f"**{text}**" if (at, i) in self.best else text for i, text in enumerate(texts)])
         return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -83,18 +90,20 @@ def plain(value: Value) -> Any:
     return value.to_dict() if isinstance(value, Estimate) else value
 
 
-def shown(value: Value) -> str:
+def shown(value: Value, is_score: bool = False) -> str:
     """A value as people read it on one line."""
     interval = f" {shown_interval(value)}" if isinstance(value, Estimate) else ""
-    return shown_number(value) + interval
+    return shown_number(value, is_score) + interval
 
 
-def shown_number(value: Value) -> str:
-    """A value without its interval; None is empty."""
+def shown_number(value: Value, is_score: bool = False) -> str:
+    """A value without its interval; None is empty, and a score has three decimals."""
     if value is None:
         return ""
     if isinstance(value, Estimate):
         return f"{value.mean:z.3f}"
+    if isinstance(value, float) and is_score:
+        return f"{value:z.3f}"
     if isinstance(value, float) and 0 < value < TINY:
         return f"< {TINY:g}"
     if isinstance(value, float):

@@ -16,6 +16,7 @@ from handful.reports.baseline import BASELINE, baseline_row, baseline_score, mem
 from handful.reports.gates import gates_of
 from handful.reports.routing import members_of
 from handful.reports.table import Table, Value
+from handful.runs.metadata import public_model, public_origin
 from handful.studies.compare import Comparison, Summary, compare, labels_of, with_label
 from handful.studies.ranking import Ranking
 from handful.studies.results import Result
@@ -29,10 +30,10 @@ def methods_table(results: Sequence[Result]) -> Table:
     rows: list[tuple[Value, ...]] = []
     for label in labels_of(results):
         runs = with_label(results, label)
-        backbones = {run.record["backbone"]["name"]: run.record["backbone"]["parameters"] for run in runs}
+        models = sorted({model_name(run.record) for run in runs})
         trained = [run.record["fit"]["parameters"] for run in runs]
         rows.append((
-            label, _listed(run.record["spec"]["method"]["name"] for run in runs), _listed(backbones), len(runs),
+            label, _listed(run.record["spec"]["method"]["name"] for run in runs), _listed(models), len(runs),
             _range(run.trials for run in runs), int(median(trained)),
             100 * median(run.record["fit"]["parameters"] / run.record["backbone"]["parameters"] for run in runs),
         ))  # fmt: skip
@@ -60,7 +61,12 @@ def tasks_table(results: Sequence[Result]) -> Table:
 
 def _origin(task: Mapping[str, Any]) -> str:
     """Where a task is from; many tasks would fill the page."""
-    return f"{len(task['members'])} tasks" if task.get("members") else task["origin"]
+    return f"{len(task['members'])} tasks" if task.get("members") else public_origin(task["origin"])
+
+
+def model_name(record: Mapping[str, Any]) -> str:
+    """The pretrained model of a run; a page is for others, who need no folders of this machine."""
+    return public_model(record["backbone"]["name"], record["backbone"].get("hub_name"))
 
 
 def settings_table(results: Sequence[Result]) -> Table:
@@ -276,7 +282,7 @@ def runs_table(results: Sequence[Result]) -> Table:
             result.cell.task, result.cell.shots, result.cell.seed, result.label, result.metric, result.estimate(),
             *([baseline_score(result)] if compared else []), *([gates and 100 * gates.dense] if gated else []),
             result.trials, fit["parameters"], fit["steps"], float(fit["seconds"]), fit["peak_memory_mb"],
-            record["backbone"]["name"], fit["stopped"], result.run.folder.name,
+            model_name(record), fit["stopped"], result.run.folder.name,
         ))  # fmt: skip
     columns = (
         "task", "shots", "seed", "method", "metric", "score", *(["baseline"] if compared else []),
