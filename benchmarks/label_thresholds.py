@@ -21,10 +21,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import Normalizer
 
-from handful.data.label_set_split import draw_label_sets
 from handful.data.label_sets import indicators
 from handful.evaluation.label_set_metrics import score_label_sets
 from handful.evaluation.thresholds import apply_thresholds, best_threshold, choose_thresholds
+from handful.objectives.label_set_split import draw_label_sets
 from handful.randomness import stream
 
 METRICS = ("micro_f1", "macro_f1", "samples_f1", "subset_accuracy")

@@ -208,7 +208,7 @@ def test_what_is_unclear_is_an_error(cells, options, message):
     [
         ({"a": [0, 1], "b": [1, 0.5]}, r"data.csv:3: expected 0 or 1 \(or true/false, yes/no\) in 'b', found 0.5"),
         ({"a": [0, -1], "b": [1, 1]}, r"data.csv:3: .* in 'a', found -1"),
-        ({"a": ["x", ""], "b": ["", "x"]}, r"data.csv:2: .* 1 of 2 blank, the first in 'b'.*--blank-labels none"),
+        ({"a": ["x", ""], "b": ["", "x"]}, r"data.csv:2: .* 1 of 2 blank, the first in 'b'.*0 where"),
         ({"a": ["x", "0"], "b": ["0", "x"]}, r"data.csv:2: .* in 'a', found 'x'"),
         ({"a": [0, 2], "b": [1, 1]}, r"in 'a', found 2"),
         ({"a": [0, 1]}, r"at least two classes, found only 'a'"),
@@ -240,3 +240,37 @@ def test_wrong_matrices():
 def test_wrong_separators(name, hint):
     with pytest.raises(ConfigError, match=f"(?s)expected a mark such as ';' or its name, found {name!r}.*{hint}"):
         as_separator(name)
+
+
+SCALARS = st.one_of(
+    st.none(), st.booleans(), st.integers(-2, 3), st.floats(), st.text(max_size=6), st.sampled_from("ab;|,[]'\"")
+)
+CELLS = st.one_of(
+    SCALARS,
+    st.lists(SCALARS, max_size=3),
+    st.lists(st.lists(SCALARS, max_size=2), max_size=2),
+    st.sets(st.text(max_size=2), max_size=2),
+    st.lists(st.text(max_size=3), max_size=3).map(repr),
+    st.lists(st.floats(), max_size=3).map(np.array),
+    st.binary(max_size=2),
+    st.just({"a": 1}),
+)  # fmt: skip
+
+
+@given(st.lists(CELLS, max_size=5), st.sampled_from([None, ";", "space"]), st.sampled_from(["missing", "none"]))
+def test_whatever_the_cells_hold_they_are_sets_or_an_error_of_ours(cells, separator, blank):
+    try:
+        found = read(cells, separator=separator, blank=blank)
+    except DataError:
+        return
+    assert len(found.rows) == len(cells)
+    assert all(row is None or all(0 <= index < len(found.labels) for index in row) for row in found.rows)
+
+
+@given(st.lists(st.lists(SCALARS, max_size=3), max_size=4))
+def test_whatever_a_matrix_holds_it_is_sets_or_an_error_of_ours(matrix):
+    try:
+        found = read_indicators(matrix)
+    except DataError:
+        return
+    assert len(found.rows) == len(matrix)

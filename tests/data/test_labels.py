@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from handful.data.files import read_task
-from handful.data.labels import Targets, class_names, name_notes, recombined
+from handful.data.labels import WEAK_MARKS, Targets, check_one_label, class_names, name_notes, recombined
 from handful.data.new_rows import labelled_rows
+from handful.data.tables import read_table
 from handful.errors import DataError
 
 
@@ -136,11 +137,31 @@ SEVERAL = [
 def test_several_labels_in_a_cell_are_asked_about(tmp_path, values):
     path = csv(tmp_path / "data.csv", values, 10)
     with pytest.raises(
-        DataError, match=r"(?s)one label per row, .* several: .*hint: .*--kind classification"
+        DataError,
+        match=r"(?s)one label per row, .* several: .*hint: .*several labels per text: .*--kind classification",
     ) as caught:
         read_task(path)
     assert "data.csv:" in caught.value.message
     assert len(read_task(path, kind="classification").labels) == len({value.strip() for value in values})
+
+
+@pytest.mark.parametrize(
+    ("values", "option"),
+    [
+        (("a|b", "b|c", "c"), "--label-separator pipe;"),
+        (("billing", "billing;urgent", "urgent"), "--label-separator semicolon;"),
+        (("billing, urgent", "urgent", "login"), "--label-separator comma;"),
+        (("ship", "pay", "ship & pay"), "--label-separator '&';"),
+        (("ship", "pay", "ship and pay"), 'write lists, such as ["a", "b"], and give --kind multilabel;'),
+        (("['a', 'b']", "['b']"), "several labels per text: --kind multilabel;"),
+    ],
+)
+def test_the_question_leads_to_the_option(values, option):
+    table = read_table(rows_of(values, 4))
+    known = [(index, row["label"]) for index, row in enumerate(table.rows)]
+    with pytest.raises(DataError) as caught:
+        check_one_label(table, "label", known, (";", "|", *WEAK_MARKS))
+    assert option in caught.value.hint
 
 
 @pytest.mark.parametrize(

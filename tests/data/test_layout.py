@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from handful.data.advice import in_python
 from handful.data.columns import Columns
 from handful.data.files import read_task
 from handful.data.layout import look_at
@@ -121,8 +122,9 @@ def test_columns_of_zeros_and_ones_are_recognised(tmp_path):
         read_task(path)
     assert read_task(path, label="a").labels == ("0", "1")
     path.write_text("text,a,b\n" + "".join(f"some text {i},{i % 2},1\n" for i in range(7)) + "no text,0,0\n")
-    with pytest.raises(DataError, match=r"in some rows several or none: .* --label a"):
+    with pytest.raises(DataError, match="in some rows several or none: for several labels per text") as caught:
         read_task(path)
+    assert '"label": "a,b", "kind": "multilabel"' in in_python(str(caught.value))
 
 
 def test_rows_to_predict_are_found_the_same_way(tmp_path):

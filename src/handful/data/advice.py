@@ -7,7 +7,9 @@ import re
 _ARGUMENTS = {"init-from": "start", "test-fraction": "test_fraction"}
 _NAMES = "method|model|preset|budget|speedup|shots|seed|start|init-from|adapt|output|test-fraction|test|device|dev"
 _ARGUMENT = re.compile(rf"--({_NAMES})\b(?![-\w])(?: ([A-Z]+|\d[\w.]*|auto|cpu|cuda|carved|separate|none)\b)?")
-_OPTION = re.compile(r"--(text-pair|text|label-separator|label|kind|metric)\b(?: ((?:(?! --)[^;,()`])+))?")
+_OPTION = re.compile(
+    r"--(text-pair|text|label-separator|label|kind|metric)\b(?: ((?:(?! --)(?:[^;,()`]|,(?=[^\s`])))+))?"
+)
 
 
 def in_python(advice: str) -> str:
@@ -29,7 +31,7 @@ def _as_keyword(found: re.Match[str]) -> str:
 
 
 def _as_mapping(found: re.Match[str]) -> str:
-    options = {name.replace("-", "_"): value.partition("|")[0].strip() for name, value in _OPTION.findall(found[0])}
+    options = {name.replace("-", "_"): value.partition("|")[0].strip(" '") for name, value in _OPTION.findall(found[0])}
     if all(value in ("", "out") for value in options.values()):  # "leave --text-pair out"
         return " and ".join(options) + " out" * ("out" in options.values())
     return "columns={" + ", ".join(f'"{name}": "{value}"' for name, value in options.items()) + "}"

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, final
 
 from handful.data.cells import missing, missing_label, plain
-from handful.data.labels import Targets, class_name, class_names, name_notes, recombined
+from handful.data.labels import SEPARATORS, Targets, class_name, class_names, name_notes, recombined
 from handful.data.written_lists import read_list
 from handful.errors import ConfigError, DataError, nearest, shown
 
@@ -26,9 +26,6 @@ Where = Callable[[int], str]
 
 MOST_LABELS = 1000
 """More classes than this are free tags or ids, which a few hundred rows cannot teach."""
-
-SEPARATORS = {"semicolon": ";", "pipe": "|", "comma": ",", "slash": "/", "tab": "\t", "newline": "\n", "space": " "}
-"""Names of marks, for where the mark itself is hard to type; those that seldom stand within names come first."""
 
 _YES, _NO = ("1", "1.0", "true", "yes", "t", "y"), ("0", "0.0", "false", "no", "f", "n")
 
@@ -101,7 +98,7 @@ def read_label_sets(
 
     Without a `separator` every cell is a list: a list, tuple, set or array, or one written as text (`read_list`). With
     one, cells are texts whose parts are labels ("a;b"); a cell without it is a set of one. Lists of equal length that
-    hold 0 and 1 alone are rows of an indicator matrix, as the Hugging Face writes them.
+    hold 0 and 1 alone are rows of an indicator matrix, as many datasets of the Hugging Face Hub have them.
 
     Classes are named and ordered as those of single labels (`labels.class_names`). With `labels`, such as for test
     rows, these are the classes, and the separator may stand in no cell. `where` gives the place of a row for errors,
@@ -333,7 +330,7 @@ def _of_flags(
                 raise DataError(
                     f"{where(index)}: expected 0 or 1 for every class, found {absent} of {len(row)} blank, the first "
                     f"in {name!r}",
-                    "fill them in; where a blank means 0, say so: --blank-labels none",
+                    "fill them in: 0 where the text does not have the class",
                 )
             rows.append(None)
             continue

@@ -33,6 +33,11 @@ _DOUBTFUL = {"none", "null", "nil", "na", "n/a", "n.a.", "missing", "undefined",
 WEAK_MARKS = (",", "/", "&", "+", "#", "and", "\n", "\t", "\uff0c", "\uff1b", "\u3001", "\u2022", "\u00b7", "\\", "~")
 """Marks between labels that are common within names too."""
 
+SEPARATORS = {"semicolon": ";", "pipe": "|", "comma": ",", "slash": "/", "tab": "\t", "newline": "\n", "space": " "}
+"""Names of marks between labels, for where the mark itself is hard to type; those that seldom stand within names come
+first.
+"""
+
 _MARKS = {"and": r"\s+(?:and|und|et)\s+"}
 _COMMAND = re.compile("\x1b\\][^\x07\x1b]*(?:\x07|\x1b\\\\)?|(?:\x1b\\[|\x9b)[0-?]*[ -/]*[@-~]|\x1b[ -/]*[0-~]")
 """A control sequence of terminals, whose own marks divide nothing."""
@@ -249,19 +254,26 @@ def check_one_label(table: Table, label: str, known: Sequence[tuple[int, Any]], 
     That are lists, and texts with one of the `marks` whose parts stand in other labels too, alone or in other company.
     """
     several = [(index, cell) for index, cell in known if (found := as_list(cell)) is not None and len(found) != 1]
-    shown = f"{several[0][1]!r} ({table.where(several[0][0])})" if several else ""
+    shown, how = f"{several[0][1]!r} ({table.where(several[0][0])})" if several else "", "--kind multilabel"
     names = dict.fromkeys(class_name(cell) for _, cell in known if isinstance(cell, str))
     for mark in marks:
         if not shown and (found := recombined(list(names), mark)):
             part, (one, other) = found
             index = next(index for index, cell in known if class_name(cell) == one)
             shown = f"{one!r} ({table.where(index)}), of which {part!r} is also in {other!r}"
+            how = separated(mark)
     if shown:
         raise DataError(
             f"{table.path}: expected one label per row, but the column {label!r} seems to hold several: {shown}",
-            "for several labels per text: --kind multilabel, with --label-separator where a mark stands between them; "
-            "to take each combination as a class of its own: --kind classification",
+            f"for several labels per text: {how}; to take each combination as a class of its own: --kind "
+            "classification",
         )
+
+
+def separated(mark: str) -> str:
+    """The option that says that a mark divides labels."""
+    name = next((name for name, sign in SEPARATORS.items() if sign == mark), None if mark.isalnum() else repr(mark))
+    return f"--label-separator {name}" if name else 'write lists, such as ["a", "b"], and give --kind multilabel'
 
 
 def shared_part_notes(names: Sequence[str]) -> list[str]:
@@ -271,7 +283,7 @@ def shared_part_notes(names: Sequence[str]) -> list[str]:
             part, (one, other) = found
             return [
                 f"the labels {one!r} and {other!r} share the part {part!r} and are read as one class each; where they "
-                "are several labels each, give --label-separator"
+                f"are several labels each: {separated(mark)}"
             ]
     return []
 

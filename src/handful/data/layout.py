@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -148,5 +149,5 @@ def flags_hint(table: Table, columns: Sequence[str]) -> str:
         )
     return (
         f"{names} hold 0 and 1, in some rows several or none: for several labels per text name them all, --label "
-        f"{','.join(columns)}; to learn one of them: --label {columns[0]}"
+        f"{shlex.quote(','.join(columns))} --kind multilabel; to learn one of them, --label {columns[0]}"
     )
