@@ -15,7 +15,7 @@ from handful.api import FittedModel
 from handful.data.task import Example, Task
 from handful.errors import ConfigError, RunError
 from handful.export.plan import FORMATS
-from handful.methods import METHODS, is_method, method_class, method_names
+from handful.methods import METHODS, is_method, method_class, method_names, package_at, package_of, plugins
 from handful.methods.base import AbstractMethod, Preset, setting
 from handful.methods.head import Head
 from handful.methods.poly.method import Poly
@@ -268,3 +268,31 @@ def test_the_class_of_a_script_is_noted_in_its_run(tiny_folder, tmp_path):
     )
     found = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True).stdout
     assert found.startswith("0.2 __main__:Shift ['the class of the method (__main__:Shift) belongs to this script")
+
+
+def test_what_pip_has_installed_is_found(tmp_path, monkeypatch):
+    for needed in ("pip", "setuptools"):
+        pytest.importorskip(needed)
+    source, site = tmp_path / "source", tmp_path / "site"
+    source.mkdir()
+    (source / "acme_piped.py").write_text(SHIFT)
+    (source / "pyproject.toml").write_text(
+        textwrap.dedent("""
+        [build-system]
+        requires = ["setuptools"]
+        build-backend = "setuptools.build_meta"
+        [project]
+        name = "acme-piped"
+        version = "1.2"
+        [project.entry-points."handful.methods"]
+        shift = "acme_piped:Shift"
+        [tool.setuptools]
+        py-modules = ["acme_piped"]
+        """)
+    )
+    options = ["--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--target", str(site), str(source)]
+    subprocess.run([sys.executable, "-m", "pip", "install", *options], check=True, capture_output=True)
+    monkeypatch.syspath_prepend(str(site))
+    (point,) = plugins()["shift"]
+    assert package_of(point) == "acme-piped 1.2" and method_class("shift").__module__ == "acme_piped"
+    assert package_at("acme_piped:Shift") == "acme-piped 1.2"
