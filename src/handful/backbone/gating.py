@@ -114,6 +114,7 @@ class _GatedLinear(torch.autograd.Function):
         rows: torch.Tensor | None,
         columns: torch.Tensor | None,
     ) -> torch.Tensor:
+        # one matrix product whatever the number of tokens: gates scale the weights, not the activations
         effective = weight if columns is None else weight * columns
         if rows is not None:
             effective = rows[:, None] * effective if columns is None else effective.mul_(rows[:, None])
@@ -128,6 +129,7 @@ class _GatedLinear(torch.autograd.Function):
         needs_x, needs_weight, needs_bias, needs_rows, needs_columns = ctx.needs_input_grad
         assert not needs_weight, "a gated matrix is frozen"
         d_x = d_bias = d_rows = d_columns = None
+        # `effective` contains both gates already, so one product serves x and the column gates
         if needs_x or needs_columns:
             d_x = gradient @ effective.to(gradient.dtype)
         if needs_columns:

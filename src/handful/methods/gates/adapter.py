@@ -1,4 +1,4 @@
-"""What the gating methods share: gates along a flat vector, biases and LoRA beside them, folding, matched features."""
+"""What both gating methods share: gates in a flat vector, biases and LoRA beside them, folding, matched features."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class AbstractGatedAdapter(AbstractHeadedAdapter):
         lora_rank: int = 0,
         match_features: float = 0.0,
     ):
-        _ = backbone.fingerprint  # of the pretrained weights: taken before biases change
+        _ = backbone.fingerprint  # of the pretrained weights: cached before biases change
         super().__init__(backbone, task, generator=generator, head_init=head_init)
         self.sides, self.num_gates = tuple(sides), sides[-1].stop
         self.blocks = find_blocks(backbone.model)

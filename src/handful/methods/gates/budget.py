@@ -73,6 +73,7 @@ class Budget:
                 f"{self.largest_target:.3f} of them are gone",
                 "give less" + (", or groups 'units-and-heads'" if others else ""),
             )
+        # heads go first, in the numbers that are possible; units, which are finer, make up for the rest of the target
         heads = self._heads()
         share = min(max(self._left(heads), 0.0), 1.0)
         found = (*heads, *(self._units(block.units, share) for block in self.blocks.feed_forward))

@@ -1,9 +1,9 @@
-"""How much the units and heads of a model matter, from a few texts: one number for each.
+"""Importance of the units and heads of a model, from a few texts: one number for each.
 
 magnitude: ‖weights of the group‖₂. wanda: Σ |W_ij| ‖x_j‖₂ over the group's columns j of the output matrix, x its input
 over all real tokens (Sun et al. 2024, summed over the group), in a decoder behind an encoder over those with a label.
-taylor: Σ |∂L/∂z| at z = 1 over batches of training rows (Michel et al. 2019). random: drawn. They are compared inside
-one block only, so that their scale does not matter.
+taylor: Σ |∂L/∂z| at z = 1 over batches of training rows (Michel et al. 2019). random: drawn. They are compared within
+one block only, so their scale does not matter.
 """
 
 from __future__ import annotations

@@ -79,6 +79,7 @@ class MatrixGatesAdapter(AbstractGatedAdapter):
 
     def penalty(self, draw: Draw | None = None) -> torch.Tensor | None:
         matching = self.matching_penalty(draw)
+        # a penalty from the first step moves nearly all gates into the soft zone before the task says which matter
         if float(self.progress) < self.method.penalty_start:
             return matching
         u = self.locations(draw)

@@ -1,7 +1,8 @@
-"""Gates on what can really be taken out of a model: feed-forward units, and key/value heads with their query heads.
+"""Gates on what can be removed from a model: feed-forward units, and key/value heads with their query heads.
 
-A gate multiplies the unit's activation, that is its column of the matrix out of the block; closed, it takes along its
-rows of the matrices into the block too. How many are closed follows a budget of parameters. Ours.
+A gate multiplies the unit's activation, which is its column of the block's output matrix; a closed gate also makes the
+unit's rows of the input matrices useless, so that all of them can be removed. A budget of parameters says how many
+gates are closed. Ours (docs/methods/prune.md).
 """
 
 from __future__ import annotations
@@ -132,7 +133,7 @@ class GroupGatesAdapter(AbstractGatedAdapter):
 
     @property
     def hardened(self) -> bool:
-        """Whether the closed groups are closed for good."""
+        """Whether gates are at the target sparsity: the closed ones stay closed."""
         return not self.learning or float(self.progress) >= self.learning.close_share
 
     @property
@@ -148,11 +149,13 @@ class GroupGatesAdapter(AbstractGatedAdapter):
     @torch.no_grad()
     def _close(self) -> None:
         """Set each block's threshold so that the budget of this moment is closed."""
+        # the midpoint predicts, so its scores are ranked; vertices share one set of closed gates
         middle = mix(self.simplex.midpoint, self.scores)
         share = self.learning.share(float(self.progress)) if self.learning else 1.0
         for side, count in zip(self.sides, self.budget.closing, strict=True):
             scores, order = middle[side.slice].sort(stable=True)
             now = round(share * count)
+            # chosen anew at every step until `close_share`: a gate that was closed too early can open again
             self.closed[side.slice] = False
             self.closed[side.start + order[:now]] = True
             self.threshold[side.slice] = scores[now - 1] if now else -math.inf

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 @final
 class PolyAdapter(AbstractHeadedAdapter):
-    """scores = head(features(x; Σ w_t skills)), for the tasks of a task of tasks or for a single one."""
+    """scores = head(features(x; Σ w_t skills)), for the tasks of a multi-task dataset or for a single one."""
 
     probes_start = True
 
@@ -298,7 +298,7 @@ class PolyAdapter(AbstractHeadedAdapter):
     def taken(self, name: str) -> dict[str, torch.Tensor]:
         """The state of an adapter on this one of the tasks alone, which gives the same scores.
 
-        Of a task without routing that of the average skill: for models that write, which need no head.
+        For a task without routing it is that of the average skill, for models that generate text, which need no head.
         """
         weights = self.weights([self.tasks.get(name, -1)], self._lead())
         found = self.skills.collapsed(dict(self.skills.named_parameters()), weights)

@@ -12,11 +12,11 @@ from handful.data.batching import Batch, EncodedRows
 from handful.methods.head import AbstractHeadedAdapter
 
 ROWS = 8
-"""Rows of a task, the first ones, whose loss stands for that of the task."""
+"""Number of rows, the first ones, whose loss stands for that of their task."""
 
 
 def first_batches(rows: EncodedRows, names: Sequence[str]) -> list[Batch]:
-    """One batch a task, of its first `ROWS` rows; tasks without rows have none."""
+    """One batch per task, of its first `ROWS` rows; tasks without rows have none."""
     assert rows.tasks is not None
     places = ([row for row, task in enumerate(rows.tasks) if task == name] for name in names)
     return [rows.batch(found[:ROWS]) for found in places if found]

@@ -95,7 +95,7 @@ class Poly(AbstractMethod):
     rank: Annotated[int, setting("rank r of a LoRA skill", ge=1, le=1024)] = 8
     alpha: Annotated[float, setting("LoRA's update is scaled by alpha / rank; the papers' is 1", gt=0)] = 16.0
     prefix_length: Annotated[
-        int, setting("virtual keys and values a layer of a prefix skill", unit="positions", ge=1)
+        int, setting("virtual keys and values per layer of a prefix skill", unit="positions", ge=1)
     ] = 10
     target_modules: Annotated[
         Targets, setting("ends of layer names, or 'all-linear'; auto: query, key, value and output of attention")
@@ -103,7 +103,7 @@ class Poly(AbstractMethod):
     routing: Annotated[
         Routing,
         setting(
-            "learned; or all skills shared (S = 1), one a task, by experts, or made by a net",
+            "learned; or all skills shared (S = 1), one per task, by experts, or made by a net",
             source=_PONTI,
         ),
     ] = "learned"

@@ -195,7 +195,7 @@ class RescalingSkills(AbstractMatrixSkills):
 
 
 def router_of_site(site: AttentionSite, sharing: Sharing, *, several_stacks: bool) -> str:
-    """The router of a layer's prefix: one a layer of each stack; one a stack with "coder"; one with "coarse"."""
+    """The router of a layer's prefix: one per layer of each stack; one per stack with "coder"; one with "coarse"."""
     if sharing == "coarse" or (sharing == "coder" and not several_stacks):
         return "model"
     if sharing == "coder":
