@@ -18,6 +18,7 @@ import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from handful.studies.engines import JobDone, JobEvent, JobFailed, JobStarted, make_engine
 from handful.studies.recipe import Recipe
@@ -83,9 +84,9 @@ def write_task(path: Path, words: int) -> None:
     path.write_text("text,label\n" + "".join(rows), encoding="utf-8")
 
 
-def measure(made: Study, engine: str) -> list[dict[str, object]]:
+def measure(made: Study, engine: str) -> list[dict[str, Any]]:
     """A line per run: what it was, and the worker's memory in MB."""
-    lines: list[dict[str, object]] = []
+    lines: list[dict[str, Any]] = []
 
     def listen(event: JobEvent) -> None:
         if isinstance(event, JobStarted):
@@ -96,7 +97,7 @@ def measure(made: Study, engine: str) -> list[dict[str, object]]:
         elif isinstance(event, JobDone):
             (process,) = workers()
             job = event.job
-            line: dict[str, object] = {"run": len(lines) + 1, "method": job.label, "task": job.task, "shots": job.shots}
+            line: dict[str, Any] = {"run": len(lines) + 1, "method": job.label, "task": job.task, "shots": job.shots}
             line |= {"resident": memory(process, "VmRSS"), "peak": memory(process, "VmHWM"), "process": process.name}
             lines.append(line)
             print(f"\r{len(lines)} of {len(made.jobs)} runs", end="", flush=True)

@@ -85,7 +85,8 @@ def gates_of(result: Result) -> GateRecord | None:
         raise ValueError("a side without gates")
     shares = (float(adapter[name]) for name in ("closed", "soft", "removed", "removable"))
     compact, target = adapter.get("removable_compact"), settings_of(result.record["spec"]).get(TARGET)
-    return GateRecord(parts, *shares, *(None if share is None else float(share) for share in (compact, target)))
+    compact, target = (None if share is None else float(share) for share in (compact, target))
+    return GateRecord(parts, *shares, compact=compact, target=target)
 
 
 def layer_of(matrix: str) -> int:
