@@ -68,7 +68,7 @@ def check_life(method: AbstractMethod, backbone: Backbone, task: Task) -> None:
         spec = resolve(method, model=str(folder / "model"), overrides=_short(method, pooling), kind=task.kind)
         saved = _check_kill(task, spec, own, folder)
         _check_fresh_process(saved, task, own, folder)
-        if task.kind != "generation" and is_method(method.name) and method_class(method.name) is type(method):
+        if not task.objective.generates and is_method(method.name) and method_class(method.name) is type(method):
             _check_study(spec, task, held, folder)
         _check_export(saved, own, folder)
 

@@ -172,7 +172,7 @@ def test_what_cannot_be_done_is_said_before_training(backbone, task, monkeypatch
     reasons = SetFit().check(backbone, toy_task("regression"))
     assert reasons == [
         "SetFit is not installed: pip install 'handful[setfit]'",
-        "SetFit is for classes, not for numbers",
+        "SetFit is for one class per text",
     ]
     monkeypatch.setitem(sys.modules, "setfit", None)
     with pytest.raises(ConfigError, match="needs SetFit, which cannot be imported") as caught:

@@ -137,7 +137,7 @@ def fitted(tiny_folder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("multilabel")
     data = write(folder / "lists.csv", [(text, json.dumps(own)) for text, own in rows()])
     return handful.fit(
-        str(data), model=str(tiny_folder), method="prefix-subspace", shots=40, output=folder / "runs",
+        str(data), model=str(tiny_folder), method="bias", shots=40, output=folder / "runs",
         settings={"training.epochs": 3, "max_length": 24},
     )  # fmt: skip
 
@@ -152,7 +152,7 @@ def test_a_run_is_fitted_scored_saved_and_loaded(fitted):
     assert fitted.predict(texts) == [
         [name for name, p in zip(LABELS, row, strict=True) if p > 0.5] for row in probabilities
     ]
-    assert fitted.disagreement(texts).max() > 0
+    assert fitted.disagreement(texts).shape == (8,)
     loaded = handful.load(fitted.run.folder)
     np.testing.assert_array_equal(loaded.predict_proba(texts), probabilities)
     records = loaded.run.lines("predictions.jsonl")
@@ -172,3 +172,17 @@ def test_later_rows_are_scored(fitted, tmp_path):
     assert found.scores.estimates["micro_f1"].n == 21
     assert labelled_rows(later, fitted._trained.task)[0][0].label == (1, 0, 0)
     assert prediction_records(found.scores, fitted._trained.task)[0]["target"] == ["anger"]
+
+
+def test_a_dense_export_is_stock_transformers_with_a_sigmoid(fitted, tmp_path):
+    from transformers import pipeline
+
+    fitted.export(tmp_path / "dense", format="dense")
+    config = json.loads((tmp_path / "dense" / "config.json").read_text())
+    assert config["problem_type"] == "multi_label_classification"
+    assert ".sigmoid()" in (tmp_path / "dense" / "README.md").read_text()
+    text = rows(8)[3][0]
+    (found,) = pipeline("text-classification", str(tmp_path / "dense"), top_k=None)([text])
+    scores = {one["label"]: one["score"] for one in found}
+    expected = dict(zip(LABELS, fitted.predict_proba([text])[0], strict=True))
+    assert scores == pytest.approx(expected, abs=1e-4)

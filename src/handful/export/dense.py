@@ -79,9 +79,10 @@ class Dense(AbstractFormat):
     def stock_calls(self, loader: Loader, task: Task) -> list[str]:
         if loader.form != "classifier":
             return super().stock_calls(loader, task)
-        names = "its only output" if task.kind == "regression" else "the labels"
+        names = "the labels" if task.objective.has_labels else "its only output"
+        every = ", top_k=None" if task.objective.has_labels and not task.objective.has_classes else ""
         return [
-            f'`pipeline("text-classification", folder)` gives {names} by name too, and cuts texts with '
+            f'`pipeline("text-classification", folder{every})` gives {names} by name too, and cuts texts with '
             "`truncation=True`. Load it in float32 or bfloat16: in float16 its scores may be no numbers."
         ]
 

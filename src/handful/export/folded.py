@@ -179,7 +179,7 @@ def labelled(config: Any, task: Task) -> Any:
     labels = task.labels or ("value",)
     config = copy.deepcopy(config)
     config.id2label, config.label2id = dict(enumerate(labels)), {label: index for index, label in enumerate(labels)}
-    config.problem_type = "regression" if task.kind == "regression" else "single_label_classification"
+    config.problem_type = task.objective.problem_type
     return config
 
 

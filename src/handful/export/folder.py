@@ -157,7 +157,7 @@ class ExportJob:
 
     def _batch(self, *, to_write: bool = False) -> Batch:
         """Padded rows: the task's first ones or, where it has none, sentences of ours."""
-        pair = _SENTENCES[0] if self.task.kind == "pair-classification" else None
+        pair = _SENTENCES[0] if self.task.objective.pairs else None
         references = _SENTENCES[:2] if self.generation else ()
         spare = [Example(text, pair, references=references) for text in _SENTENCES]
         examples, most = self.task.pool[:VERIFIED_ROWS] or spare, min(VERIFIED_LENGTH, self.max_length)
@@ -275,15 +275,12 @@ class ExportJob:
         return float((scores[mine] - scores[other]).abs())
 
     def _readme(self, plan: ExportPlan, loader: Loader, size: Size | None) -> str:
-        outputs = {"regression": "one number", "generation": "texts, by the decoding in generation_config.json"}.get(
-            self.task.kind, "one score for each name in labels.json"
-        )
         name = plain(self.public_name)
         cut = "Longer texts are cut" if loader.truncates else "Sources should be kept"
         lines = [
             f"# {plain(self.task.name)}: {self.adapter.method.name} on {name}",
             "",
-            f"This folder holds {plan.summary}. It gives {outputs}, and {loader.format.needs}:",
+            f"This folder holds {plan.summary}. It gives {self.task.objective.outputs}, and {loader.format.needs}:",
             "",
             f"```python\n{loader.code()}```",
             *(line for sentence in loader.format.stock_calls(loader, self.task) for line in ("", sentence)),

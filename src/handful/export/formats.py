@@ -39,7 +39,7 @@ def export(
     the folder exists, cannot be written, or does not give our scores.
     """
     chosen = format_of(format)
-    if task.kind == "generation":
+    if task.objective.generates:
         generation = generation or GenerationOptions()
     with backbone.lent_to(adapter), _on_cpu(adapter, backbone):
         plan = check_export(adapter.method, backbone, backbone.pooling or "mean", task, format=format)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, final
 
 from handful.backbone.load import Pooling
 from handful.export.format import HEAD, AbstractFormat, ExportPlan, Form
+from handful.objectives.base import Objective
 
 if TYPE_CHECKING:
     from handful.export.folder import ExportJob
@@ -82,8 +83,7 @@ class Loader:
     pooling: Pooling | None
     base: str | None
     max_length: int
-    pairs: bool
-    regression: bool
+    objective: Objective
     injected: Literal["layers", "prefix", "prompt"] = "layers"
     length: int = 0
     token_types: bool = False
@@ -103,7 +103,7 @@ class Loader:
     ) -> Loader:
         """The loader of a job: what follows from task and backbone is filled in."""
         assert plan.form is not None
-        kind, whole = job.task.kind, job.backbone.kind == "encoder-decoder"
+        whole = job.backbone.kind == "encoder-decoder"
         if job.generation:
             tokenizer = job.backbone.tokenizer
             details |= {
@@ -118,8 +118,7 @@ class Loader:
             pooling=job.backbone.pooling,
             base=base,
             max_length=job.max_length,
-            pairs=kind == "pair-classification",
-            regression=kind == "regression",
+            objective=job.task.objective,
             **details,
         )
 
@@ -139,12 +138,12 @@ class Loader:
     @property
     def texts(self) -> str:
         """The example's arguments for a tokenizer."""
-        return '["a text"], ["its second text"]' if self.pairs else '["a text"]'
+        return '["a text"], ["its second text"]' if self.objective.pairs else '["a text"]'
 
     @property
     def activation(self) -> str:
         """What makes probabilities of scores."""
-        return "" if self.regression else ".softmax(-1)"
+        return self.objective.activation
 
     def stock_code(self) -> str:
         """The code with transformers, and with PEFT where there is a `base`."""

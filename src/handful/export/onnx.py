@@ -67,6 +67,11 @@ def {answer}
 
 {example}
 """
+_SETS = """classify(*texts):  # each text's labels, and the probability of every label by its name
+    inputs = tokenizer(*texts, truncation=True, max_length={max_length}, padding=True, return_tensors="np")
+    found = 1 / (1 + np.exp(-scores(inputs)))
+    rows = [dict(zip(labels, row.tolist())) for row in found]
+    return [([label for label in row if row[label] > 0.5], row) for row in rows]"""
 _LABELS = """classify(*texts):  # each text's label, and the probability of every label by its name
     inputs = tokenizer(*texts, truncation=True, max_length={max_length}, padding=True, return_tensors="np")
     found = scores(inputs)
@@ -133,7 +138,9 @@ class Onnx(AbstractFormat):
         return job.write(plan, Loader.of(job, plan, self), fill, folded.rounding)
 
     def code(self, loader: Loader) -> str:
-        answer = (_NUMBERS if loader.regression else _LABELS).format(max_length=loader.max_length)
+        objective = loader.objective
+        answer = _LABELS if objective.has_classes else _SETS if objective.has_labels else _NUMBERS
+        answer = answer.format(max_length=loader.max_length)
         return _CODE.format(answer=answer, example=f"print({answer.partition('(')[0]}({loader.texts}))")
 
     def stock_calls(self, loader: Loader, task: Task) -> list[str]:

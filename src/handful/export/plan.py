@@ -63,7 +63,7 @@ def _plan(
     """What `check_export` says where every package is installed; to `advise` is to name the format to use instead."""
     if task is not None and task.members:
         return ExportPlan(None, f"an inventory of {len(task.members)} tasks; export one of them: --task NAME")
-    writes = task is not None and task.kind == "generation"
+    writes = task is not None and task.objective.generates
     if pooling == "auto":
         pooling = family_pooling(family_of(backbone))
     obstacle = format.obstacle(method, backbone)

@@ -67,5 +67,5 @@ class SentenceTransformers(AbstractFormat):
         return write_whole(Folded(job, plan, "padded"), Loader.of(job, plan, self, body=BODY))
 
     def code(self, loader: Loader) -> str:
-        texts = '[("a text", "its second text")]' if loader.pairs else '["a text"]'
+        texts = '[("a text", "its second text")]' if loader.objective.pairs else '["a text"]'
         return _CODE.format(texts=texts, activation=loader.activation)

@@ -85,7 +85,7 @@ class SetFit(AbstractMethod):
 
     def check(self, backbone: Backbone, task: Task) -> list[str]:
         missing = [] if find_spec("setfit") else [f"SetFit is not installed: {INSTALL}"]
-        return missing + (["SetFit is for classes, not for numbers"] if not task.objective.has_classes else [])
+        return missing + (["SetFit is for one class per text"] if not task.objective.has_classes else [])
 
     def exports(self, backbone: Backbone | str) -> Exports:
         return {"merged weights": None}

@@ -59,6 +59,8 @@ class Objective(ABC):
 
     problem_type: ClassVar[str | None] = None
     """`config.problem_type` of a stock classification model."""
+    activation: ClassVar[str] = ""
+    """What makes probabilities of a tensor of scores, as code."""
     pipeline_tag: ClassVar[str] = "text-classification"
     tag: ClassVar[str] = "text-classification"
     """The tag of a model card, more exact than `pipeline_tag`."""

@@ -38,6 +38,7 @@ class Classification(Objective):
     default_metric: ClassVar[str] = "accuracy"
     loss_metric: ClassVar[str] = "nll"
     problem_type: ClassVar[str | None] = "single_label_classification"
+    activation: ClassVar[str] = ".softmax(-1)"
     strata_name: ClassVar[str] = "classes"
 
     def tensor(self, labels: Sequence[Any]) -> torch.Tensor:

@@ -38,6 +38,7 @@ class Multilabel(Objective):
     }
     unmixable: ClassVar[str | None] = "asks for several labels per text, and others for one"
     problem_type: ClassVar[str | None] = "multi_label_classification"
+    activation: ClassVar[str] = ".sigmoid()"
 
     def tensor(self, labels: Sequence[Any]) -> torch.Tensor:
         import torch
