@@ -17,9 +17,10 @@ from sklearn.utils.validation import check_is_fitted, column_or_1d
 from handful.api import as_examples, fit
 from handful.backbone.device import AUTO as AUTO_DEVICE
 from handful.data.cells import check_row, missing_label
+from handful.data.label_sets import LabelSets, read_indicators, read_label_sets
 from handful.data.labels import name_notes, no_classes
 from handful.data.task import Example, Task, TaskKind
-from handful.errors import DataError
+from handful.errors import ConfigError, DataError
 from handful.evaluation.predict import Predictions
 from handful.objectives import objective_of
 from handful.runs.defaults import METHOD, MODEL, PRESET
@@ -84,7 +85,9 @@ class AbstractFewShotEstimator(BaseEstimator):
 class FewShotClassifier(ClassifierMixin, AbstractFewShotEstimator):
     """A scikit-learn classifier of texts, usable in `cross_val_score`, a search and a `Pipeline`.
 
-    X is a sequence of texts or an (N, 2) array of pairs, or a data frame with such columns; y any labels.
+    X is a sequence of texts or an (N, 2) array of pairs, or a data frame with such columns; y any labels, or for
+    several labels per text zeros and ones (N, C), or lists of labels.
+
     `class_weight` is None, "balanced" or a weight for each class. A text without tokens gets the class frequencies of
     the training rows as its probabilities. After fitting: `classes_`, `model_`. See `AbstractFewShotEstimator`.
     """
@@ -99,6 +102,8 @@ class FewShotClassifier(ClassifierMixin, AbstractFewShotEstimator):
 
         Raises: DataError for labels that are missing or of mixed types, and for what is no text.
         """
+        if (sets := _label_sets(y)) is not None:
+            return self._fit_sets(X, sets, sample_weight)
         rows, labels = _rows_and_targets(self, X, y)
         _check_types(y)
         if labels.dtype == object and len({type(label) for label in labels.tolist()}) > 1:
@@ -109,7 +114,7 @@ class FewShotClassifier(ClassifierMixin, AbstractFewShotEstimator):
         if self.class_weight is not None:
             weights = weights * compute_sample_weight(self.class_weight, labels)  # pyright: ignore[reportArgumentType]
         kept = weights > 0
-        self.classes_ = np.unique(labels[kept])
+        self.classes_, self._several = np.unique(labels[kept]), False
         _warn_of_labels(labels[kept].tolist(), self.classes_.tolist())
         indices = np.searchsorted(self.classes_, labels[kept])
         self._prior = np.bincount(indices, weights[kept]) / weights[kept].sum()
@@ -119,14 +124,30 @@ class FewShotClassifier(ClassifierMixin, AbstractFewShotEstimator):
         self._fit(rows, weights[kept], "classification", tuple(map(str, self.classes_)))
         return self
 
+    def _fit_sets(self, X: Any, sets: LabelSets, sample_weight: Any) -> Self:
+        """`fit` on several labels per text. Raises: ConfigError for weights of classes."""
+        if self.class_weight is not None:
+            raise ConfigError("class_weight: texts with several labels have no classes to weigh", "leave it out")
+        rows, _ = _rows_and_targets(self, X, np.arange(len(sets.rows)))
+        weights, flags = _weights(sample_weight, len(rows)), sets.indicators()
+        if len(flags) < len(sets.rows):
+            raise DataError(f"y: expected labels for every text, found {len(sets.rows) - len(flags)} without")
+        self.classes_, self._several = np.array(sets.labels), True
+        self._prior = (flags * weights[:, None]).sum(0) / weights.sum()
+        labelled = [replace(row, label=tuple(own)) for row, own in zip(rows, flags.tolist(), strict=True)]
+        self._fit(labelled, weights, "multilabel", sets.labels)
+        return self
+
     def predict_proba(self, X: Any) -> np.ndarray:
-        """Probabilities (N, C) in the order of `classes_`."""
+        """Probabilities (N, C) in the order of `classes_`; of several labels per text those of each by itself."""
         predictions = self._predictions(X)
         return np.where(predictions.blank[:, None], self._prior, predictions.probabilities)
 
     def predict(self, X: Any) -> np.ndarray:
-        """Labels (N,) of the kind given to `fit`."""
+        """Labels (N,) of the kind given to `fit`; of several labels per text zeros and ones (N, C)."""
         probabilities = self.predict_proba(X)  # raises NotFittedError before there are classes
+        if self._several:
+            return (probabilities > 0.5).astype(np.int64)
         return self.classes_[probabilities.argmax(1)]
 
 
@@ -198,6 +219,15 @@ def _check_types(y: Any) -> None:
         raise DataError(
             f"y: expected labels of one type, found {' and '.join(sorted(found))}", "convert them, e.g. to str"
         )
+
+
+def _label_sets(y: Any) -> LabelSets | None:
+    """The label sets of a matrix (N, C) of zeros and ones with two columns or more, or of lists; None of other y."""
+    shape = getattr(y, "shape", ())
+    if len(shape) == 2:
+        return read_indicators(y) if shape[1] > 1 else None
+    cells = [*y] if isinstance(y, list | tuple) else []
+    return read_label_sets(cells) if cells and all(isinstance(cell, list | tuple | set) for cell in cells) else None
 
 
 def _warn_of_labels(labels: list[Any], classes: list[Any]) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import handful
-from handful import DataError
+from handful import DataError, FewShotClassifier
 from handful.data.files import read_task
 from handful.data.label_set_targets import SetTargets
 from handful.data.new_rows import labelled_rows
@@ -186,3 +186,17 @@ def test_a_dense_export_is_stock_transformers_with_a_sigmoid(fitted, tmp_path):
     scores = {one["label"]: one["score"] for one in found}
     expected = dict(zip(LABELS, fitted.predict_proba([text])[0], strict=True))
     assert scores == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("as_lists", [False, True])
+def test_the_classifier_of_scikit_learn_takes_several_labels(tiny_folder, as_lists):
+    texts, lists = map(list, zip(*rows(40), strict=True))
+    flags = np.array([[int(name in own) for name in LABELS] for own in lists])
+    model = FewShotClassifier(method="head", model=str(tiny_folder), settings={"max_length": 24})
+    model.fit(texts, lists if as_lists else flags)
+    found = model.predict(texts)
+    assert found.shape == flags.shape
+    assert (found == flags).mean() > 0.8
+    np.testing.assert_array_equal(found, model.predict_proba(texts) > 0.5)
+    assert model.classes_.tolist() == (list(LABELS) if as_lists else ["0", "1", "2"])
+    np.testing.assert_allclose(model.predict_proba([""])[0], flags.mean(0))
