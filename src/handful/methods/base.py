@@ -223,7 +223,8 @@ class AbstractAdapter(nn.Module, ABC):
     """What a method adds to a backbone. Its parameters are exactly what is trained, counted and saved.
 
     `forward(batch, draw)` returns the scores (B, C): logits, or for regression the standardised prediction. The
-    hooks do nothing by default. The backbone is held, not registered: it is no part of the state dict.
+    hooks do nothing by default. One that changes the model itself calls `backbone.sharing.claim(self)` first: no other
+    can be on it until `detach`. The backbone is held, not registered: it is no part of the state dict.
     """
 
     simplex: Simplex = Simplex()
@@ -233,15 +234,10 @@ class AbstractAdapter(nn.Module, ABC):
     """The lowest layer whose computation the adapter changes: below it the trunk may be computed once and
     kept. `backbone.num_layers` means that only the head is trained; None that nothing may be kept."""
 
-    changes_backbone: bool = False
-    """Whether it changes the model itself as long as it is attached, so that no other adapter can be on it."""
-
     def __init__(self, backbone: Backbone):
         super().__init__()
         object.__setattr__(self, "backbone", backbone)
         backbone.sharing.check(self)
-        if self.changes_backbone:
-            backbone.sharing.claim(self)
 
     backbone: Backbone
     method: Any
@@ -252,6 +248,9 @@ class AbstractAdapter(nn.Module, ABC):
 
     reserved_positions: int = 0
     """Positions of the backbone that rows cannot use, because the adapter takes them or moves the rows along."""
+
+    notes: Sequence[str] = ()
+    """What was chosen for the user, or should be said about what was trained."""
 
     @property
     def num_vertices(self) -> int:
@@ -273,6 +272,10 @@ class AbstractAdapter(nn.Module, ABC):
     @abstractmethod
     def forward(self, batch: Batch, draw: Draw | None = None) -> torch.Tensor:
         """The scores (B, C) of a batch with what was drawn for it; at the midpoint without a draw."""
+
+    def generate(self, batch: Batch, draw: Draw | None = None, **options: Any) -> torch.Tensor:
+        """The tokens (B, T) that a language model writes through the adapter; see `Backbone.generate`."""
+        raise ConfigError(f"{type(self).__name__} generates no texts", "use a method whose `writes` is true")
 
     def target_scores(self, batch: Batch, draw: Draw | None = None) -> torch.Tensor:
         """Scores (B, C) to predict with: calibrated logits, or regression in the targets' own units."""

@@ -76,11 +76,10 @@ def _is_bias(name: str) -> bool:
 class BiasAdapter(AbstractHeadedAdapter):
     """scores = head(features(x; b)), all biases b trained."""
 
-    changes_backbone = True
-
     def __init__(self, backbone: Backbone, task: Task, method: Bias, *, generator: torch.Generator):
         _ = backbone.fingerprint  # of the pretrained weights: taken before they change
         super().__init__(backbone, task, generator=generator, head_init=method.head_init)
+        backbone.sharing.claim(self)
         self.method = method
         feeding = feeding_parameters(backbone) - set(backbone.fresh)
         self.biases = BorrowedParameters(backbone.model, lambda name, _: name in feeding and _is_bias(name))

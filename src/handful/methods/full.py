@@ -77,11 +77,10 @@ class Full(AbstractMethod):
 class FullAdapter(AbstractHeadedAdapter):
     """scores = head(features(x; θ)), all of θ trained."""
 
-    changes_backbone = True
-
     def __init__(self, backbone: Backbone, task: Task, method: Full, *, generator: torch.Generator):
         _ = backbone.fingerprint  # of the pretrained weights: taken before they change
         super().__init__(backbone, task, generator=generator, head_init=method.head_init)
+        backbone.sharing.claim(self)
         self.method = method
         feeding = feeding_parameters(backbone) - set(backbone.fresh)  # the fresh ones are trained as the pooler
         self.trunk = BorrowedParameters(backbone.model, lambda name, _: name in feeding)

@@ -119,6 +119,7 @@ class PeftAdapter(AbstractHeadedAdapter):
         _ = backbone.fingerprint  # taken before PEFT renames the weights
         settings = build_config(config)
         super().__init__(backbone, task, generator=generator, head_init=method.head_init)
+        backbone.sharing.claim(self)
         self.method, self.notes = method, notes
         self.prompt_length = self.reserved_positions = getattr(settings, "num_virtual_tokens", 0) or 0
         known = {id(t) for t in (*backbone.model.parameters(), *backbone.model.buffers())}
@@ -146,7 +147,6 @@ class PeftAdapter(AbstractHeadedAdapter):
                 self.constants.register_buffer(name.replace(".", "__"), tensor.detach())
         self.lowest_layer = lowest_layer(backbone, self.trained.parameters())
 
-    changes_backbone = True
     peft_model: Any
     _added: list[nn.Module]
 

@@ -98,11 +98,10 @@ class SetFit(AbstractMethod):
 class SetFitAdapter(AbstractHeadedAdapter):
     """scores = head(features(x; θ)), with θ and head trained by SetFit's trainer before our first step."""
 
-    changes_backbone = True
-
     def __init__(self, backbone: Backbone, task: Task, method: SetFit, *, generator: torch.Generator):
         _ = backbone.fingerprint  # of the pretrained weights: taken before they change
         super().__init__(backbone, task, generator=generator)
+        backbone.sharing.claim(self)
         self.method = method
         feeding = feeding_parameters(backbone) - set(backbone.fresh)
         self.trunk = BorrowedParameters(backbone.model, lambda name, _: name in feeding)

@@ -48,8 +48,6 @@ class SubspaceAdapter(AbstractHeadedAdapter):
     stay there until the backward pass is over: `train` and `eval` take them out again.
     """
 
-    changes_backbone = True
-
     def __init__(self, make: Callable[[], AbstractHeadedAdapter], simplex: Simplex, generator: torch.Generator):
         starts = []
         for vertex in range(simplex.num_vertices):
@@ -60,11 +58,12 @@ class SubspaceAdapter(AbstractHeadedAdapter):
         backbone = inner.backbone  # pyright: ignore[reportPossiblyUnboundVariable]: there is a vertex
         backbone.sharing.release(inner)
         AbstractAdapter.__init__(self, backbone)  # head, pooler and all else are the inner adapter's
+        backbone.sharing.claim(self)
         object.__setattr__(self, "inner", inner)  # held, not registered: its parameters are those of a vertex
         self.method, self.simplex, self.pooler = inner.method, simplex, None
         self.objective, self.labels, self.head_init = inner.objective, inner.labels, inner.head_init
         self.lowest_layer, self.reserved_positions = inner.lowest_layer, inner.reserved_positions
-        self.notes = getattr(inner, "notes", ())
+        self.notes = inner.notes
         self._places = [_Place(inner, parameter) for parameter in _trained(inner).values()]
         self.vertices = nn.ParameterDict()
         for name in starts[0]:  # one by one: made of a dict they would be sorted

@@ -383,7 +383,7 @@ def describe(training: Training, scores: AnyScores | None, key: str, scoring_sec
         "spec": trained.spec.resolved(),
         "preset": trained.spec.preset,
         "choices": [{"name": c.name, "value": c.value, "reason": c.reason} for c in trained.spec.choices],
-        "notes": [*training.notes, *getattr(trained.adapter, "notes", ()), *own_notes],
+        "notes": [*training.notes, *trained.adapter.notes, *own_notes],
         "method_package": package,
         "task": describe_task(task),
         "rows": {

@@ -62,7 +62,7 @@ def preflight(task: Task, spec: RunSpec) -> Preflight:
         classes=_classes(task, split.train),
         skeleton=skeleton,
         parameters=_trained(adapter) if adapter else None,
-        notes=tuple(getattr(adapter, "notes", ())),
+        notes=tuple(adapter.notes) if adapter else (),
         max_length=max_length,
         longest=max(train.longest, dev.longest),
         truncated={"train": train.truncated, "dev": dev.truncated},

@@ -63,6 +63,7 @@ class AbstractGatedAdapter(AbstractHeadedAdapter):
     ):
         _ = backbone.fingerprint  # of the pretrained weights: cached before biases change
         super().__init__(backbone, task, generator=generator, head_init=head_init)
+        backbone.sharing.claim(self)
         self.sides, self.num_gates = tuple(sides), sides[-1].stop
         self.blocks = find_blocks(backbone.model)
         gated = {side.matrix for side in sides}
@@ -81,7 +82,6 @@ class AbstractGatedAdapter(AbstractHeadedAdapter):
         self.register_buffer("progress", torch.zeros(()))
         self.steps = 0
 
-    changes_backbone = True
     progress: torch.Tensor
 
     def begin_training(self, steps: int, rows: EncodedRows) -> None:

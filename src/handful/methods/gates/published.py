@@ -122,7 +122,7 @@ class MatrixGatesAdapter(AbstractGatedAdapter):
         }
 
     @property
-    def notes(self) -> list[str]:
+    def notes(self) -> list[str]:  # type: ignore[override]
         """Warnings about the trained gates: few are closed, or fewer than the target."""
         if not self.steps:
             return []
