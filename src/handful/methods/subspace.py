@@ -80,6 +80,8 @@ class SubspaceAdapter(AbstractHeadedAdapter):
         self.head = inner.head
         for place in self._places:
             place.tensor.requires_grad_(False)
+        if inner.pooler is not None:
+            inner.pooler.restore()  # its values are vertices now
 
     inner: AbstractHeadedAdapter
     method: Any
