@@ -5,6 +5,7 @@ Each gives the right labels by name with our scores, or raises: never a head of 
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass, replace
@@ -25,7 +26,7 @@ from handful.methods.prompt import Prompt
 from handful.testing import toy_task
 
 TEXTS = ["A short text.", "Another one, which is a good deal longer than the first.", "No!", "7 of 10"]
-SINGLE, NUMBER, PAIR = "classification", "regression", "pair-classification"
+SINGLE, NUMBER, MANY = "classification", "regression", "multilabel"
 LABELS = ("so-so", "Good, really", "2")
 
 
@@ -52,17 +53,23 @@ HOLDS = [  # the stock class holds the head
     Case("bert", "mean", FineGates(), "dense"),
     Case("bert", "family", LoRA(), "dense"),
     Case("mpnet", "family", Head(), "dense", NUMBER),
+    Case("bert", "mean", LoRA(), "dense", MANY),
+    Case("roberta", "family", Head(), "dense", MANY),
 ]
 APART = [
     *(Case(family, "mean", Head(), "dense") for family in ("albert", "mpnet", "t5", "bart", "gpt2")),
     Case("qwen3", "last", Head(), "dense"),
     *(Case(family, "mean", Head(), "sentence-transformers") for family in ("bert", "distilbert", "t5")),
     Case("llama", "last", Head(), "sentence-transformers", NUMBER),
+    Case("bert", "mean", LoRA(), "sentence-transformers", MANY),
 ]
 OURS = [
     Case("bert", "mean", FineGates(), "compact"),
     Case("bert", "family", FineGates(), "compact"),
     Case("bert", "mean", Head(), "onnx"),
+    Case("bert", "mean", FineGates(), "compact", MANY),
+    Case("bert", "family", FineGates(), "compact", MANY),
+    Case("bert", "mean", Head(), "onnx", MANY),
 ]
 ADAPTERS = [
     Case("bert", "mean", Prefix(prefix_length=4), "peft"),
@@ -71,8 +78,13 @@ ADAPTERS = [
     Case("roberta", "family", Prefix(prefix_length=4), "peft"),
     Case("electra", "family", Prompt(prompt_length=4), "peft"),
     Case("llama", "last", LoRA(), "peft", NUMBER),
+    Case("bert", "mean", LoRA(), "peft", MANY),
+    Case("bert", "family", LoRA(), "peft", MANY),
+    Case("bert", "mean", Prefix(prefix_length=4), "peft", MANY),
+    Case("roberta", "family", Prefix(prefix_length=4), "peft", MANY),
 ]
 CASES = [*HOLDS, *APART, *OURS, *ADAPTERS]
+LABEL_SETS = [case for case in CASES if case.kind == MANY]
 
 SCRIPT = """
 import importlib.abc, json, sys, warnings
@@ -157,9 +169,14 @@ def make(case, root):
     if not base.is_dir():
         tiny_model(case.family).save_pretrained(base)
         tiny_tokenizer(case.family).save_pretrained(base)
-    backbone, task = load_backbone(str(base), pooling=case.pooling), toy_task(case.kind)
+    backbone, task = load_backbone(str(base), pooling=case.pooling), toy_task(NUMBER if case.kind == NUMBER else SINGLE)
     if case.kind != NUMBER:
         task = replace(task, labels=LABELS)
+    if case.kind == MANY:
+        pool = tuple(
+            replace(row, label=(row.label, 1 - row.label, index % 3 // 2)) for index, row in enumerate(task.pool)
+        )
+        task = replace(task, kind=MANY, metric="micro_f1", pool=pool)
     adapter = case.method.attach(backbone, task, generator=torch.Generator().manual_seed(1)).eval()
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
@@ -227,9 +244,10 @@ def test_the_stock_class_gives_our_scores_by_name(case, made):
         return
     assert given["names"] == list(LABELS)
     assert given["ids"] == {label: index for index, label in enumerate(LABELS)}
-    assert given["problem"] == "single_label_classification"
+    assert given["problem"] == ("multi" if case.kind == MANY else "single") + "_label_classification"
     probabilities = torch.tensor([[row[label] for label in LABELS] for row in rows])
-    torch.testing.assert_close(probabilities, ours.softmax(-1), rtol=0, atol=1e-4)
+    expected = ours.sigmoid() if case.kind == MANY else ours.softmax(-1)
+    torch.testing.assert_close(probabilities, expected, rtol=0, atol=1e-4)
     assert probabilities.argmax(1).equal(ours.argmax(1))
 
 
@@ -278,6 +296,36 @@ def test_an_adapter_is_refused_by_calls_for_a_whole_model(case, made):
         assert "Expected target PEFT class: PeftModelForFeatureExtraction" in said
         if case.method.name == "lora":
             assert "Target modules" in refused(given["peft"])
+
+
+@pytest.mark.parametrize("case", LABEL_SETS, ids=ids(LABEL_SETS))
+def test_the_readme_gives_the_probability_of_every_label(case, made, monkeypatch):
+    """Its code, to the letter but for the pretrained model's path, with our texts in place of its example."""
+    root, scores, _ = made
+    folder = root / case.name
+    readme = (folder / "README.md").read_text(encoding="utf-8")
+    assert "whose sigmoid is the probability of that label" in readme
+    code = readme.partition("```python\n")[2].partition("```")[0]
+    assert code.count('["a text"]') == 1
+    base = json.dumps(str(root / "models" / case.family))
+    code = re.sub(r"^base = .*$", lambda _: f"base = {base}", code, flags=re.MULTILINE)
+    code = code.replace('["a text"]', json.dumps(TEXTS))
+    printed, ours = [], scores[case.name].sigmoid()
+    monkeypatch.chdir(folder)
+    found = {"print": lambda *values: printed.extend(values)}
+    exec(code, found)
+    assert found["labels"] == list(LABELS)
+    if case.format == "onnx":
+        rows = printed[0]
+        assert [own for own, _ in rows] == [[LABELS[i] for i in range(3) if row[i] > 0.5] for row in ours]
+        given = torch.tensor([[row[label] for label in LABELS] for _, row in rows])
+    else:
+        assert printed[0] == list(LABELS)
+        given = printed[1].cpu()
+        if case.pooling == "family":  # what a pipeline around this model looks at
+            assert found["model"].config.problem_type == "multi_label_classification"
+    torch.testing.assert_close(given, ours, rtol=0, atol=1e-4)
+    assert (ours.sum(1) - 1).abs().max() > 0.1  # no softmax
 
 
 def test_no_file_of_an_export_names_a_path_of_this_machine(made):

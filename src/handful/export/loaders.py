@@ -220,7 +220,10 @@ class Loader:
             ]
         options = ["dtype=torch.float32", "trust_remote_code=False"]
         if self.form == "classifier":
-            lines.append("outputs = dict(num_labels=len(labels), id2label=dict(enumerate(labels)))")
+            # several labels per text: with names alone, transformers' own pipeline would take a softmax over them
+            several = self.objective.has_labels and not self.objective.has_classes
+            problem = f', problem_type="{self.objective.problem_type}"' if several else ""
+            lines.append(f"outputs = dict(num_labels=len(labels), id2label=dict(enumerate(labels)){problem})")
             options.append("**outputs")
         encoder = ".get_encoder()" if self.encoder else ""
         lines.append(f"model = {self._auto}.from_pretrained(base, {', '.join(options)}){encoder}")

@@ -117,9 +117,11 @@ class Peft(AbstractFormat):
         sentences = [f"{REFUSED}: it holds an adapter, and no weights of the pretrained model."]
         if loader.form == "classifier":
             sentences.append(
-                "`AutoPeftModelForSequenceClassification` needs the arguments `num_labels` and `id2label` of the code "
-                "above: an adapter does not store them, and without them classes are called LABEL_0 and so on."
+                "`AutoPeftModelForSequenceClassification` needs the arguments `outputs` of the code above: an adapter "
+                "does not store them, and without them labels are called LABEL_0 and so on."
             )
+            if task.objective.has_labels and not task.objective.has_classes:
+                sentences.append("Without `problem_type` a pipeline makes one softmax over all labels of its scores.")
         else:
             sentences.append(
                 "`AutoPeftModelForSequenceClassification` refuses it: the head stands on pooled features, and not "

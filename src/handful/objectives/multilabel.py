@@ -39,6 +39,7 @@ class Multilabel(Objective):
     unmixable: ClassVar[str | None] = "asks for several labels per text, and others for one"
     problem_type: ClassVar[str | None] = "multi_label_classification"
     activation: ClassVar[str] = ".sigmoid()"
+    outputs: ClassVar[str] = "one score for each name in labels.json, whose sigmoid is the probability of that label"
 
     def tensor(self, labels: Sequence[Any]) -> torch.Tensor:
         import torch
