@@ -101,6 +101,47 @@ def test_targets_are_spread_over_the_folds():
         assert Counter(int(row.label) // 5 for row in fold.held) == Counter(range(8))
 
 
+def letter_sets(count: int, rare: int = 0) -> tuple[list[Example], Task]:
+    """Texts of up to three labels, every eighth of none; of a fourth label the first `rare` rows alone."""
+    places = range(count)
+    labels = [(i & 1, i >> 1 & 1, i >> 2 & 1, int(i < rare)) for i in places]
+    rows = [
+        Example(f"{'aa ' * x}{'ff ' * y}{'jj ' * z}{i}", label=(x, y, z, w)) for i, (x, y, z, w) in enumerate(labels)
+    ]
+    return rows, Task("sets", "multilabel", ("a", "f", "j", "rare"), "micro_f1", tuple(rows))
+
+
+def test_label_sets_are_spread_over_the_folds():
+    rows, task = letter_sets(160, rare=10)
+    for fold in make_folds(rows, task, number_of_folds(rows, task, "none"), 0):
+        counts = np.sum([row.label for row in fold.held], axis=0)
+        np.testing.assert_allclose(counts, [16, 16, 16, 2], atol=1)  # a fifth of each
+        assert len(fold.held) == 32
+
+
+@pytest.mark.parametrize(("dev", "least"), [("none", 1), ("carved", 2)])
+def test_a_row_that_a_label_cannot_be_trained_without_is_not_held_out(dev, least):
+    rows, task = letter_sets(24, rare=least)
+    folds = make_folds(rows, task, number_of_folds(rows, task, dev), 0, least=least)
+    assert len(folds) == 15
+    for fold in folds:
+        assert not any(row.label[3] for row in fold.held)
+        assert sum(row.label[3] for row in fold.train) == least
+        assert len(fold.train) + len(fold.held) == len(rows)
+        Split(replace(task, pool=fold.train), len(fold.train), 0, dev=dev)  # would complain
+
+
+@pytest.mark.parametrize("dev", ["none", "carved"])
+@pytest.mark.parametrize("metric", ["micro_f1", "macro_f1", "lrap", "nll"])
+def test_choosing_survives_labels_that_a_fold_has_no_row_of(monkeypatch, dev, metric):
+    monkeypatch.setattr(auto, "REPEATS", 1)
+    _, task = letter_sets(24, rare=2)
+    specs = specs_of("head", "bias", **{"run.dev": dev, "run.shots": 24, "training.epochs": 1})
+    chosen = choose(replace(task, metric=metric), specs, backbone=tiny_backbone("bert"), budget=1e6)
+    assert (chosen.folds, chosen.problems) == (5, {})
+    assert np.isfinite(chosen.advantages["bias"].mean)
+
+
 # --------------------------------------------------------------------------------------------------------- the interval
 
 
@@ -347,4 +388,4 @@ def test_settings_that_not_all_candidates_have_are_refused():
     with pytest.raises(
         ConfigError, match=r"method 'auto' tries head, prefix-subspace, lora; for 'head' there are 1 wrong"
     ):
-        candidate_specs(lambda name: resolve(name, overrides={"method.num_vertices": 2}), "classification")
+        candidate_specs(lambda name: resolve(name, overrides={"method.prefix_length": 2}), "classification")

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+from operator import xor
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from handful.objectives.base import Constant, Objective
@@ -64,6 +66,18 @@ class Multilabel(Objective):
         sets = [[index for index, flag in enumerate(label) if flag] for label in labels]
         order = draw_label_sets(sets, names, rows, generator=generator, **more)
         return order.rows, order.selects
+
+    def ranks(self, labels: Sequence[Any], folds: int) -> list[int]:
+        """One number per label set: sets with the rarest label are neighbours, and among them those with the next.
+
+        In the order of a Gray code, in which neighbours differ in few labels.
+        """
+        del folds
+        counts = self.counts(labels, len(labels[0])) if labels else []
+        rarest_first = sorted(range(len(counts)), key=lambda index: (counts[index], index))
+        keys = [tuple(accumulate((label[index] for index in rarest_first), xor)) for label in labels]
+        places = {key: place for place, key in enumerate(sorted(set(keys), reverse=True))}
+        return [places[key] for key in keys]
 
     def loss(
         self, scores: torch.Tensor, targets: torch.Tensor, *, smoothing: float = 0.0, reduction: str = "mean"

@@ -7,6 +7,7 @@ itself will be, and scored on that one. Test rows stay closed throughout: the ta
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
@@ -123,7 +124,7 @@ def choose(
             f"auto: {' or '.join(spec.method.name for spec in specs)}, by {task.metric} in up to {count * REPEATS} "
             f"folds of the {len(rows):,} training rows and at most {budget:,.0f} s"
         )
-        resampling.run(make_folds(rows, task, count, seed))
+        resampling.run(make_folds(rows, task, count, seed, least=_least(probe.options.dev)))
     return _conclude(specs, resampling, resampling.advantages(count, len(rows)), len(rows), count * REPEATS)
 
 
@@ -175,14 +176,20 @@ def number_of_folds(rows: Sequence[Example], task: Task, dev: DevRows) -> int:
     strata = task.objective.strata([row.label for row in rows], len(task.labels))
     rarest = min(map(len, strata))
     count = min(FOLDS, rarest)
-    return count if count > 1 and rarest - ceil(rarest / count) >= (2 if dev == "carved" else 1) else 0
+    return count if count > 1 and rarest - ceil(rarest / count) >= _least(dev) else 0
 
 
-def make_folds(rows: Sequence[Example], task: Task, count: int, seed: int) -> list[Fold]:
+def _least(dev: DevRows) -> int:
+    """Rows of a class without which nothing can be trained."""
+    return 2 if dev == "carved" else 1
+
+
+def make_folds(rows: Sequence[Example], task: Task, count: int, seed: int, *, least: int = 1) -> list[Fold]:
     """`REPEATS` rounds of `count` folds, each row held out once a round.
 
     Every class is spread evenly over the folds of a round; for regression every `count` rows that are neighbours in
-    their target are.
+    their target are; for several labels per text the rows of like label sets are. A row is not held out where fewer
+    than `least` rows of one of its labels would be left to train on.
     """
     generator = stream(seed, "auto/folds")
     stratum = dict(zip(rows, task.objective.ranks([row.label for row in rows], count), strict=True))
@@ -192,10 +199,25 @@ def make_folds(rows: Sequence[Example], task: Task, count: int, seed: int) -> li
         dealt = sorted(shuffled, key=lambda row: stratum[row])
         seeds = torch.randint(2**31, (count,), generator=generator).tolist()
         for number in range(count):
-            held = dealt[number::count]
             kept = [row for place, row in enumerate(dealt) if place % count != number]
-            folds.append(Fold(tuple(kept), tuple(held), seeds[number]))
+            held, needed = _without_the_last(dealt[number::count], kept, task, least)
+            if held:
+                folds.append(Fold((*kept, *needed), held, seeds[number]))
     return folds
+
+
+def _without_the_last(
+    held: Sequence[Example], kept: Sequence[Example], task: Task, least: int
+) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
+    """The rows to hold out, and those without which a label would have fewer than `least` rows to train on."""
+    left = Counter(label for row in kept for label in task.objective.classes_in([row.label]))
+    apart, needed = [], []
+    for row in held:
+        own = task.objective.classes_in([row.label])
+        short = any(left[label] < least for label in own)
+        (needed if short else apart).append(row)
+        left.update(own if short else ())
+    return tuple(apart), tuple(needed)
 
 
 def corrected_difference(
@@ -308,7 +330,7 @@ class _Resampling:
         """Of every candidate over the probe; none with fewer than `FOLDS` folds, which may agree by chance."""
         if self.folds < FOLDS:
             return {}
-        metric, probe = get_metric(self.task.metric), self.alive[0].method.name
+        metric, probe = get_metric(self.task.metric, self.task.kind), self.alive[0].method.name
         scores = {spec.method.name: self.scores[spec.method.name] for spec in self.alive}
         return advantages_over(
             probe, scores, ratio=1 / (round_size - 1), rows=rows if metric.needs == "labels" else None,
