@@ -1,7 +1,7 @@
 """Settings, recipes and run folders of any content: what is wrong with them is said, and nothing breaks.
 
-`HANDFUL_FUZZ=N` tries N cases of each kind. On 2026-11-30 10,000 each of settings, assignments and recipes, two ways, and
-on 2026-12-01 10,000 run folders were accepted or refused by an error of ours (docs/experiments.md).
+`HANDFUL_FUZZ=N` tries N cases of each kind. On 2026-11-30 10,000 each of settings, assignments and recipes, two ways,
+and on 2026-12-01 10,000 run folders were accepted or refused by an error of ours (docs/experiments.md).
 """
 
 from __future__ import annotations

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from handful.cli.interrupt import Interrupts
+
 EPOCHS = 60
 
 
@@ -143,3 +145,12 @@ def test_the_exit_code_is_130_and_there_is_no_traceback(tmp_path: Path, work: st
         assert said[:2] == ["stopped", "hint: nothing that was saved is lost; started again, a fit continues from its "
                             "last checkpoint"]  # fmt: skip
     assert "Traceback" not in done.stderr and "itself failed" not in done.stderr
+
+
+def test_a_job_that_is_not_to_be_interrupted_is_not():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        Interrupts(test_a_job_that_is_not_to_be_interrupted_is_not.__code__).install()
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from handful.evaluation import label_set_baseline as label_set_baseline_module
 from handful.evaluation.label_set_baseline import constant_answer, describe_answer, label_set_baseline
 from handful.evaluation.label_set_metrics import score_label_sets
 
@@ -47,3 +48,12 @@ def test_answers_in_words():
     assert describe_answer(np.array([1, 1, 1, 1, 0]), names) == "always predicting 'a', 'b', 'c' and 1 more labels"
     assert describe_answer(np.ones(5, int), names) == "always predicting every label"
     assert "share of the training rows" in describe_answer(np.full(5, 0.5), names)
+
+
+def test_many_different_sets_take_no_time(monkeypatch):
+    calls = []
+    real = label_set_baseline_module.score_label_sets
+    monkeypatch.setattr(label_set_baseline_module, "score_label_sets", lambda *a: calls.append(1) or real(*a))
+    train = np.random.default_rng(0).integers(0, 2, (1500, 20))
+    constant_answer(train, "subset_accuracy")
+    assert len(calls) <= label_set_baseline_module.MOST_SETS + 21

@@ -1,6 +1,9 @@
 """Methods of other packages: found by entry points or passed as objects, refused where they are none."""
 
+import importlib
+import linecache
 import re
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -296,3 +299,18 @@ def test_what_pip_has_installed_is_found(tmp_path, monkeypatch):
     (point,) = plugins()["shift"]
     assert package_of(point) == "acme-piped 1.2" and method_class("shift").__module__ == "acme_piped"
     assert package_at("acme_piped:Shift") == "acme-piped 1.2"
+
+
+def test_a_class_that_was_changed_is_another_run(tmp_path, monkeypatch):
+    keys = []
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for change in ("", "", "\nCHANGED = 1\n"):
+        (tmp_path / "own_shift.py").write_text(EXAMPLE + change)
+        sys.modules.pop("own_shift", None)
+        linecache.clearcache()
+        importlib.invalidate_caches()
+        shutil.rmtree(tmp_path / "__pycache__", ignore_errors=True)
+        module = importlib.import_module("own_shift")
+        keys.append(resolve(module.Shift(0.2), model="m").key("rows", "weights"))
+    sys.modules.pop("own_shift", None)
+    assert keys[0] == keys[1] != keys[2]

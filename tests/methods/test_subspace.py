@@ -211,3 +211,17 @@ def test_a_single_vertex_is_no_part_of_the_key_where_it_came_later(name):
         old = spec.key("rows", "weights")
         assert spec.resolved()["method"]["num_vertices"] == 1
         assert resolve(name, model="model", overrides={"num_vertices": 2}).key("rows", "weights") != old
+
+
+def test_an_error_in_a_forward_leaves_the_model_as_it_is(monkeypatch):
+    backbone = tiny_backbone("bert")
+    adapter = subspace(Bias(), 2).attach(backbone, TASK, generator=torch.Generator().manual_seed(0))
+
+    def fails(*arguments, **options):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(adapter.inner, "features", fails)
+    with pytest.raises(RuntimeError, match="out of memory"), torch.no_grad():
+        adapter.features(None)
+    assert all(table[name] is place.tensor for place in adapter._places for table, name in place.slots)
+    adapter.detach()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,10 +13,14 @@ import torch
 import handful
 from handful import DataError, FewShotClassifier
 from handful.data.files import read_task
+from handful.data.holdout import with_held_out_test
 from handful.data.label_set_targets import SetTargets
 from handful.data.new_rows import labelled_rows
 from handful.data.split import Split
+from handful.data.task import Example, Task
 from handful.errors import ConfigError
+from handful.evaluation.evaluate import encode_rows
+from handful.evaluation.landscape import measure_landscape
 from handful.evaluation.metrics import check_metric, get_metric
 from handful.objectives import objective_of
 from handful.runs.scoring import prediction_records
@@ -200,3 +205,30 @@ def test_the_classifier_of_scikit_learn_takes_several_labels(tiny_folder, as_lis
     np.testing.assert_array_equal(found, model.predict_proba(texts) > 0.5)
     assert model.classes_.tolist() == (list(LABELS) if as_lists else ["0", "1", "2"])
     np.testing.assert_allclose(model.predict_proba([""])[0], flags.mean(0))
+
+
+def test_pooled_validation_and_a_landscape(lists, tiny_folder):
+    model = handful.fit(
+        lists, method="prefix-subspace", model=str(tiny_folder), shots=40,
+        settings={"max_length": 24, "epochs": 1, "dev": "carved", "validation": "pooled", "draws": 2},
+    )  # fmt: skip
+    landscape = measure_landscape(model._trained.adapter, encoded(model), "multilabel", 1)
+    assert landscape["metric"] == "nll"
+    assert len(landscape["points"]) == 3
+    model.detach()
+
+
+def encoded(model):
+    trained = model._trained
+    rows = [Example("aaaa", label=(1, 0, 0)), Example("jjjj", label=(0, 0, 1))]
+    return encode_rows(trained.backbone, rows, trained.task, 24)
+
+
+def test_rows_set_apart_leave_two_of_every_label(lists):
+    labels = [(1, 0)] * 4 + [(1, 1)] * 3 + [(0, 0)] * 8
+    pool = tuple(Example(f"text {index}", label=label) for index, label in enumerate(labels))
+    for start in range(20):
+        rows = tuple(replace(row, text=f"{row.text} {start}") for row in pool)
+        task = with_held_out_test(Task("t", "multilabel", ("a", "b"), "micro_f1", rows), 0.5)
+        assert sum(row.label[1] for row in task.pool) >= 2
+        assert len(task.test or ()) == 8

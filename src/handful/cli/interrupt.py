@@ -32,7 +32,9 @@ class Interrupts:
         self.work, self.pressed = work, False
 
     def install(self) -> None:
-        """For the rest of this process."""
+        """For the rest of this process, unless who started it said that it is not to be interrupted (a job behind)."""
+        if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+            return
         signal.signal(signal.SIGINT, self.handle)
         previous = sys.unraisablehook
 

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import count
+from operator import itemgetter
 
 from handful.data.distinct import contradiction_notes, once
 from handful.data.task import Example, Task, TestRows, overlap_keys, text_key
 from handful.errors import ConfigError
 
+KEPT = 2
+"""Rows of a label that stay with the labelled rows where a row has several: one to train and one to select on."""
+
 
 def with_held_out_test(task: Task, fraction: float) -> Task:
     """The task with a share of every class (or of the whole, for regression) moved from its pool to its test rows.
+
+    Of rows that have several labels each, two of every label stay in the pool.
 
     Which rows is decided by a digest of their text alone: the same rows at every seed, whatever their order in the
     file, and equal texts stay together. The task is then `held_out`. Notes say how many rows were set apart or why none
@@ -25,8 +33,9 @@ def with_held_out_test(task: Task, fraction: float) -> Task:
     for row in found.rows:
         groups.setdefault(task.objective.group(row.label), []).append(text_key(row))
     tested: set[bytes] = set()
-    for keys in groups.values():
-        tested.update(sorted(keys)[: round(fraction * len(keys))])
+    for group, keys in groups.items():
+        wanted = round(fraction * len(keys))
+        tested.update(sorted(keys)[:wanted] if group is not None else _spared(task, found.rows, wanted))
     pool = tuple(row for row in task.pool if text_key(row) not in tested)
     held = [row for row in task.pool if text_key(row) in tested]
     test = TestRows(held)
@@ -44,6 +53,18 @@ def with_held_out_test(task: Task, fraction: float) -> Task:
         )
     notes += alike_notes(test, pool, task)
     return replace(task, pool=pool, test=test, notes=(*task.notes, *notes), held_out=True)
+
+
+def _spared(task: Task, rows: Sequence[Example], wanted: int) -> list[bytes]:
+    """The keys of at most so many rows, by digest, that leave `KEPT` rows of every class; for rows of no group."""
+    left = Counter(name for row in rows for name in task.objective.classes_in([row.label]))
+    taken: list[bytes] = []
+    for key, row in sorted(((text_key(row), row) for row in rows), key=itemgetter(0)):
+        names = task.objective.classes_in([row.label])
+        if len(taken) < wanted and all(left[name] > KEPT for name in names):
+            left.subtract(names)
+            taken.append(key)
+    return taken
 
 
 def _why_none(task: Task, fraction: float, most: int, unsettled: int) -> str:

@@ -10,6 +10,9 @@ from numpy.typing import ArrayLike
 from handful.evaluation.label_set_metrics import check_indicators, get_label_set_metric, score_label_sets
 from handful.evaluation.metric import Metric
 
+MOST_SETS = 200
+"""Each is scored on all training rows: with all of them the time would grow with the square of the rows."""
+
 
 def label_set_baseline(train: ArrayLike, test: ArrayLike, metrics: Sequence[str]) -> dict[str, float]:
     """By metric, the score on `test` targets (N, C) of the constant answer that is best for it on `train` targets.
@@ -26,8 +29,8 @@ def label_set_baseline(train: ArrayLike, test: ArrayLike, metrics: Sequence[str]
 def constant_answer(train: ArrayLike, metric: str | Metric) -> np.ndarray:
     """The constant answer (C,) to a metric by training `targets` (N, C): zeros and ones, or probabilities.
 
-    Sets are the best, on the training rows, of those that occur there and of the k most frequent labels for every k
-    from 0 to C; of equally good ones the smallest, and the first of these in the order of the labels.
+    Sets are the best, on the training rows, of the `MOST_SETS` that are most frequent there and of the k most frequent
+    labels for every k from 0 to C; of equally good ones the smallest, and of these the first in the order of labels.
     """
     metric, known = get_label_set_metric(metric), check_indicators("training targets", train)
     if metric.needs != "sets":
@@ -36,7 +39,9 @@ def constant_answer(train: ArrayLike, metric: str | Metric) -> np.ndarray:
     prefixes = np.zeros((known.shape[1] + 1, known.shape[1]), dtype=np.int64)
     for size in range(1, known.shape[1] + 1):
         prefixes[size, frequent[:size]] = 1
-    candidates = np.unique(np.vstack([known, prefixes]), axis=0)[::-1]
+    sets, counts = np.unique(known, axis=0, return_counts=True)
+    usual = sets[np.argsort(-counts, kind="stable")[:MOST_SETS]]
+    candidates = np.unique(np.vstack([usual, prefixes]), axis=0)[::-1]
     candidates = candidates[np.argsort(candidates.sum(1), kind="stable")]
     sign = 1 if metric.higher_is_better else -1
     scores = [sign * score_label_sets(metric, np.broadcast_to(one, known.shape), known) for one in candidates]

@@ -156,7 +156,7 @@ def _of_calibration_error(
 
     gaps = np.zeros((rows, len(sizes)))  # of every row in the cells that it is in
     gaps[np.arange(rows)[:, None], place.reshape(rows, labels)] = targets - probabilities
-    count = min(resamples, max(MOST_DRAWN // len(sizes), LEAST_RESAMPLES))
+    count = min(resamples, max(MOST_DRAWN // max(len(sizes), rows), LEAST_RESAMPLES))
     weights = generator.standard_exponential((count, rows))
     high = float(np.quantile(np.abs(weights @ gaps).sum(1) / weights.sum(1), 1 - edge)) / labels
     signed = generator.choice([-1.0, 1.0], size=(count, rows)) @ gaps

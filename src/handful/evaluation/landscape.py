@@ -9,7 +9,7 @@ import torch
 from handful.data.batching import EncodedRows
 from handful.data.task import TaskKind
 from handful.errors import ConfigError
-from handful.evaluation.metrics import score
+from handful.evaluation.metrics import get_metric, score
 from handful.evaluation.predict import predict_rows
 from handful.methods.base import AbstractAdapter
 from handful.objectives import objective_of
@@ -33,7 +33,7 @@ def measure_landscape(adapter: AbstractAdapter, rows: EncodedRows, kind: TaskKin
     count = adapter.num_vertices
     if count < CORNERS:
         raise ConfigError(f"a landscape needs at least {CORNERS} vertices, found {count}")
-    metric = objective_of(kind).loss_metric
+    metric = get_metric(objective_of(kind).loss_metric, kind)
     assert rows.labels is not None
     targets = rows.labels.numpy()
 
@@ -45,6 +45,6 @@ def measure_landscape(adapter: AbstractAdapter, rows: EncodedRows, kind: TaskKin
         others = weights.new_zeros(count - CORNERS)
         points.append([*(round(w, 6) for w in weights.tolist()), loss(torch.cat((weights, others)))])
     return {
-        "metric": metric, "rows": len(rows), "steps": steps, "num_vertices": count,
+        "metric": metric.name, "rows": len(rows), "steps": steps, "num_vertices": count,
         "points": points, "midpoint": loss("midpoint"),
     }  # fmt: skip

@@ -6,11 +6,12 @@ parameters are exactly what is trained, counted and saved.
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
@@ -18,7 +19,7 @@ import torch
 from torch import nn
 
 from handful.errors import ConfigError, in_words, shown
-from handful.methods import METHODS
+from handful.methods import METHODS, package_at
 from handful.methods.search_space import SearchSpace
 from handful.methods.settings import check_settings, convert_settings, default_of, settings_model
 from handful.methods.settings import setting as setting  # here too: it is what the file of a method needs
@@ -135,6 +136,19 @@ def path_of(cls: type) -> str:
 def is_ours(cls: type[AbstractMethod]) -> bool:
     """Whether its name alone says which class it is."""
     return METHODS.get(cls.name) == path_of(cls)
+
+
+def code_of(cls: type[AbstractMethod]) -> list[str]:
+    """What of another package's class decides a run besides its settings: its package with the version, and a digest of
+    the file that it is in, or in a session of the class. Without them a class that was changed would open the run of
+    the old one.
+    """
+    found = [package_at(path_of(cls))]
+    for source in (inspect.getmodule(cls), cls):
+        with suppress(OSError, TypeError):  # typed in by hand
+            found.append(hashlib.sha256(inspect.getsource(source or cls).encode()).hexdigest())
+            break
+    return [known for known in found if known]
 
 
 def check_class(cls: object, where: str = "") -> None:

@@ -13,7 +13,8 @@ Source: Wortsman et al. 2021; Falissard et al. 2023; for adapters other than pre
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any, final
@@ -101,21 +102,25 @@ class SubspaceAdapter(AbstractHeadedAdapter):
         self.backbone.install(partial(_put, [*self._places, *self._constant_places], tensors))
 
     def features(self, batch: Batch, draw: Draw | None = None) -> torch.Tensor:
-        self.install(batch, draw or self.at())
-        found = self.inner.features(batch)
-        self._clear_unless_recorded()
-        return found
+        with self._mixed(batch, draw):
+            return self.inner.features(batch)
 
     def generate(self, batch: Batch, draw: Draw | None = None, **options: Any) -> torch.Tensor:
-        self.install(batch, draw or self.at())
-        written = self.inner.generate(batch, **options)
-        self._clear_unless_recorded()
-        return written
+        with self._mixed(batch, draw):
+            return self.inner.generate(batch, **options)
 
     def _clear(self) -> None:
         _put(self._places, [place.tensor for place in self._places])
 
-    def _clear_unless_recorded(self) -> None:
+    @contextmanager
+    def _mixed(self, batch: Batch, draw: Draw | None) -> Iterator[None]:
+        """Within it the model has the mixed tensors; behind it too, where a backward pass needs them."""
+        self.install(batch, draw or self.at())
+        try:
+            yield
+        except BaseException:
+            self._clear()
+            raise
         if not torch.is_grad_enabled():
             self._clear()
 

@@ -15,7 +15,7 @@ from handful.evaluation.predict import check_predictor
 from handful.evaluation.text.generate import writing_vertex
 from handful.evaluation.text.options import GenerationOptions
 from handful.methods import import_class, method_class, own_method_class
-from handful.methods.base import AbstractMethod, Preset, check_class, check_object, is_ours, path_of
+from handful.methods.base import AbstractMethod, Preset, check_class, check_object, code_of, is_ours, path_of
 from handful.methods.settings import WrongSettings, check_settings
 from handful.objectives import objective_of
 from handful.runs.defaults import METHOD, MODEL, PRESET, WRITING_METHOD, WRITING_MODEL
@@ -115,6 +115,8 @@ class RunSpec:
         for name in self.method.added:
             if deciding["method"][name] == type(self.method).__dataclass_fields__[name].default:
                 del deciding["method"][name]
+        if not is_ours(type(self.method)):
+            deciding["method_code"] = code_of(type(self.method))
         kind = self.device.partition(":")[0]
         content = [deciding, data_fingerprint, backbone_fingerprint, *([kind] if kind != "cpu" else [])]
         content += [list(meaning)] if meaning else []

@@ -50,7 +50,7 @@ def combine(
     combined = float(np.mean(each))
     if validation == "pooled" and len(singles) > 1:
         pooled = [np.concatenate([single[rows] for single in singles]) for rows in groups]
-        repeated = [np.tile(targets[rows], len(singles)) for rows in groups]
+        repeated = [np.concatenate([targets[rows]] * len(singles)) for rows in groups]
         combined = float(np.mean([score(metric, *both) for both in zip(pooled, repeated, strict=True)]))
     return DevScore(combined, float(np.std(each)))
 
