@@ -103,7 +103,7 @@ class FewShotClassifier(ClassifierMixin, AbstractFewShotEstimator):
         Raises: DataError for labels that are missing or of mixed types, and for what is no text.
         """
         if (sets := _label_sets(y)) is not None:
-            return self._fit_sets(X, sets, sample_weight)
+            return self._fit_sets(X, y, sets, sample_weight)
         rows, labels = _rows_and_targets(self, X, y)
         _check_types(y)
         if labels.dtype == object and len({type(label) for label in labels.tolist()}) > 1:
@@ -124,14 +124,19 @@ class FewShotClassifier(ClassifierMixin, AbstractFewShotEstimator):
         self._fit(rows, weights[kept], "classification", tuple(map(str, self.classes_)))
         return self
 
-    def _fit_sets(self, X: Any, sets: LabelSets, sample_weight: Any) -> Self:
+    def _fit_sets(self, X: Any, y: Any, sets: LabelSets, sample_weight: Any) -> Self:
         """`fit` on several labels per text. Raises: ConfigError for weights of classes."""
         if self.class_weight is not None:
             raise ConfigError("class_weight: texts with several labels have no classes to weigh", "leave it out")
         rows, _ = _rows_and_targets(self, X, np.arange(len(sets.rows)))
+        _warn_of_order(X, y)
         weights, flags = _weights(sample_weight, len(rows)), sets.indicators()
         if len(flags) < len(sets.rows):
-            raise DataError(f"y: expected labels for every text, found {len(sets.rows) - len(flags)} without")
+            raise DataError(
+                f"y: expected labels for every text, found none for {len(sets.rows) - len(flags)} (first: "
+                f"{_place(sets.rows.index(None))})",
+                "drop these rows; a text with none of the classes has an empty list",
+            )
         self.classes_, self._several = np.array(sets.labels), True
         self._prior = (flags * weights[:, None]).sum(0) / weights.sum()
         labelled = [replace(row, label=tuple(own)) for row, own in zip(rows, flags.tolist(), strict=True)]
@@ -222,12 +227,31 @@ def _check_types(y: Any) -> None:
 
 
 def _label_sets(y: Any) -> LabelSets | None:
-    """The label sets of a matrix (N, C) of zeros and ones with two columns or more, or of lists; None of other y."""
+    """The label sets of a matrix (N, C) of zeros and ones with two columns or more, or of lists; None of other y.
+
+    The classes of a data frame are its columns in their order, which is that of `predict`. Raises: DataError for other
+    values, lists among single labels, and more dimensions.
+    """
     shape = getattr(y, "shape", ())
+    if len(shape) > 2:
+        raise DataError(
+            f"y: expected labels (N,), or zeros and ones (N, C), found the shape {tuple(shape)}",
+            "give one row of zeros and ones, or one list of labels, for each text",
+        )
     if len(shape) == 2:
-        return read_indicators(y) if shape[1] > 1 else None
-    cells = [*y] if isinstance(y, list | tuple) else []
-    return read_label_sets(cells) if cells and all(isinstance(cell, list | tuple | set) for cell in cells) else None
+        if shape[1] < 2:
+            return None
+        found = read_indicators(y, where=_place)  # raises where all rows are alike
+        names = [*map(str, y.columns)] if hasattr(y, "columns") else None
+        return found if names is None else read_indicators(y, names, where=_place)
+    of_objects = len(shape) == 1 and str(getattr(y, "dtype", "")) == "object"
+    cells = [*y] if isinstance(y, list | tuple) or of_objects else []
+    several = any(isinstance(cell, list | tuple | set | frozenset) or getattr(cell, "ndim", 0) for cell in cells)
+    return read_label_sets(cells, where=_place, column="y") if several else None
+
+
+def _place(index: int) -> str:
+    return f"y[{index}]"
 
 
 def _warn_of_labels(labels: list[Any], classes: list[Any]) -> None:

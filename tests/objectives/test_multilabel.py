@@ -232,3 +232,43 @@ def test_rows_set_apart_leave_two_of_every_label(lists):
         task = with_held_out_test(Task("t", "multilabel", ("a", "b"), "micro_f1", rows), 0.5)
         assert sum(row.label[1] for row in task.pool) >= 2
         assert len(task.test or ()) == 8
+
+
+@pytest.fixture
+def head(tiny_folder):
+    return FewShotClassifier(method="head", model=str(tiny_folder), settings={"max_length": 24})
+
+
+def test_columns_of_a_data_frame_keep_their_order_and_its_index_is_looked_at(head):
+    import pandas as pd
+
+    texts, lists = map(list, zip(*rows(40), strict=True))
+    frame = pd.DataFrame({name: [int(name in own) for own in lists] for name in ("joy", "anger")})
+    assert head.fit(texts, frame).classes_.tolist() == ["joy", "anger"]
+    assert (head.predict(texts) == frame.to_numpy()).mean() > 0.9
+    with pytest.warns(UserWarning, match="same index in another order"):
+        head.fit(pd.Series(texts), frame.iloc[::-1])
+
+
+@pytest.mark.parametrize("form", ["series", "frozensets", "arrays", "objects"])
+def test_the_classifier_takes_lists_of_any_kind(head, form):
+    import pandas as pd
+
+    texts, lists = map(list, zip(*rows(40), strict=True))
+    forms = {"series": pd.Series(lists), "frozensets": [*map(frozenset, lists)], "arrays": [*map(np.array, lists)]}
+    forms["objects"] = pd.Series(lists).to_numpy()
+    assert head.fit(texts, forms[form]).classes_.tolist() == list(LABELS)
+
+
+@pytest.mark.parametrize(
+    ("y", "message"),
+    [
+        ([["a", "b"], "a", ["b"]], r"expected a list in every row.*1 of 3 rows, the first 'a' \(y\[1\]\).*hint: write"),
+        ([["a", "b"], None, ["b"]], r"expected labels for every text, found none for 1 \(first: y\[1\]\).*hint: drop"),
+        (np.zeros((3, 2, 2)), r"zeros and ones \(N, C\), found the shape \(3, 2, 2\).*hint: give one row"),
+        (np.array([[0, 2], [1, 0], [1, 1]]), r"y\[0\]: expected 0 or 1 .* found 2"),
+    ],
+)  # fmt: skip
+def test_the_classifier_says_which_labels_are_wrong(y, message):
+    with pytest.raises(DataError, match=f"(?s){message}"):
+        FewShotClassifier().fit(["one", "two", "three"], y)
