@@ -162,6 +162,11 @@ class FittedModel:
             vertex=writing_vertex(predictor), on_progress=on_progress,
         )  # fmt: skip
 
+    @property
+    def threshold(self) -> float:
+        """Of several labels per text, those of a larger probability are predicted."""
+        return self._trained.adapter.label_threshold
+
     def predictions(self, texts: Texts, predictor: str | None = None) -> Predictions:
         """Scores of texts, or of (text, second text) pairs, under one of the predictors (default: the run's).
 
@@ -169,7 +174,7 @@ class FittedModel:
         many there are. Raises: ConfigError for a run that generates texts.
         """
         parts = [part.predictions for part in self.stream(self._rows(texts), predictor)]
-        found = Predictions(np.concatenate([part.scores for part in parts], axis=1), parts[0].kind)
+        found = Predictions(np.concatenate([part.scores for part in parts], axis=1), parts[0].kind, parts[0].threshold)
         if count := int(found.blank.sum()):
             warnings.warn(f"{count:,} of {len(found.blank):,} texts have no tokens and get no prediction", stacklevel=3)
         return found

@@ -152,7 +152,7 @@ class FewShotClassifier(ClassifierMixin, AbstractFewShotEstimator):
         """Labels (N,) of the kind given to `fit`; of several labels per text zeros and ones (N, C)."""
         probabilities = self.predict_proba(X)  # raises NotFittedError before there are classes
         if self._several:
-            return (probabilities > 0.5).astype(np.int64)
+            return (probabilities > self.model_.threshold).astype(np.int64)
         return self.classes_[probabilities.argmax(1)]
 
 

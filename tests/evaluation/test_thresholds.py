@@ -44,7 +44,7 @@ def test_reasons_say_what_was_chosen_and_what_it_is_worth():
     assert found.values == pytest.approx((0.275, (0.2 + 20 * 0.25) / 21, 0.25))
     end = "is best, F1 1.000 (0.000 with 0.5), drawn towards the shared one"
     assert found.reasons == (
-        "shared threshold 0.250: micro-F1 1.000 on 41 out-of-fold rows, 0.000 with 0.5",
+        "shared threshold 0.250: micro-F1 1.000 on 41 rows, 0.000 with 0.5",
         f"'a': threshold 0.275; on 20 rows with it 0.300 {end}",
         f"'b': threshold 0.248; on 1 rows with it 0.200 {end}",
         "'c': the shared threshold, as no row has the label",

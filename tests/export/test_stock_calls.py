@@ -84,6 +84,7 @@ ADAPTERS = [
     Case("roberta", "family", Prefix(prefix_length=4), "peft", MANY),
 ]
 CASES = [*HOLDS, *APART, *OURS, *ADAPTERS]
+THRESHOLD = 0.375
 LABEL_SETS = [case for case in CASES if case.kind == MANY]
 
 SCRIPT = """
@@ -185,6 +186,7 @@ def make(case, root):
         if case.kind == NUMBER:
             adapter.head.scale.fill_(50.0)
             adapter.head.offset.fill_(1000.0)
+    adapter.label_threshold = THRESHOLD
     export(adapter, backbone, task, root / case.name, case.format)
     rows = encode([Example(text) for text in TEXTS], backbone.tokenizer, 64, kind=SINGLE)
     with torch.no_grad():
@@ -305,6 +307,8 @@ def test_the_readme_gives_the_probability_of_every_label(case, made, monkeypatch
     folder = root / case.name
     readme = (folder / "README.md").read_text(encoding="utf-8")
     assert "whose sigmoid is the probability of that label" in readme
+    assert "a label where its probability is above 0.375; stock calls give probabilities alone." in readme
+    assert json.loads((folder / "export.json").read_text(encoding="utf-8"))["task"]["threshold"] == THRESHOLD
     code = readme.partition("```python\n")[2].partition("```")[0]
     assert code.count('["a text"]') == 1
     base = json.dumps(str(root / "models" / case.family))
@@ -317,7 +321,7 @@ def test_the_readme_gives_the_probability_of_every_label(case, made, monkeypatch
     assert found["labels"] == list(LABELS)
     if case.format == "onnx":
         rows = printed[0]
-        assert [own for own, _ in rows] == [[LABELS[i] for i in range(3) if row[i] > 0.5] for row in ours]
+        assert [own for own, _ in rows] == [[LABELS[i] for i in range(3) if row[i] > THRESHOLD] for row in ours]
         given = torch.tensor([[row[label] for label in LABELS] for _, row in rows])
     else:
         assert printed[0] == list(LABELS)

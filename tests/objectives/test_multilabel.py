@@ -17,13 +17,16 @@ from handful.data.holdout import with_held_out_test
 from handful.data.label_set_targets import SetTargets
 from handful.data.new_rows import labelled_rows
 from handful.data.split import Split
-from handful.data.task import Example, Task
+from handful.data.task import Example, Task, TestRows
 from handful.errors import ConfigError
 from handful.evaluation.evaluate import encode_rows
 from handful.evaluation.landscape import measure_landscape
 from handful.evaluation.metrics import check_metric, get_metric
+from handful.evaluation.thresholds import choose_thresholds
 from handful.objectives import objective_of
+from handful.runs.experiment import open_trained
 from handful.runs.scoring import prediction_records
+from handful.runs.spec import resolve
 
 LABELS = ("anger", "fear", "joy")
 MANY = objective_of("multilabel")
@@ -272,3 +275,110 @@ def test_the_classifier_takes_lists_of_any_kind(head, form):
 def test_the_classifier_says_which_labels_are_wrong(y, message):
     with pytest.raises(DataError, match=f"(?s){message}"):
         FewShotClassifier().fit(["one", "two", "three"], y)
+
+
+@pytest.mark.parametrize("method", ["lora", "ia3"])
+def test_pefts_methods_learn_label_sets(tiny_folder, lists, tmp_path, method):
+    fitted = handful.fit(
+        str(lists), model=str(tiny_folder), method=method, shots=40, output=tmp_path / "runs",
+        settings={"training.epochs": 6, "max_length": 24},
+    )  # fmt: skip
+    assert fitted.scores["micro_f1"].mean > fitted.baseline.scores["micro_f1"]
+    weights = fitted.run.weights()
+    assert any("lora_B" in name or "ia3_l" in name for name in weights)
+    assert all(tensor.any() for name, tensor in weights.items() if "lora_B" in name)  # it starts at zero
+    texts = [text for text, _ in rows(8)]
+    np.testing.assert_array_equal(handful.load(fitted.run.folder).predict_proba(texts), fitted.predict_proba(texts))
+
+
+# ------------------------------------------------------------------------------------------------------- the threshold
+
+
+@pytest.fixture
+def noisy(lists):
+    """Every fourth row has the labels of the row before, so that probabilities are not all near 0 and 1."""
+    task = read_task(lists)
+    pool = [replace(row, label=task.pool[place - (place % 4 == 3)].label) for place, row in enumerate(task.pool)]
+    return replace(task, pool=tuple(pool[:48]), test=TestRows(pool[48:]))
+
+
+@pytest.fixture
+def fit(tiny_folder, noisy, tmp_path):
+    def fitted(data=noisy, **settings):
+        return handful.fit(
+            data, model=str(tiny_folder), method="head", shots=40,
+            output=tmp_path / "runs", settings={"training.epochs": 1, "max_length": 24, **settings},
+        )  # fmt: skip
+
+    return fitted
+
+
+def sets(probabilities, threshold):
+    return [[name for name, p in zip(LABELS, row, strict=True) if p > threshold] for row in probabilities]
+
+
+def test_a_threshold_that_is_asked_for_is_used_everywhere_and_is_another_run(fit, lists):
+    plain, low = fit(), fit(**{"run.threshold": 0.005})
+    assert plain.run.record["threshold"]["value"] == plain.threshold == 0.5
+    assert "no development rows" in plain.run.record["threshold"]["reason"]
+    assert low.run.key != plain.run.key
+    assert low.run.record["threshold"] == {"value": 0.005, "reason": "as asked for"}
+    texts = [text for text, _ in rows(32)]
+    probabilities = plain.predict_proba(texts)
+    np.testing.assert_array_equal(low.predict_proba(texts), probabilities)
+    assert sets(probabilities, 0.005) != sets(probabilities, 0.5)
+    for model in (low, handful.load(low.run.folder)):
+        assert model.predict(texts) == sets(probabilities, 0.005)
+    assert plain.predict(texts) == sets(probabilities, 0.5)
+    for record in low.run.lines("predictions.jsonl"):
+        assert [record["prediction"]] == sets([record["probabilities"]], 0.005)
+    sentence = "A label is predicted where its probability is above 0.005: as asked for."
+    assert sentence in (low.run.folder / "README.md").read_text()
+    assert sentence in low.run.record["notes"]
+    found = low.evaluate(lists).scores.predictions
+    assert (found.labels == (found.probabilities > 0.005)).all()
+
+
+def test_a_threshold_is_chosen_on_development_rows_and_never_on_test_rows(fit, noisy):
+    task = noisy
+    found = fit(task, **{"run.dev": "carved"})
+    split = Split(task, 40, 0, dev="carved")
+    probabilities = found.predict_proba([row.text for row in split.dev])
+    best = choose_thresholds(probabilities, np.array([row.label for row in split.dev]), LABELS)
+    assert found.threshold == pytest.approx(best.values[0]) != 0.5
+    assert found.run.record["threshold"]["reason"] == f"chosen on development rows; {best.reasons[0]}"
+    lies = [replace(row, label=tuple(1 - flag for flag in row.label)) for row in task.test._examples]
+    lied = fit(replace(task, name="lies", test=TestRows(lies)), **{"run.dev": "carved"})
+    assert lied.run.folder != found.run.folder
+    assert lied.run.record["threshold"] == found.run.record["threshold"]
+    assert fit(task, **{"run.dev": "carved"}).threshold == found.threshold  # of the saved run
+
+
+def test_half_is_kept_where_it_is_best(fit, noisy):
+    found = fit(replace(noisy, metric="subset_accuracy"), **{"run.dev": "carved"})
+    assert found.run.record["threshold"] == {"value": 0.5, "reason": "that is best for subset_accuracy"}
+
+
+@pytest.mark.parametrize("value", [0, 1, 1.5, -0.1, "half"])
+def test_a_threshold_is_between_0_and_1(fit, value):
+    with pytest.raises(ConfigError, match=r"run\.threshold: expected"):
+        fit(**{"run.threshold": value})
+
+
+def test_one_label_per_text_has_no_threshold():
+    spec = resolve("head", overrides={"run.threshold": 0.3})
+    with pytest.raises(ConfigError, match=r"run\.threshold: a task of kind 'classification' has not several labels"):
+        spec.suited("classification")
+
+
+def test_keys_of_runs_without_a_threshold_are_what_they_were():
+    plain, asked = resolve("head"), resolve("head", overrides={"run.threshold": 0.5})
+    assert plain.key("rows", "weights") == "a8deaaf88179d14f1a4f01f98db4cd10b43d5594c1fc74a09a022e0839a332eb"
+    assert asked.key("rows", "weights") != plain.key("rows", "weights")
+
+
+def test_a_run_from_before_thresholds_has_one_half(fitted, tmp_path):
+    record = {name: value for name, value in fitted.run.record.items() if name != "threshold"}
+    record["spec"] = record["spec"] | {"run": {k: v for k, v in record["spec"]["run"].items() if k != "threshold"}}
+    before = replace(fitted.run, record=record)
+    assert open_trained(before).adapter.label_threshold == 0.5

@@ -34,6 +34,8 @@ class Predictions:
 
     scores: np.ndarray
     kind: TaskKind
+    threshold: float = 0.5
+    """Of several labels per text, those of a larger probability are predicted."""
 
     @property
     def objective(self) -> Objective:
@@ -59,7 +61,7 @@ class Predictions:
     @cached_property
     def labels(self) -> np.ndarray:
         """(N,): the most probable class index; -1 where a text has no tokens."""
-        found = self.objective.answers(self.scores, lambda: self.probabilities)
+        found = self.objective.answers(self.scores, lambda: self.probabilities, self.threshold)
         found[self.blank] = -1  # argmax of NaN would be class 0
         return found
 
@@ -132,7 +134,7 @@ def predict_rows(
                     scores[point, indices] = result
                 adapter.train(was_training)
     assert scores is not None
-    return Predictions(scores.double().numpy(), kind)
+    return Predictions(scores.double().numpy(), kind, adapter.label_threshold)
 
 
 def num_points(adapter: AbstractAdapter, predictor: str | torch.Tensor, draws: int) -> int:

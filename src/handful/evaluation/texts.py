@@ -76,7 +76,7 @@ def predict_texts(
         if readable:
             options = {"predictor": by, "draws": draws, "generator": draws_from}
             found[:, readable] = predict_rows(adapter, encoded, task.kind, **options).scores
-        return Predictions(found, task.kind)
+        return Predictions(found, task.kind, adapter.label_threshold)
 
     for chunk in _chunks(rows):
         readable, encoded = _encode(adapter, chunk, task, max_length)

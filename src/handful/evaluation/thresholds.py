@@ -2,7 +2,7 @@
 
 0.5 is right for the expected number of wrong labels, and wrong for F1: on calibrated probabilities the threshold that
 maximises F1 is half of that maximum (Lipton, Elkan and Narayanaswamy 2014), and models of few rows rarely give a rare
-label more than 0.5. Thresholds are chosen on out-of-fold probabilities of labelled rows, never on test rows.
+label more than 0.5. Thresholds are chosen on rows that the model was not trained on, never on test rows.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def choose_thresholds(
         return Thresholds((0.5,) * num_labels, (f"threshold 0.5: none of the {rows:,} rows has a label",))
     shared, best, plain = best_threshold(scores.ravel(), truth.ravel())
     values = np.full(num_labels, shared)
-    reasons = [f"shared threshold {shared:.3f}: micro-F1 {best:.3f} on {rows:,} out-of-fold rows, {plain:.3f} with 0.5"]
+    reasons = [f"shared threshold {shared:.3f}: micro-F1 {best:.3f} on {rows:,} rows, {plain:.3f} with 0.5"]
     if how == "per-label":
         for label, count in enumerate(truth.sum(0).tolist()):
             if count == 0:

@@ -35,6 +35,7 @@ from handful.storage import foreign, read_json
 
 RECORD = "export.json"
 VERIFIED_ROWS, VERIFIED_LENGTH, WRITTEN_ROWS = 8, 64, 4
+_THRESHOLD = "Handful predicts a label where its probability is above {:.6g}; stock calls give probabilities alone."
 _SENTENCES = ("A short text.", "Another one, which is a good deal longer than the first.", "What is this?", "No!")
 
 
@@ -284,6 +285,7 @@ class ExportJob:
             "",
             f"```python\n{loader.code()}```",
             *(line for sentence in loader.format.stock_calls(loader, self.task) for line in ("", sentence)),
+            *(("", _THRESHOLD.format(self.adapter.label_threshold)) if self.task.objective.thresholds else ()),
             "",
             f"The pretrained model is {name}. {cut} to {loader.max_length} tokens. Written by handful {__version__}; "
             f"what was verified, and how, stands in {RECORD}.",
@@ -323,10 +325,12 @@ class ExportJob:
     def _record(
         self, plan: ExportPlan, difference: float | None, verification: str, size: Size | None
     ) -> Mapping[str, Any]:
+        task: dict[str, Any] = {"name": self.task.name, "kind": self.task.kind, "labels": list(self.task.labels)}
+        task |= {"threshold": self.adapter.label_threshold} if self.task.objective.thresholds else {}
         return {
             "handful": __version__,
             "method": self.adapter.method.name,
-            "task": {"name": self.task.name, "kind": self.task.kind, "labels": list(self.task.labels)},
+            "task": task,
             "backbone": {"name": self.public_name, "fingerprint": self.backbone.fingerprint},
             "form": plan.form,
             "summary": plan.summary,

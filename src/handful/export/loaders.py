@@ -74,6 +74,8 @@ class Loader:
     `body` is the folder in which model and tokenizer are, where that is not the export's own. `own` is a loader of
     handful's, as a line that imports it and a call, in place of transformers'.
 
+    Of several labels per text, those whose probability is above `threshold` are predicted.
+
     A language model `has_encoder`, or reads a source between `prefix` and `separator`, of which the mark at its end is
     taken off where it `ends_marked`.
     """
@@ -96,6 +98,7 @@ class Loader:
     base_on_hub: bool = True
     body: str = ""
     own: tuple[str, str] | None = None
+    threshold: float = 0.5
 
     @classmethod
     def of(
@@ -119,6 +122,7 @@ class Loader:
             base=base,
             max_length=job.max_length,
             objective=job.task.objective,
+            threshold=job.adapter.label_threshold,
             **details,
         )
 

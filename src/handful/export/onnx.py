@@ -71,7 +71,7 @@ _SETS = """classify(*texts):  # each text's labels, and the probability of every
     inputs = tokenizer(*texts, truncation=True, max_length={max_length}, padding=True, return_tensors="np")
     found = 1 / (1 + np.exp(-scores(inputs)))
     rows = [dict(zip(labels, row.tolist())) for row in found]
-    return [([label for label in row if row[label] > 0.5], row) for row in rows]"""
+    return [([label for label in row if row[label] > {threshold}], row) for row in rows]"""
 _LABELS = """classify(*texts):  # each text's label, and the probability of every label by its name
     inputs = tokenizer(*texts, truncation=True, max_length={max_length}, padding=True, return_tensors="np")
     found = scores(inputs)
@@ -140,7 +140,7 @@ class Onnx(AbstractFormat):
     def code(self, loader: Loader) -> str:
         objective = loader.objective
         answer = _LABELS if objective.has_classes else _SETS if objective.has_labels else _NUMBERS
-        answer = answer.format(max_length=loader.max_length)
+        answer = answer.format(max_length=loader.max_length, threshold=loader.threshold)
         return _CODE.format(answer=answer, example=f"print({answer.partition('(')[0]}({loader.texts}))")
 
     def stock_calls(self, loader: Loader, task: Task) -> list[str]:

@@ -263,6 +263,9 @@ class AbstractAdapter(nn.Module, ABC):
     reserved_positions: int = 0
     """Positions of the backbone that rows cannot use, because the adapter takes them or moves the rows along."""
 
+    label_threshold: float = 0.5
+    """Of several labels per text, those of a larger probability are predicted. A run sets it."""
+
     notes: Sequence[str] = ()
     """What was chosen for the user, or should be said about what was trained."""
 

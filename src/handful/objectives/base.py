@@ -46,6 +46,9 @@ class Objective(ABC):
     calibrates: ClassVar[bool] = False
     """Whether scores are logits, which a temperature calibrates."""
 
+    thresholds: ClassVar[bool] = False
+    """Whether a label is predicted where its probability is above a threshold."""
+
     metrics: ClassVar[tuple[str, ...]]
     """The usual metrics, reported beside the task's own."""
     default_metric: ClassVar[str]
@@ -176,11 +179,13 @@ class Objective(ABC):
         """Probabilities (S, N, C) from scores (S, N, C)."""
         raise NotImplementedError(self.kind)
 
-    def answers(self, scores: np.ndarray, probabilities: Callable[[], np.ndarray]) -> np.ndarray:
+    def answers(
+        self, scores: np.ndarray, probabilities: Callable[[], np.ndarray], threshold: float = 0.5
+    ) -> np.ndarray:
         """The predicted label of each row, as in the targets, from scores (S, N, C); asks for the mean probabilities
-        (N, C) only where it needs them.
+        (N, C) only where it needs them. `threshold` is of the objectives that have one (`thresholds`).
         """
-        del probabilities
+        del probabilities, threshold
         return scores[..., 0].mean(0)
 
     def disagreement(self, scores: np.ndarray) -> np.ndarray:

@@ -120,8 +120,11 @@ class Classification(Objective):
         powers /= powers.sum(0)
         return np.moveaxis(powers, 0, -1)
 
-    def answers(self, scores: np.ndarray, probabilities: Callable[[], np.ndarray]) -> np.ndarray:
+    def answers(
+        self, scores: np.ndarray, probabilities: Callable[[], np.ndarray], threshold: float = 0.5
+    ) -> np.ndarray:
         """The most probable class, of equal ones the first."""
+        del threshold
         most = scores[0] if len(scores) == 1 else probabilities()  # of one point: in the same order
         return most.argmax(1)
 

@@ -1,7 +1,7 @@
 """Several labels per row, or none: binary cross-entropy of every label by itself.
 
 A label is 0 or 1 for each class, (C,). The probe is one logistic regression per class; a label is predicted where its
-probability is above one half; one temperature calibrates all of them.
+probability is above a threshold, one half unless rows chose another; one temperature calibrates all of them.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ class Multilabel(Objective):
 
     has_labels: ClassVar[bool] = True
     calibrates: ClassVar[bool] = True
+    thresholds: ClassVar[bool] = True
     metrics: ClassVar[tuple[str, ...]] = (
         "micro_f1", "macro_f1", "samples_f1", "subset_accuracy", "lrap", "nll", "ece",
     )  # fmt: skip
@@ -131,11 +132,13 @@ class Multilabel(Objective):
 
         return expit(scores)
 
-    def answers(self, scores: np.ndarray, probabilities: Callable[[], np.ndarray]) -> np.ndarray:
-        """1 for the labels (N, C) that are more likely than not."""
+    def answers(
+        self, scores: np.ndarray, probabilities: Callable[[], np.ndarray], threshold: float = 0.5
+    ) -> np.ndarray:
+        """1 for the labels (N, C) whose probability is above the threshold."""
         import numpy as np
 
-        return (probabilities() > 0.5).astype(np.int64)
+        return (probabilities() > threshold).astype(np.int64)
 
     def disagreement(self, scores: np.ndarray) -> np.ndarray:
         """Mean distance between a point's probability of a label and the points' mean, over labels, in [0, 1]."""

@@ -178,8 +178,15 @@ def _scores(record: Mapping[str, Any]) -> str:
     predictor, temperature = record["spec"]["run"]["predictor"], record["temperature"]
     origin = "fitted on the development rows" if temperature != 1 else "not fitted"
     probabilities = f" Temperature of the probabilities: {temperature:.3g} ({origin})."
+    if threshold := record.get("threshold"):
+        probabilities += f" {threshold_sentence(threshold['value'], threshold['reason'])}"
     lines += ["", f"Predictor: {predictor}.{probabilities if record['task']['labels'] else ''}"]
     return "\n".join([*lines, *_members(record)])
+
+
+def threshold_sentence(value: float, reason: str) -> str:
+    """When a label is predicted, and why then."""
+    return f"A label is predicted where its probability is above {value:.3g}: {reason}."
 
 
 def _shares_note(baseline: Baseline) -> str:

@@ -18,6 +18,7 @@ import numpy as np
 from handful.backbone.device import device_name
 from handful.backbone.load import Backbone, hub_name, load_backbone
 from handful.backbone.skeleton import load_skeleton
+from handful.data.batching import EncodedRows
 from handful.data.coverage import Coverage
 from handful.data.split import Split, closed_keys, distinct
 from handful.data.task import Task, TaskKind
@@ -29,11 +30,12 @@ from handful.evaluation.metrics import check_metric
 from handful.evaluation.predict import predict_rows
 from handful.evaluation.text.generate import GenerationOptions, token_nll
 from handful.evaluation.text.metrics import check_writing
+from handful.evaluation.thresholds import choose_thresholds
 from handful.methods import package_at
 from handful.methods.base import AbstractAdapter, is_ours, path_of
 from handful.objectives import objective_of
 from handful.randomness import stream
-from handful.runs.card import run_card
+from handful.runs.card import run_card, threshold_sentence
 from handful.runs.members import describe_task, first_of_members, num_test_rows, recorded_task, weighted
 from handful.runs.memory import peak_memory
 from handful.runs.scoring import AnyScores, OnWritten, describe_scores, prediction_records, score_task, untested_in
@@ -57,6 +59,8 @@ from handful.training.events import CheckpointSaved, Event, FitStarted, Listener
 from handful.training.fit import FitResult, fit
 from handful.training.process_group import ProcessGroup
 
+HALF_IS_BEST = "subset_accuracy"
+"""The metric of sets that the threshold 0.5 is better for than that of the largest F1 (docs/experiments.md)."""
 WARM_ROWS = 8
 """Rows on which a saved adapter is compared with the one in memory."""
 
@@ -92,6 +96,8 @@ class Training:
     notes: tuple[str, ...] = ()
     longest: int = 0
     coverage: dict[str, Coverage] = field(default_factory=dict)
+    threshold: str = ""
+    """Where the adapter's threshold of labels comes from; empty for kinds of tasks without."""
 
 
 def check_task(task: Task) -> None:
@@ -189,6 +195,7 @@ def train(
     notes = start_notes(start, split) if start else ()
     backbone = backbone or open_checked(task, spec)
     adapter = attach(task, spec, backbone)
+    adapter.label_threshold = spec.options.threshold or adapter.label_threshold
     length = spec.options.max_length
     try:
         initial = carried_over(start, adapter) if start else None
@@ -210,12 +217,30 @@ def train(
         scores = predict_rows(adapter, dev, task.kind).scores[0]
         temperature = fit_temperature(scores, dev.labels.numpy())
         adapter.calibrate(temperature)
+    threshold = _set_threshold(adapter, task, spec, dev) if task.objective.thresholds else ""
     truncated = {"train": rows.truncated, "dev": dev.truncated if dev else 0}
     truncated_references = rows.truncated_targets + (dev.truncated_targets if dev else 0)
     trained = Trained(spec, task, backbone, adapter)
     coverage = {"train": rows.coverage} | ({"dev": dev.coverage} if dev else {})
     longest = max(rows.longest, dev.longest if dev else 0)
-    return Training(trained, split, result, temperature, truncated, truncated_references, notes, longest, coverage)
+    return Training(
+        trained, split, result, temperature, truncated, truncated_references, notes, longest, coverage, threshold
+    )  # fmt: skip
+
+
+def _set_threshold(adapter: AbstractAdapter, task: Task, spec: RunSpec, dev: EncodedRows | None) -> str:
+    """Give a calibrated adapter its threshold, unless the spec has: chosen on development rows. Returns the reason."""
+    if spec.options.threshold is not None:
+        return "as asked for"
+    if dev is not None and task.metric == HALF_IS_BEST:
+        return f"that is best for {HALF_IS_BEST}"
+    if dev is None:
+        return "there are no development rows to choose another on (run.dev), and none was asked for (run.threshold)"
+    assert dev.labels is not None
+    probabilities = predict_rows(adapter, dev, task.kind).probabilities
+    chosen = choose_thresholds(probabilities, dev.labels.numpy(), task.labels)
+    adapter.label_threshold = chosen.values[0]
+    return f"chosen on development rows; {chosen.reasons[0]}"
 
 
 def score(training: Training, on_written: OnWritten = lambda done, total: None) -> AnyScores | None:
@@ -254,7 +279,7 @@ def run(
     backbone = backbone or open_checked(task, spec)
     spec = replace(spec, device=str(backbone.device), start=start.key if start else spec.start)
     identity = split.fingerprint, backbone.fingerprint
-    key, before = spec.key(*identity, meaning_of(task)), spec.key(*identity)
+    key, before = spec.key(*identity, [*meaning_of(task), *_choosing(task, spec)]), spec.key(*identity)
     folder = root / (study["job"] if study else run_name(task, spec, key))
     if not study and not folder.exists() and _is_same(older := root / run_name(task, spec, before), before, task):
         folder = older
@@ -302,6 +327,13 @@ def run(
 def meaning_of(task: Task) -> list[Any]:
     """What the labels of the rows mean, which hold indices of classes alone: kind, metric and names of classes."""
     return [task.kind, task.metric, list(task.labels), *map(meaning_of, task.members)]
+
+
+def _choosing(task: Task, spec: RunSpec) -> list[str]:
+    """What a run's key holds besides where a threshold is chosen: runs from before there was one have 0.5."""
+    chooses = task.objective.thresholds and task.metric != HALF_IS_BEST
+    chooses = chooses and spec.options.threshold is None and spec.options.dev != "none"
+    return ["shared threshold"] if chooses else []
 
 
 def _is_same(folder: Path, key: str, task: Task) -> bool:
@@ -375,6 +407,8 @@ def describe(training: Training, scores: AnyScores | None, key: str, scoring_sec
     path = path_of(type(trained.spec.method))
     package = None if is_ours(type(trained.spec.method)) else package_at(path)
     own_notes = [OF_SESSION.format(path)] * path.startswith("__main__:")
+    threshold = threshold_of(training)
+    own_notes = [*own_notes, *([threshold_sentence(**threshold)] if threshold else [])]
     return {
         "key": key,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -414,9 +448,16 @@ def describe(training: Training, scores: AnyScores | None, key: str, scoring_sec
             "peak_memory_mb": peak_memory(),
         },
         "temperature": training.temperature,
+        **({"threshold": threshold} if threshold else {}),
         "adapter": trained.adapter.report(),
         **describe_scores(scores),
     }  # fmt: skip
+
+
+def threshold_of(training: Training) -> dict[str, Any] | None:
+    """The "threshold" of `run.json`: its value and the reason; None for kinds of tasks without."""
+    value = training.trained.adapter.label_threshold
+    return {"value": value, "reason": training.threshold} if training.threshold else None
 
 
 def verify(saved: Run, training: Training) -> Trained:
@@ -475,5 +516,6 @@ def open_trained(saved: Run, *, backbone: Backbone | None = None, device: str = 
             f"{saved.folder}: the saved tensors are not those of its method: expected {expected}, found {found}"
         )
     adapter.load_state_dict(weights)
+    adapter.label_threshold = record["threshold"]["value"] if record.get("threshold") else adapter.label_threshold
     adapter.eval()
     return Trained(spec, task, backbone, adapter)

@@ -33,6 +33,13 @@ class RunOptions:
     max_length: Annotated[int, setting("tokens kept of a row", unit="tokens", ge=4, le=10**9)] = 128
     predictor: Annotated[str, setting("midpoint, ensemble, draw or vertex:N, for the test score")] = "midpoint"
     draws: Annotated[int, setting("random points S for the ensemble and the disagreement", ge=2, le=1000)] = 10
+    threshold: Annotated[
+        float | None,
+        setting(
+            "of several labels per text, those of a larger probability are predicted; none: the one of the largest "
+            "micro-F1 on development rows, and 0.5 without them", gt=0, lt=1,
+        ),
+    ] = None  # fmt: skip
     landscape: Annotated[
         int, setting("dev loss over the triangle of the first three vertices: steps a side; 0: none", ge=0, le=60)
     ] = 0

@@ -201,6 +201,12 @@ class _Adapter(_Part):
 
 
 @final
+class _Threshold(_Part):
+    value: Annotated[float, Field(gt=0, lt=1)]
+    reason: str
+
+
+@final
 class _Record(_Part):
     key: str
     created: str
@@ -215,6 +221,7 @@ class _Record(_Part):
     backbone: _Backbone
     fit: _Fit
     temperature: float
+    threshold: _Threshold | None = None
     adapter: _Adapter
     scores: dict[str, Score]
     baseline: Constant | None = None

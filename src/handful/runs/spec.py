@@ -57,6 +57,8 @@ class RunSpec:
         """The spec for tasks of a kind. Raises: ConfigError for settings or a method that such tasks cannot have."""
         if self.training.class_weight != "none" and not objective_of(kind).has_classes:
             raise ConfigError(f"training.class_weight: a task of kind {kind!r} has no classes", "leave it out")
+        if self.options.threshold is not None and not objective_of(kind).thresholds:
+            raise ConfigError(f"run.threshold: a task of kind {kind!r} has not several labels per text", "leave it out")
         if not objective_of(kind).generates:
             if self.generation is not None:
                 raise ConfigError(f"generation.*: nothing is written in a task of kind {kind!r}", "leave it out")
@@ -110,6 +112,8 @@ class RunSpec:
         """
         deciding = self.resolved() | {"method": self.method.identity()}
         del deciding["run"]["landscape"]  # it is measured afterwards
+        if self.options.threshold is None:
+            del deciding["run"]["threshold"]  # as in runs from before there was such a setting
         if self.training.class_weight == "none":
             del deciding["training"]["class_weight"]  # as in runs from before there was such a setting
         for name in self.method.added:

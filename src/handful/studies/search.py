@@ -220,7 +220,7 @@ def dev_scores(training: Training) -> dict[str, Any]:
         adapter, rows, task.kind, predictor=options.predictor, draws=options.draws,
         generator=stream(options.seed, "search/dev"),
     )  # fmt: skip
-    predictions = Predictions(calibrated.scores * training.temperature, task.kind)
+    predictions = Predictions(calibrated.scores * training.temperature, task.kind, calibrated.threshold)
     assert rows.labels is not None
     targets, loss = rows.labels.numpy(), task.objective.loss_metric
     metrics = {what: get_metric(name, task.kind) for what, name in (("score", task.metric), ("loss", loss))}

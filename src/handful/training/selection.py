@@ -44,7 +44,10 @@ def combine(
     The two agree for accuracy and MSE but not for F1, Matthews or correlations. With one point both are the metric.
     """
     metric = get_metric(metric, predictions.kind)
-    singles = [Predictions(points[None], predictions.kind).needed_by(metric) for points in predictions.scores]
+    singles = [
+        Predictions(points[None], predictions.kind, predictions.threshold).needed_by(metric)
+        for points in predictions.scores
+    ]
     groups = groups or [np.arange(len(targets))]
     each = [np.mean([score(metric, single[rows], targets[rows]) for rows in groups]) for single in singles]
     combined = float(np.mean(each))
