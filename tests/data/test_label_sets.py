@@ -274,3 +274,15 @@ def test_whatever_a_matrix_holds_it_is_sets_or_an_error_of_ours(matrix):
     except DataError:
         return
     assert len(found.rows) == len(matrix)
+
+
+def test_flags_written_as_text_are_flags():
+    assert read([["1", "0"], ["0", "1"]]).rows == read([[1, 0], [0, 1]]).rows == ((0,), (1,))
+    assert read([["1", "0", "0"], ["0", "1", "1"]]).flags
+    assert not read([["1"], ["0"], ["0", "1"]]).flags
+
+
+@pytest.mark.parametrize("cells", [[[0, 1], [1, 0, 1]], [["0", "1", "1"], []], ["[0, 1, 1]", "[1]"]])
+def test_ragged_flags_are_an_error(cells):
+    with pytest.raises(DataError, match="zeros and ones, as in the first row, found"):
+        read(cells)

@@ -14,6 +14,7 @@ from handful.data.advice import in_python
 from handful.data.cells import check_row
 from handful.data.columns import Columns
 from handful.data.interpret import build_task, examples, repeat_notes, targets_of
+from handful.data.label_sets import as_separator
 from handful.data.nlg import RELEASES
 from handful.data.references import records
 from handful.data.tables import Table, as_path, is_readable, read_table, stem, takes_delimiter
@@ -64,6 +65,14 @@ def read_task(
     if test is not None and _is_same(source, test):
         what = "the rows in memory" if not isinstance(source, str | os.PathLike) else str(source)
         raise DataError(f"test: expected other rows than the labelled ones, found the same: {what}", _OTHER_TEST)
+
+    if label_separator is not None:
+        as_separator(label_separator)
+        if kind not in (None, "multilabel"):
+            raise ConfigError(
+                f"label_separator: {label_separator!r} contradicts kind {kind!r}, whose rows have one label each",
+                "leave one of them out",
+            )
 
     def table(part: Any) -> Table:
         is_file = isinstance(part, str | os.PathLike)

@@ -175,9 +175,11 @@ def examples(
     )
 
 
-def targets_of(kind: TaskKind, labels: tuple[str, ...]) -> Targets | SetTargets:
-    """What the label cells of later rows mean for a task of this kind."""
-    return SetTargets(labels) if kind == "multilabel" else Targets(labels)
+def targets_of(
+    kind: TaskKind, labels: tuple[str, ...], separator: str | None = None, flags: bool | None = None
+) -> Targets | SetTargets:
+    """What the label cells of later rows mean for a task of this kind; see `SetTargets`."""
+    return SetTargets(labels, separator, flags) if kind == "multilabel" else Targets(labels)
 
 
 def infer_targets(
@@ -258,7 +260,7 @@ def build_task(
     separator: str | None = None,
 ) -> Task:
     """The task in these tables, named after the pool; kind and classes are those of the pool."""
-    pool = with_flags(pool, wanted.label)
+    pool = with_flags(pool, wanted.label, first=True)
     test, dev = (table and with_flags(table, wanted.label) for table in (test, dev))
     asked = None if kind is None else objective_of(kind)
     derived, made = with_derived(pool)
@@ -309,6 +311,8 @@ def build_task(
         origin=pool.path,
         notes=(*notes, *inferred),
         columns=columns,
+        label_separator=targets.separator if isinstance(targets, SetTargets) else None,
+        label_flags=targets.flags if isinstance(targets, SetTargets) else None,
     )
     return replace(task, notes=(*task.notes, *repeat_notes(task)))
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, final
 
 from handful.data.label_sets import SEPARATORS, as_separator, read_flag_columns, read_label_sets
-from handful.data.labels import Targets
+from handful.data.labels import Targets, UnknownLabel
 from handful.data.tables import Table
 from handful.data.written_lists import read_list
 from handful.errors import DataError, nearest
@@ -20,11 +21,13 @@ class SetTargets:
     """What cells with several labels mean: 0 or 1 for each of `labels`.
 
     A cell is a list, as an object or written out; a text with a mark between labels; or one label. With `separator` the
-    mark is that one, without it the one that divides a cell into known labels.
+    mark is that one, without it the one that divides a cell into known labels. `flags` says whether lists hold zeros
+    and ones, one per class, as the column of training did; None where that is not known.
     """
 
     labels: tuple[str, ...]
     separator: str | None = None
+    flags: bool | None = None
     _names: Targets = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -36,15 +39,21 @@ class SetTargets:
         mark = None if lists else self._mark(cell)
         if not lists and mark is None:
             return self._flags({int(self._names.value(cell, where))})
-        found = read_label_sets([cell], separator=mark, labels=self.labels, where=lambda _: where)
+        # names that are no 0 and 1 leave no doubt about lists that hold these alone
+        flags = self.flags or (None if {"0", "1"}.isdisjoint(self.labels) else self.flags)
+        found = read_label_sets([cell], separator=mark, labels=self.labels, where=lambda _: where, flags=flags)
         return self._flags(set(found.rows[0] or ()))
 
     def knows(self, cell: Any) -> bool:
-        """Whether a cell names classes of these alone."""
+        """False where a cell names a class that is none of these, and True where it cannot be read, which `value` says:
+        an unknown name that holds a known one may be several labels with another mark between them.
+        """
         try:
             self.value(cell, "")
+        except UnknownLabel as error:
+            return any(re.search(rf"(?<!\w){re.escape(name)}(?!\w)", error.name) for name in self.labels)
         except DataError:
-            return False
+            return True
         return True
 
     def _mark(self, cell: Any) -> str | None:
@@ -84,17 +93,18 @@ def set_targets(
     found = read_label_sets(
         cells, separator=separator, where=table.where, column=label, cells_are_texts=table.cells_are_texts
     )
-    return SetTargets(found.labels, separator), [*notes, *found.notes]
+    return SetTargets(found.labels, separator, found.flags), [*notes, *found.notes]
 
 
 def _as_list(cell: Any) -> Any:
     return read_list(cell) if isinstance(cell, str) else cell
 
 
-def with_flags(table: Table, label: str | None) -> Table:
+def with_flags(table: Table, label: str | None, *, first: bool = False) -> Table:
     """The table with a column of lists made of columns of 0 and 1, which are named with commas between ("joy,anger").
 
-    As it is where `label` is no such list, or the name of a column.
+    As it is where `label` is no such list, or the name of a column. In the `first` table, which classes are
+    learned from, not all rows may have the same labels.
     """
     names = [] if label is None or label in table.columns else [name.strip() for name in label.split(",")]
     if len(names) < 2 or not any(name in table.columns for name in names):
@@ -102,7 +112,8 @@ def with_flags(table: Table, label: str | None) -> Table:
     for name in names:
         if name not in table.columns:
             raise DataError(f"{table.path}: expected the column {name!r} of 0 and 1", nearest(name, table.columns))
-    found = read_flag_columns({name: [row.get(name) for row in table.rows] for name in names}, where=table.where)
+    cells = {name: [row.get(name) for row in table.rows] for name in names}
+    found = read_flag_columns(cells, labels=None if first else names, where=table.where)
     lists = [None if row is None else [found.labels[index] for index in row] for row in found.rows]
     rows = [{**row, str(label): cell} for row, cell in zip(table.rows, lists, strict=True)]
     columns = (*(name for name in table.columns if name not in names), str(label))

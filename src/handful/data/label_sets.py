@@ -28,6 +28,7 @@ MOST_LABELS = 1000
 """More classes than this are free tags or ids, which a few hundred rows cannot teach."""
 
 _YES, _NO = ("1", "1.0", "true", "yes", "t", "y"), ("0", "0.0", "false", "no", "f", "n")
+_BITS = {"0": 0, "0.0": 0, "False": 0, "1": 1, "1.0": 1, "True": 1}
 
 
 @final
@@ -35,12 +36,14 @@ _YES, _NO = ("1", "1.0", "true", "yes", "t", "y"), ("0", "0.0", "false", "no", "
 class LabelSets:
     """The classes, and of each row the indices of its own in rising order, () for none of them, None without a label.
 
-    `notes` say what was merged, dropped, guessed and left without a label.
+    `notes` say what was merged, dropped, guessed and left without a label, `flags` that lists were zeros and ones, one
+    per class.
     """
 
     labels: tuple[str, ...]
     rows: tuple[tuple[int, ...] | None, ...]
     notes: tuple[str, ...] = ()
+    flags: bool = False
 
     def counts(self) -> Counter[int]:
         """Number of rows of each class, by its index."""
@@ -69,8 +72,10 @@ def row_number(index: int) -> str:
 def as_separator(name: str) -> str:
     """The mark that is meant by itself, by its name ("semicolon") or escaped (a backslash and "t").
 
-    Raises: ConfigError for an empty one, and for letters and digits, which stand within names.
+    Raises: ConfigError for what is no text, an empty one, and letters and digits, which stand within names.
     """
+    if not isinstance(name, str):
+        raise ConfigError(f"label separator: expected a text, found {shown(name)}", "give a mark such as ';'")
     mark = SEPARATORS.get(name.strip().lower(), {r"\t": "\t", r"\n": "\n"}.get(name, name))
     if not mark or re.search(r"[^\W_]", mark):
         near = nearest(name, SEPARATORS)
@@ -93,12 +98,14 @@ def read_label_sets(
     where: Where = row_number,
     column: str = "label",
     cells_are_texts: bool = True,
+    flags: bool | None = None,
 ) -> LabelSets:
     """The label sets in the cells of one column.
 
     Without a `separator` every cell is a list: a list, tuple, set or array, or one written as text (`read_list`). With
     one, cells are texts whose parts are labels ("a;b"); a cell without it is a set of one. Lists of equal length that
-    hold 0 and 1 alone are rows of an indicator matrix, as many datasets of the Hugging Face Hub have them.
+    hold 0 and 1 alone are rows of an indicator matrix, as many datasets of the Hugging Face Hub have them; `flags` says
+    that lists are such rows, or are not.
 
     Classes are named and ordered as those of single labels (`labels.class_names`). With `labels`, such as for test
     rows, these are the classes, and the separator may stand in no cell. `where` gives the place of a row for errors,
@@ -122,10 +129,14 @@ def read_label_sets(
         if parsed[-1] is None and mark is None and not missing_label(cell, cells_are_texts=cells_are_texts):
             _complain_of_single(cells, column, where, cells_are_texts)
     _check_any(parsed, column)
-    if mark is None and (width := _flag_width(parsed)) and (labels is None or width == len(labels)):
+    width = _flag_width(parsed) if mark is None and flags is not False else 0
+    if flags and mark is None and labels is not None:
+        width = len(labels)
+        _check_width(parsed, width, where)
+    if width and (flags or labels is None or width == len(labels)):
         found = read_indicators([[None] * width if row is None else row for row in parsed], labels, where=where)
         note = f"the lists in the column {column!r} hold 0 and 1 alone and are read as one place per class"
-        return LabelSets(found.labels, found.rows, (note, *found.notes))
+        return LabelSets(found.labels, found.rows, (note, *found.notes), flags=True)
     if mark is not None and labels is None:
         _check_divided(cells, mark, column)
     for index, row in enumerate(parsed):
@@ -215,12 +226,23 @@ def _check_parts(parts: Iterable[Any], place: str) -> None:
 def _flag_width(parsed: Sequence[list[Any] | None]) -> int:
     """The length of lists that can be nothing but rows of an indicator matrix; 0 for others.
 
-    A list of three zeros and ones repeats one of them, which sets of classes do not; of two, it may not.
+    A list that repeats a zero or a one is such a row, as sets of classes repeat nothing; so are lists of one length.
     """
     rows = [row for row in parsed if row is not None]
-    widths = {len(row) for row in rows}
-    flags = all(not isinstance(part, str) and part in (0, 1) for row in rows for part in row)
-    return widths.pop() if flags and len(widths) == 1 and min(map(len, rows)) > 1 else 0
+    if not all(isinstance(part, str | int | float) and str(part).strip() in _BITS for row in rows for part in row):
+        return 0
+    widths = Counter(map(len, rows))
+    repeats = any(len({_BITS[str(part).strip()] for part in row}) < len(row) for row in rows)
+    return widths.most_common(1)[0][0] if repeats or (len(widths) == 1 and min(widths) > 1) else 0
+
+
+def _check_width(parsed: Sequence[list[Any] | None], width: int, where: Where) -> None:
+    for index, row in enumerate(parsed):
+        if row is not None and len(row) != width:
+            raise DataError(
+                f"{where(index)}: expected a list of {width} zeros and ones, one per class, found {shown(row)}",
+                "give every row one place per class",
+            )
 
 
 def _named(

@@ -47,6 +47,15 @@ _WORDS_OF_A_TEXT = 4
 
 
 @final
+class UnknownLabel(DataError):
+    """A `name` that is none of the classes."""
+
+    def __init__(self, message: str, hint: str | None, name: str):
+        super().__init__(message, hint)
+        self.name = name
+
+
+@final
 @dataclass(frozen=True, slots=True)
 class Targets:
     """What labels mean: indices into `labels`, or numbers where there are none."""
@@ -66,9 +75,8 @@ class Targets:
             name = class_name(cell)
             index = self._class(name)
             if index is None:
-                raise DataError(
-                    f"{where}: the label {name!r} is none of the {len(self.labels)} classes", nearest(name, self.labels)
-                )
+                found = f"{where}: the label {name!r} is none of the {len(self.labels)} classes"
+                raise UnknownLabel(found, nearest(name, self.labels), name)
             return index
         number = read_number(cell)
         if number is None:

@@ -146,7 +146,10 @@ def labelled_rows(
 def _labelled(
     table: Table, made: Mapping[str, str], task: Task, wanted: Columns | None
 ) -> tuple[tuple[Example, ...], list[str]]:
-    wanted, targets = wanted or Columns("", None, "label"), targets_of(task.kind, task.labels)
+    wanted, targets = (
+        wanted or Columns("", None, "label"),
+        targets_of(task.kind, task.labels, task.label_separator, task.label_flags),
+    )
     for label in (wanted.label, task.columns and task.columns.label):
         table = with_flags(table, label)
     table = _with_later_columns(table, wanted, task.columns)

@@ -135,7 +135,8 @@ class Task:
     other texts are other rows, whatever answers they share.
 
     `columns` are those that its rows were read from, so that later files need not name them again; None where rows
-    did not come from a table.
+    did not come from a table. `label_separator` stands between the labels in a cell, and `label_flags` says whether
+    lists of labels were zeros and ones, one per class; None where that is not known.
 
     A task of tasks (`mixture.mix_tasks`) has `members`. Its labels are theirs in order, each as "member: label", and
     its rows are theirs with the index of the label among those; each member keeps its own test rows.
@@ -154,6 +155,8 @@ class Task:
     members: tuple[Task, ...] = ()
     held_out: bool = False
     columns: Columns | None = None
+    label_separator: str | None = None
+    label_flags: bool | None = None
 
     @property
     def objective(self) -> Objective:

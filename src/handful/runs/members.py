@@ -34,6 +34,8 @@ def describe_task(task: Task) -> dict[str, Any]:
     }  # fmt: skip
     record |= {"instruction": task.instruction} if task.instruction else {}
     record |= {"columns": asdict(task.columns)} if task.columns else {}
+    record |= {"label_separator": task.label_separator} if task.label_separator else {}
+    record |= {"label_flags": task.label_flags} if task.label_flags is not None else {}
     if task.members:
         record["members"] = [as_member_record(describe_task(member)) for member in task.members]
     return record
@@ -51,6 +53,7 @@ def recorded_task(record: dict[str, Any]) -> Task:
     return Task(
         record["name"], record["kind"], tuple(record["labels"]), record["metric"], pool=(), members=members,
         instruction=record.get("instruction", ""), columns=columns,
+        label_separator=record.get("label_separator"), label_flags=record.get("label_flags"),
     )  # fmt: skip
 
 

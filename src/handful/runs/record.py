@@ -94,6 +94,8 @@ class _Member(_Part):
     metric: Metric
     instruction: str = ""
     columns: _Columns = _Columns()
+    label_separator: str | None = None
+    label_flags: bool | None = None
 
 
 @final
