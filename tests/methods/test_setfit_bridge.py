@@ -10,6 +10,8 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.multiclass import OneVsRestClassifier
 
 from handful.backbone.load import load_backbone
 from handful.backbone.tiny import tiny_backbone
@@ -18,7 +20,7 @@ from handful.data.task import TestRows
 from handful.errors import ConfigError
 from handful.evaluation.predict import predict_rows
 from handful.methods import method_class
-from handful.methods.setfit_bridge import RowEncoder, SetFit, train_setfit
+from handful.methods.setfit_bridge import RowEncoder, SetFit, label_weights, train_setfit
 from handful.randomness import stream
 from handful.runs.experiment import open_trained, run
 from handful.runs.scoring import score_task
@@ -56,6 +58,15 @@ def three_classes(task):
     return replace(task, labels=("first", "last", "third"), pool=rows, test=None)
 
 
+def label_sets(task, common=False):
+    """The same rows with two labels, and with a third by the length of the text, or in every row."""
+    rows = tuple(
+        replace(row, label=(row.label, 1 - row.label if number % 4 else 0, int(common or number % 3 == 2)))
+        for number, row in enumerate(task.pool)
+    )
+    return replace(task, kind="multilabel", metric="micro_f1", labels=("a", "b", "c"), pool=rows, test=None)
+
+
 def trained(method, backbone, task, seed=3):
     """A fitted adapter, and its rows."""
     rows = encode(task.pool, backbone.tokenizer, 64, kind=task.kind)
@@ -81,7 +92,7 @@ def test_it_works_on_decoders_and_on_pairs(installed, family):
 
 
 def test_predictions_are_those_of_the_trained_setfit_model(installed, backbone, task):
-    for example in (task, three_classes(task)):
+    for example in (task, three_classes(task), label_sets(task)):
         rows = encode(example.pool, backbone.tokenizer, 64, kind=example.kind)
         adapter = SetFit(num_iterations=2).attach(backbone, example, generator=stream(0, "init"))
         made = []
@@ -167,12 +178,34 @@ def test_nothing_global_is_left_changed_and_nothing_is_printed(installed, backbo
     assert not any(module.training for module in backbone.model.modules())
 
 
+def test_the_head_of_a_label_that_all_rows_or_none_have_is_its_smoothed_share():
+    features = np.random.default_rng(0).normal(size=(20, 4))
+    targets = np.stack([features[:, 0] > 0, np.ones(20), np.zeros(20)], axis=1).astype(int)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # scikit-learn says that a label is in every row
+        head = OneVsRestClassifier(LogisticRegression()).fit(features, targets)
+    weight, bias = label_weights(head, targets)
+    expected = LogisticRegression().fit(features, targets[:, 0])
+    np.testing.assert_allclose(weight, [expected.coef_[0], np.zeros(4), np.zeros(4)])
+    np.testing.assert_allclose(bias, [expected.intercept_[0], np.log(21), -np.log(21)])
+
+
+def test_rows_that_all_share_a_label_are_refused(backbone, task):
+    example = label_sets(task, common=True)
+    adapter = SetFit().attach(backbone, example, generator=stream(0, "init"))
+    rows = encode(example.pool, backbone.tokenizer, 64, kind=example.kind)
+    with pytest.raises(ConfigError, match="pairs of rows without a label in common, found none") as caught:
+        adapter.warm_start(rows, stream(0, "fit"))
+    adapter.detach()
+    assert caught.value.hint == "leave out the label that every row has, or use another method"
+
+
 def test_what_cannot_be_done_is_said_before_training(backbone, task, monkeypatch):
     monkeypatch.setattr("handful.methods.setfit_bridge.find_spec", lambda name: None)
     reasons = SetFit().check(backbone, toy_task("regression"))
     assert reasons == [
         "SetFit is not installed: pip install 'handful[setfit]'",
-        "SetFit is for one class per text",
+        "SetFit is for classes and labels",
     ]
     monkeypatch.setitem(sys.modules, "setfit", None)
     with pytest.raises(ConfigError, match="needs SetFit, which cannot be imported") as caught:

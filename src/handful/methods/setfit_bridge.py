@@ -2,8 +2,10 @@
 
 Idea: fine-tune a sentence encoder so that rows of one class lie close together and others apart, on pairs of training
 rows; then fit a logistic regression on its features. Formula: min over θ of Σ (cos(f(xᵢ; θ), f(xⱼ; θ)) − [yᵢ = yⱼ])²;
-then scores = W f(x; θ) + c. Trained: every number of the model below the features, plus C·(D + 1).
-Inference: that of the model. Source: Tunstall et al. 2022; both steps are done by the SetFit library with its defaults.
+then scores = W f(x; θ) + c. Of several labels per text, rows that share one are those that lie close together, and each
+label has a logistic regression of its own (SetFit's strategy "one-vs-rest").
+Trained: every number of the model below the features, plus C·(D + 1). Inference: that of the model.
+Source: Tunstall et al. 2022; both steps are done by the SetFit library with its defaults.
 Deviations: seeds come from our generator (but SetFit draws its pairs in one fixed order); features are those of our
 backbone, mean over tokens by default and not normalised; the texts of a pair are read together, as everywhere here.
 """
@@ -23,6 +25,7 @@ from typing import Annotated, Any, ClassVar, final
 import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression
+from sklearn.multiclass import OneVsRestClassifier
 from torch import nn
 
 from handful.backbone.device import has_mps, num_gpus
@@ -85,7 +88,7 @@ class SetFit(AbstractMethod):
 
     def check(self, backbone: Backbone, task: Task) -> list[str]:
         missing = [] if find_spec("setfit") else [f"SetFit is not installed: {INSTALL}"]
-        return missing + (["SetFit is for one class per text"] if not task.objective.has_classes else [])
+        return missing + (["SetFit is for classes and labels"] if not task.objective.has_labels else [])
 
     def exports(self, backbone: Backbone | str) -> Exports:
         return {"merged weights": None}
@@ -109,8 +112,14 @@ class SetFitAdapter(AbstractHeadedAdapter):
     def warm_start(self, rows: EncodedRows, generator: torch.Generator) -> None:
         assert rows.labels is not None
         seed = int(torch.randint(2**31, (), generator=generator))
-        model = train_setfit(RowEncoder(self.backbone, rows), rows.labels.tolist(), self.method, seed)
-        weight, bias = class_weights(model.model_head)
+        several = rows.labels.dim() == 2
+        labels = rows.labels.long().tolist()
+        if several:
+            _check_pairs(rows.labels)
+        model = train_setfit(RowEncoder(self.backbone, rows), labels, self.method, seed)
+        weight, bias = (
+            label_weights(model.model_head, rows.labels.numpy()) if several else class_weights(model.model_head)
+        )
         with torch.no_grad():
             self.head.weight[0].copy_(torch.from_numpy(weight).float())
             self.head.bias[0].copy_(torch.from_numpy(bias).float())
@@ -153,8 +162,35 @@ class RowEncoder(nn.Module):
         return features
 
 
-def train_setfit(encoder: RowEncoder, labels: list[int], method: SetFit, seed: int) -> Any:
+def _check_pairs(labels: torch.Tensor) -> None:
+    """Raises: ConfigError where any two rows (N, C) share a label: there is then nothing to tell apart."""
+    if bool((labels @ labels.T > 0).all()):
+        raise ConfigError(
+            "method 'setfit' learns from pairs of rows without a label in common, found none",
+            "leave out the label that every row has, or use another method",
+        )
+
+
+def label_weights(head: Any, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Weight (C, D) and bias (C,) of a fitted one-vs-rest classifier, trained on targets (N, C) of zeros and ones.
+
+    For a label that all rows or none have, which has no regression, its smoothed share alone.
+    """
+    found = [getattr(label, "coef_", None) for label in head.estimators_]
+    width = next(coefficients.shape[1] for coefficients in found if coefficients is not None)
+    weight, bias = np.zeros((len(found), width)), np.zeros(len(found))
+    for index, (coefficients, column) in enumerate(zip(found, targets.T, strict=True)):
+        if coefficients is None:
+            bias[index] = np.log((column.sum() + 1) / (len(column) - column.sum() + 1))
+        else:
+            weight[index], bias[index] = coefficients[0], head.estimators_[index].intercept_[0]
+    return weight, bias
+
+
+def train_setfit(encoder: RowEncoder, labels: list[Any], method: SetFit, seed: int) -> Any:
     """A `SetFitModel` around the encoder, whose weights SetFit's trainer has changed in place.
+
+    `labels` are classes, or of several labels per text a list of zeros and ones each.
 
     The global random streams are as they were afterwards. Raises: ConfigError where SetFit cannot be imported.
     """
@@ -164,7 +200,10 @@ def train_setfit(encoder: RowEncoder, labels: list[int], method: SetFit, seed: i
     check_device(device)
     with lent_streams(seed, device), quiet(setfit), tempfile.TemporaryDirectory() as folder:
         body = sentence_transformers.SentenceTransformer(modules=[encoder], device=str(device))
-        model = setfit.SetFitModel(model_body=body, model_head=LogisticRegression())
+        head = {"model_head": LogisticRegression()}
+        if isinstance(labels[0], list):  # what SetFit makes of multi_target_strategy, where it loads a model by name
+            head = {"model_head": OneVsRestClassifier(LogisticRegression()), "multi_target_strategy": "one-vs-rest"}
+        model = setfit.SetFitModel(model_body=body, **head)
         arguments = setfit.TrainingArguments(
             output_dir=folder,
             batch_size=method.pair_batch_size,
