@@ -127,7 +127,8 @@ def test_a_label_whose_rows_are_all_needed_for_training_is_named():
     ("sets", "shots", "fraction", "message"),
     [
         ([(0,), (1,)] * 5, 11, None, r"task 'made': expected at least 11 distinct labelled rows, found 10 \(of 12\)"),
-        ([(0,), ()] * 5, 4, None, r"class 'b' has 0 row\(s\), needed 1 for training \(of 12\)\n\nhint: label more"),
+        ([()] * 10, 4, None, r"task 'made': none of the 10 rows has a label \(of 12\)\n\nhint: label some"),
+        ([(0,), (1,), (0,)], 3, 0.2, r"class 'b' has 1 row\(s\), needed 2 .* \(of 12\)\n\nhint: label more"),
         ([(0,), (0, 1), ()], 3, 0.2, r"class 'b' has 1 row\(s\), needed 2 for training and development"),
         ([(0, 1), (), ()], 3, 0.2, r"class 'a' has 1 .*, and 1 more classes have too few"),
         ([(0,), (1,)] * 5, 3, 0.2, r"3 shots are too few for 2 classes .* training and development\n\n.* --shots 4"),
@@ -148,3 +149,10 @@ def test_what_cannot_be_drawn_is_an_error(sets, shots, fraction, message):
 
 def test_one_row_may_serve_several_labels():
     assert len(draw([(0, 1)] * 4, 2, 2, 0, 0.2).rows) == 2
+
+
+@pytest.mark.parametrize("fraction", [None, 0.2])
+def test_a_label_without_any_row_is_no_error(fraction):
+    found = draw([(0,), (2,), (), (0, 2)] * 5, 3, 12, 0, fraction)
+    assert len(found.rows) == 12
+    assert found.without_dev == ()

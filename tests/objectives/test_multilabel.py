@@ -24,7 +24,7 @@ from handful.evaluation.landscape import measure_landscape
 from handful.evaluation.metrics import check_metric, get_metric
 from handful.evaluation.thresholds import choose_thresholds
 from handful.objectives import objective_of
-from handful.runs.experiment import open_trained
+from handful.runs.experiment import open_trained, train
 from handful.runs.scoring import prediction_records
 from handful.runs.spec import resolve
 
@@ -261,6 +261,17 @@ def test_the_classifier_takes_lists_of_any_kind(head, form):
     forms = {"series": pd.Series(lists), "frozensets": [*map(frozenset, lists)], "arrays": [*map(np.array, lists)]}
     forms["objects"] = pd.Series(lists).to_numpy()
     assert head.fit(texts, forms[form]).classes_.tolist() == list(LABELS)
+
+
+def test_a_label_that_no_row_of_a_fold_has_is_no_error_and_is_said(head):
+    texts, lists = map(list, zip(*rows(40), strict=True))
+    flags = np.array([[int(name in own) for name in (*LABELS, "hope")] for own in lists])
+    head.fit(texts, flags)
+    assert head.predict(texts)[:, 3].sum() == 0
+    examples = [Example(text, label=tuple(own)) for text, own in zip(texts, flags.tolist(), strict=True)]
+    task = Task("t", "multilabel", (*LABELS, "hope"), "micro_f1", tuple(examples))
+    spec = resolve("head", model=head.model, overrides={"max_length": 24, "shots": 40, "dev": "none"})
+    assert train(task, spec).notes == ("no training row has 1 of the 4 labels ('hope')",)
 
 
 @pytest.mark.parametrize(

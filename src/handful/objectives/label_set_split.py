@@ -63,7 +63,8 @@ def draw_label_sets(
     labels follow their shares, and that fraction of the rows of each label selects. The order depends on the generator
     alone; `dropped`, such as " (of 90 in the pool, 3 repeat another one)", is said in errors.
 
-    Raises: DataError where a label has too few rows, or `shots` are more than there are or too few for all labels.
+    A label without any row asks for none. Raises: DataError where another has too few rows, no row has a label, or
+    `shots` are more than there are or too few for all labels.
     """
     minimum = 1 if dev_fraction is None else 2
     parts = "training" if dev_fraction is None else "training and development"
@@ -73,7 +74,11 @@ def draw_label_sets(
             f"task {task!r}: expected at least {shots} distinct labelled rows, found {len(sets)}{dropped}",
             f"use at most --shots {len(sets)}, or label more rows",
         )
-    if rare := [index for index, count in enumerate(counts) if count < minimum]:
+    if not counts.any():
+        raise DataError(
+            f"task {task!r}: none of the {len(sets)} rows has a label{dropped}", "label some rows with one or more"
+        )
+    if rare := [index for index, count in enumerate(counts) if 0 < count < minimum]:
         more = f", and {len(rare) - 1} more classes have too few" if len(rare) > 1 else ""
         raise DataError(
             f"task {task!r}: class {labels[rare[0]]!r} has {counts[rare[0]]} row(s), needed {minimum} for "
@@ -88,7 +93,7 @@ def draw_label_sets(
             f"task {task!r}: {shots} shots are too few for {len(labels)} classes with one row each for {parts}",
             f"the smallest number that works is --shots {len(draw.order)}",
         )
-    without = () if dev_fraction is None else tuple(map(int, np.flatnonzero(draw.selecting[: len(labels)] == 0)))
+    without = () if dev_fraction is None else tuple(map(int, np.flatnonzero((counts > 0) & (draw.selecting[:-1] == 0))))
     return LabelSetOrder(tuple(draw.order), tuple(draw.selects), without)
 
 

@@ -36,7 +36,7 @@ from handful.methods.base import AbstractAdapter, is_ours, path_of
 from handful.objectives import objective_of
 from handful.randomness import stream
 from handful.runs.card import run_card, threshold_sentence
-from handful.runs.members import describe_task, first_of_members, num_test_rows, recorded_task, weighted
+from handful.runs.members import describe_task, first_of_members, num_test_rows, recorded_task, weighted, without_rows
 from handful.runs.memory import peak_memory
 from handful.runs.scoring import AnyScores, OnWritten, describe_scores, prediction_records, score_task, untested_in
 from handful.runs.seen import seen_rows, start_notes
@@ -192,7 +192,7 @@ def train(
     """
     spec = spec.suited(task.kind)
     split = split or make_split(task, spec)
-    notes = start_notes(start, split) if start else ()
+    notes = (*(start_notes(start, split) if start else ()), *without_rows(task, split.train))
     backbone = backbone or open_checked(task, spec)
     adapter = attach(task, spec, backbone)
     adapter.label_threshold = spec.options.threshold or adapter.label_threshold

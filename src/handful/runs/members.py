@@ -60,3 +60,13 @@ def recorded_task(record: dict[str, Any]) -> Task:
 def num_test_rows(task: Task) -> int:
     """Rows of the task's test, or of those of its members."""
     return sum(len(part.test or ()) for part in task.members or (task,))
+
+
+def without_rows(task: Task, rows: Sequence[Example]) -> list[str]:
+    """A sentence on the labels that no training row has, where a text may have several; others are drawn with all."""
+    if task.kind != "multilabel":
+        return []
+    found = task.objective.classes_in([row.label for row in rows])
+    absent = [name for index, name in enumerate(task.labels) if index not in found]
+    named = ", ".join(map(repr, absent[:5])) + (", …" if len(absent) > 5 else "")
+    return [f"no training row has {len(absent)} of the {len(task.labels)} labels ({named})"] if absent else []
