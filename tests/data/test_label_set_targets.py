@@ -80,3 +80,23 @@ def test_a_separator_that_cannot_be(options, message):
 @pytest.mark.parametrize("cell", [[0, 1, 1], ["0", "1", "1"], [False, True, True]])
 def test_flags_among_names_leave_no_doubt(cell):
     assert SetTargets(("a", "b", "c"), flags=False).value(cell, "row 1") == (0, 1, 1)
+
+
+@pytest.mark.parametrize("library", ["pandas", "polars"])
+def test_texts_with_a_frame_of_flags(library):
+    make = pytest.importorskip(library).DataFrame
+    texts = [f"text {i}" for i in range(4)]
+    task = read_task((texts, make({"zeta": [1, 0, 1, 0], "alpha": [0, 1, 1, 0]})))
+    assert (task.kind, task.labels) == ("multilabel", ("alpha", "zeta"))
+    assert [row.label for row in task.pool] == [(0, 1), (1, 0), (1, 1), (0, 0)]
+    assert read_task((texts, make({"y": ["a", "b", "a", "b"]}))).labels == ("a", "b")
+    lists = [["zeta"], ["alpha"], ["alpha", "zeta"], []]
+    assert [row.label for row in read_task((texts, lists)).pool] == [row.label for row in task.pool]
+    with pytest.raises(DataError, match=r"row 1 of the labels: expected 0 or 1 .* in 'b', found 7"):
+        read_task((texts, make({"a": [0, 1, 1, 0], "b": [1, 7, 0, 0]})))
+
+
+def test_a_separator_is_not_dropped_where_rows_look_like_texts_to_be_written():
+    rows = [{"source": "a", "references": "b;c"}, {"source": "b", "references": "c"}]
+    task = read_task(rows, label_separator=";", text="source", label="references")
+    assert (task.kind, task.labels) == ("multilabel", ("b", "c"))

@@ -73,6 +73,7 @@ def read_task(
                 f"label_separator: {label_separator!r} contradicts kind {kind!r}, whose rows have one label each",
                 "leave one of them out",
             )
+        kind = "multilabel"
 
     def table(part: Any) -> Table:
         is_file = isinstance(part, str | os.PathLike)

@@ -40,7 +40,7 @@ def memory_stream(source: Any, *, labelled: bool = False) -> TableStream:
         raise _not_rows(source)
     if hasattr(source, "read"):
         raise DataError("expected a path or rows, found an open file", "give its path")
-    if isinstance(source, tuple) and len(source) == 2 and is_column(source[1]) and not isinstance(source[0], str):
+    if isinstance(source, tuple) and len(source) == 2 and not isinstance(source[0], str) and _has_labels(source[1]):
         return _texts_and_labels(*source)
     if isinstance(source, Sequence | Iterator | set | frozenset):
         kind = type(source).__name__
@@ -200,10 +200,29 @@ def _stream(
     )  # fmt: skip
 
 
+def _has_labels(labels: Any) -> bool:
+    """Whether these are a column, or a frame whose `columns` are names (those of pyarrow are cells)."""
+    is_frame = hasattr(labels, "columns") and not hasattr(labels, "column_names")
+    return is_column(labels) or (is_frame and len(getattr(labels, "shape", ())) == 2)
+
+
+def _of_frame(frame: Any) -> list[Any]:
+    """The labels in a frame: its one column, or of columns of 0 and 1 the names of those that hold a 1."""
+    names = [*map(str, frame.columns)]
+    if len(names) == 1:
+        return as_list(frame[frame.columns[0]])
+    from handful.data.label_sets import read_indicators  # which reads tables itself
+
+    _check_unique("the labels", names)
+    found = read_indicators(frame, names, where=lambda index: f"row {index} of the labels")
+    return [None if row is None else [found.labels[place] for place in row] for row in found.rows]
+
+
 def _texts_and_labels(texts: Any, labels: Any) -> TableStream:
     """Rows of any form, such as texts or a frame, with their labels. Raises: DataError where their indexes differ."""
     check_order({"the texts": texts, "the labels": labels})
-    stream, labels = memory_stream(texts), as_list(labels)
+    stream, several = memory_stream(texts), not is_column(labels)
+    labels = _of_frame(labels) if several else as_list(labels)
     rows = [row for _, row in stream]
     if len(rows) != len(labels):
         raise DataError(
@@ -212,7 +231,8 @@ def _texts_and_labels(texts: Any, labels: Any) -> TableStream:
         )
     if "label" in stream.columns:
         raise DataError("expected (texts, labels), found rows that are labelled already", "give the rows alone")
-    labels = [label[0] if isinstance(label, list | tuple) and len(label) == 1 else label for label in labels]
+    if not several and all(isinstance(label, list | tuple) and len(label) == 1 for label in labels):
+        labels = [label[0] for label in labels]  # a matrix of one column
     labelled = [{**row, "label": label} for row, label in zip(rows, labels, strict=True)]
     notes = [note.partition(": ")[2] for note in stream.notes]
     return _stream("tuple", labelled, notes=notes, index=stream.index)
