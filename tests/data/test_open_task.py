@@ -52,7 +52,7 @@ def test_each_form_goes_to_its_reader(opened, tmp_path):
         (
             "data.csv",
             "linearisation",
-            "known: delimiter, dev, encoding, kind, label, metric, name, test, text",
+            "known: delimiter, dev, encoding, kind, label, label_separator, metric, name, test, text",
         ),
         ("hub:owner/name", "encoding", "known: config, kind"),
     ],
