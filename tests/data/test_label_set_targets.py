@@ -5,6 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
+import handful
 from handful.data.files import read_task
 from handful.data.label_set_targets import SetTargets
 from handful.data.new_rows import labelled_rows
@@ -100,3 +101,13 @@ def test_a_separator_is_not_dropped_where_rows_look_like_texts_to_be_written():
     rows = [{"source": "a", "references": "b;c"}, {"source": "b", "references": "c"}]
     task = read_task(rows, label_separator=";", text="source", label="references")
     assert (task.kind, task.labels) == ("multilabel", ("b", "c"))
+
+
+def test_a_saved_run_reads_new_rows_by_its_separator(tiny_folder, tmp_path):
+    labels = ["joy&anger", "joy", "anger", "joy & anger"] * 5
+    model = handful.fit(
+        frame(labels), columns={"label_separator": "&"}, model=str(tiny_folder), method="head", shots=12,
+        test_fraction=None, output=tmp_path, settings={"max_length": 24},
+    )  # fmt: skip
+    loaded = handful.load(model.run.folder)
+    assert loaded.evaluate(frame(["joy&anger"] * 3, 100)).scores.estimates["micro_f1"].n == 3
