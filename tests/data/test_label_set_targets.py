@@ -109,5 +109,6 @@ def test_a_saved_run_reads_new_rows_by_its_separator(tiny_folder, tmp_path):
         frame(labels), columns={"label_separator": "&"}, model=str(tiny_folder), method="head", shots=12,
         test_fraction=None, output=tmp_path, settings={"max_length": 24},
     )  # fmt: skip
+    assert model.run is not None
     loaded = handful.load(model.run.folder)
     assert loaded.evaluate(frame(["joy&anger"] * 3, 100)).scores.estimates["micro_f1"].n == 3
