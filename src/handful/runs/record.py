@@ -11,7 +11,7 @@ import json
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, final
+from typing import Annotated, Any, cast, final
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
@@ -230,7 +230,7 @@ class _Record(_Part):
     members: dict[str, dict[str, Score]] = {}
     signatures: dict[str, str] = {}
     made_of: list[str] = []
-    study: _Study = Field(default=None)  # absent, or a table: never null
+    study: _Study = Field(default=cast(Any, None))  # absent, or a table: never null
     weights_sha256: str
     files: dict[str, str] = {}
 
