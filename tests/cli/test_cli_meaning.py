@@ -62,7 +62,7 @@ HEAVY = ("torch", "transformers", "numpy", "sklearn")
         ("check", "a,b\n1,2\n", (), 1, "expected a text column"),
         ("fit", "a,b\n1,2\n", (), 1, "expected a text column"),
         ("check", "text,label\nsome text,a\nother,\n", (), 1, "without a label"),
-        ("fit", "text,label\nsome text,a\nother,\n", ("--shots", "16", "--set", "x=1"), 1, "without a label"),
+        ("fit", "text,label\ntext,a\nother,\n", ("--shots", "16", "--set", "training.epochs=x"), 1, "without a label"),
         ("check", "text,label\na,x\nb,y\n", ("--method", "loar"), 2, "did you mean 'lora'?"),
         ("fit", "text,label\na,x\nb,y\n", ("--method", "loar"), 2, "did you mean 'lora'?"),
         ("fit", "text,label\na,x\nb,y\n", ("--budget", "9"), 2, "budget: only"),

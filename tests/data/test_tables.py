@@ -14,7 +14,9 @@ from handful.data.tables import MAX_CELL, read_table
 from handful.errors import ConfigError, DataError
 
 cells = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=20)
-rows = st.lists(st.tuples(cells, cells), min_size=1, max_size=8)
+rows = st.lists(st.tuples(cells, cells), min_size=1, max_size=8).filter(
+    lambda found: any(cell.strip() for row in found for cell in row)  # blank rows alone are no table
+)
 
 
 def write(path, content: str | bytes):

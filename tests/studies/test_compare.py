@@ -30,7 +30,7 @@ def result(label, task, seed, score, *, shots=16, rows="", metric="accuracy", ke
     scores = {name: Estimate(value, value - NOISE, value + NOISE, 900).to_dict() for name, value in found.items()}
     record = {
         "key": key or f"{label}/{task}/{shots}/{seed}/{rows}/{score}",
-        "task": {"name": task, "metric": metric},
+        "task": {"name": task, "kind": "classification", "metric": metric},
         "rows": {"fingerprint": f"{task}/{shots}/{seed}/{rows}"},
         "scores": scores,
     }

@@ -186,8 +186,8 @@ def break_at(training, step, how):
     """Make the loss or the gradient of a step (counted from 1) infinite."""
     forward, steps = type(training.adapter).forward, []
 
-    def broken(batch):
-        scores = forward(training.adapter, batch)
+    def broken(batch, draw=None):
+        scores = forward(training.adapter, batch, draw)
         if training.adapter.training:
             steps.append(1)
             if len(steps) == step and how == "loss":

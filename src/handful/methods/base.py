@@ -357,6 +357,7 @@ class AbstractAdapter(nn.Module, ABC):
 
         Those that change the backbone call this one too, once it is restored.
         """
+        self.backbone.installed = None  # which holds what was drawn last
         self.backbone.sharing.release(self)
 
 
