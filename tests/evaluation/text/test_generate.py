@@ -24,7 +24,7 @@ RECORDS = tuple(
 )
 TASK = Task("records", "generation", (), "bleu", pool=RECORDS)
 WRITERS = [name for name in method_names() if method_class(name).writes and name != "peft"]
-SETTINGS = {name: {"lora_rank": 2} for name in ("prune", "fine-gates")}  # these models have no biases, and there is no head
+SETTINGS = {name: {"lora_rank": 2} for name in ("prune", "fine-gates")}  # there are no biases and no head
 
 
 def attach(name, family):
