@@ -50,7 +50,7 @@ _WORDS_OF_A_TEXT = 4
 class UnknownLabel(DataError):
     """A `name` that is none of the classes."""
 
-    def __init__(self, message: str, hint: str | None, name: str):
+    def __init__(self, message: str, hint: str | None = None, name: str = ""):
         super().__init__(message, hint)
         self.name = name
 
