@@ -226,10 +226,11 @@ def test_predictions_wait_for_a_fit_on_the_same_backbone(monkeypatch):
     ready, trained = (attached("prefix-subspace", backbone, seed, prefix_length=3) for seed in (1, 2))
     expected = predict_rows(ready, rows, TASK.kind).scores
     config = TrainingConfig(epochs=2, batch_size=8, trunk_dropout=True, gradient_checkpointing=True)
-    begun, over = threading.Event(), []
+    begun, steps = threading.Event(), []
 
     def after(event):
         if isinstance(event, StepDone):
+            steps.append(event)
             begun.set()
             time.sleep(0.02)
 
@@ -237,15 +238,14 @@ def test_predictions_wait_for_a_fit_on_the_same_backbone(monkeypatch):
         fit(
             trained, rows, None, config, kind=TASK.kind, metric=TASK.metric, generator=generator(), on_event=after
         )  # fmt: skip
-        over.append(True)
 
     def predict():
         begun.wait(60)
         found = predict_rows(ready, rows, TASK.kind).scores
-        assert over, "predicted within the fit"
-        return found
+        return len(steps), found
 
-    _, found = in_threads(train, predict)
+    _, (seen, found) = in_threads(train, predict)
+    assert seen == len(steps), "predicted within the fit"
     np.testing.assert_array_equal(found, expected)
 
 
