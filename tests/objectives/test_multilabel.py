@@ -393,3 +393,11 @@ def test_a_run_from_before_thresholds_has_one_half(fitted, tmp_path):
     record["spec"] = record["spec"] | {"run": {k: v for k, v in record["spec"]["run"].items() if k != "threshold"}}
     before = replace(fitted.run, record=record)
     assert open_trained(before).adapter.label_threshold == 0.5
+
+
+def test_a_named_column_that_no_row_has_stays_a_class(tmp_path):
+    flags = [(text, *(int(name in own) for name in LABELS), 0) for text, own in rows()]
+    task = read_task(write(tmp_path / "flags.csv", flags, ("text", *LABELS, "hope")), label="anger,fear,joy,hope")
+    assert task.labels == ("anger", "fear", "hope", "joy")
+    assert task.pool[3].label == (1, 1, 0, 0)
+    assert all(row.label[2] == 0 for row in task.pool)

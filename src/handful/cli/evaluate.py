@@ -54,9 +54,8 @@ def evaluate(
     asked = ColumnOptions(text, text_pair, encoding, delimiter, label)
     columns = {"text": asked.text or "", "text_pair": asked.text_pair, "label": asked.label or "label"}
     options = {"encoding": asked.encoding, "delimiter": asked.delimiter}
-    labelled_rows(
-        data, described, wanted=Columns(**columns), **options
-    )  # what is wrong is said before a model is loaded
+    # what is wrong is said before a model is loaded
+    labelled_rows(data, described, wanted=Columns(**columns), **options)
     fitted = open_model(run, model, task, chosen_device(device))
     with FitProgress("evaluating") as progress:
         found = fitted.evaluate(data, columns=columns | options, on_written=progress.written)

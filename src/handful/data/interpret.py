@@ -14,7 +14,7 @@ from handful.data.columns import Columns, check_column, check_text, complain, co
 from handful.data.derived import told, with_derived
 from handful.data.distinct import contradiction_notes, once
 from handful.data.holdout import alike_notes
-from handful.data.label_set_targets import SetTargets, set_targets, with_flags
+from handful.data.label_set_targets import SetTargets, flag_columns, set_targets, with_flags
 from handful.data.label_set_targets import share_notes as set_notes
 from handful.data.labels import (
     LEAST_ROWS,
@@ -183,14 +183,16 @@ def targets_of(
 
 
 def infer_targets(
-    table: Table, label: str, kind: TaskKind | None, separator: str | None = None
+    table: Table, label: str, kind: TaskKind | None, separator: str | None = None, named: tuple[str, ...] = ()
 ) -> tuple[Targets | SetTargets, list[str]]:
     """The classes in the label column, or that it is a regression target, with notes on what was inferred.
+
+    `named` are the classes where columns were named for them, of which some may be in no row.
 
     Raises: DataError if there is one class only, several labels in a row, nearly as many classes as rows where nobody
     said that they are classes, or numbers mixed with something else.
     """
-    if (several := set_targets(table, label, kind, separator)) is not None:
+    if (several := set_targets(table, label, kind, separator, named)) is not None:
         return several
     check_cells(table, label, lists=True)
     cells = [row.get(label) for row in table.rows]
@@ -260,6 +262,7 @@ def build_task(
     separator: str | None = None,
 ) -> Task:
     """The task in these tables, named after the pool; kind and classes are those of the pool."""
+    flagged = flag_columns(pool, wanted.label)
     pool = with_flags(pool, wanted.label, first=True)
     test, dev = (table and with_flags(table, wanted.label) for table in (test, dev))
     asked = None if kind is None else objective_of(kind)
@@ -283,8 +286,8 @@ def build_task(
     examples(pool, columns, None)  # columns, texts and missing labels are checked before labels are interpreted
     check_column(pool, columns.label)
     complain_of_labels(pool, columns.label)
-    targets, inferred = infer_targets(pool, columns.label, kind, separator)
-    resolved: TaskKind = "regression"
+    targets, inferred = infer_targets(pool, columns.label, kind, separator, class_names(flagged)[0])
+    resolved: TaskKind = kind if kind and asked and not asked.has_labels else "regression"
     if isinstance(targets, SetTargets):
         resolved = "multilabel"
     elif targets.labels:

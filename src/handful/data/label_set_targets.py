@@ -70,7 +70,7 @@ class SetTargets:
 
 
 def set_targets(
-    table: Table, label: str, kind: TaskKind | None, separator: str | None
+    table: Table, label: str, kind: TaskKind | None, separator: str | None, named: tuple[str, ...] = ()
 ) -> tuple[SetTargets, list[str]] | None:
     """The classes in a column whose cells hold several labels, and notes; None where the table is of another kind.
 
@@ -91,13 +91,20 @@ def set_targets(
             "own give --kind classification"
         )
     found = read_label_sets(
-        cells, separator=separator, where=table.where, column=label, cells_are_texts=table.cells_are_texts
-    )
+        cells, separator=separator, labels=named or None, where=table.where, column=label,
+        cells_are_texts=table.cells_are_texts,
+    )  # fmt: skip
     return SetTargets(found.labels, separator, found.flags), [*notes, *found.notes]
 
 
 def _as_list(cell: Any) -> Any:
     return read_list(cell) if isinstance(cell, str) else cell
+
+
+def flag_columns(table: Table, label: str | None) -> list[str]:
+    """The columns of 0 and 1 that `label` names with commas between; empty where it is no such list, or a column."""
+    names = [] if label is None or label in table.columns else [name.strip() for name in label.split(",")]
+    return names if len(names) > 1 and any(name in table.columns for name in names) else []
 
 
 def with_flags(table: Table, label: str | None, *, first: bool = False) -> Table:
@@ -106,8 +113,7 @@ def with_flags(table: Table, label: str | None, *, first: bool = False) -> Table
     As it is where `label` is no such list, or the name of a column. In the `first` table, which classes are
     learned from, not all rows may have the same labels.
     """
-    names = [] if label is None or label in table.columns else [name.strip() for name in label.split(",")]
-    if len(names) < 2 or not any(name in table.columns for name in names):
+    if not (names := flag_columns(table, label)):
         return table
     for name in names:
         if name not in table.columns:

@@ -55,8 +55,8 @@ class Predictions:
 
     @cached_property
     def values(self) -> np.ndarray:
-        """(N,): the mean predicted number, for regression."""
-        return self.scores[..., 0].mean(0)
+        """(N,): the predicted number, for kinds of task without classes."""
+        return self.objective.answers(self.scores, lambda: self.probabilities, self.threshold)
 
     @cached_property
     def labels(self) -> np.ndarray:

@@ -15,13 +15,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from handful import __version__
-from handful.backbone.load import Backbone
 from handful.backbone.resize import build_ragged, class_path, save_model, stock_class
-from handful.data.task import Task
 from handful.errors import ModelError
 from handful.export.folded import Folded
 from handful.export.folder import ExportJob, ExportReport
-from handful.export.format import AbstractFormat, ExportPlan, classifier_words, family_of
+from handful.export.format import AbstractFormat, ExportPlan
 from handful.export.loaders import Loader
 from handful.export.shrink import Shrunk
 from handful.export.size import Size
@@ -51,12 +49,6 @@ class Compact(AbstractFormat):
 
     def lacking(self, method: AbstractMethod, exports: Exports) -> str:
         return f"method {method.name!r} takes nothing out of the model, as gates and pruning do"
-
-    def describe(self, backbone: Backbone | str, pooling: str, task: Task | None) -> ExportPlan:
-        if pooling == "family":
-            return ExportPlan("classifier", classifier_words(self.article, backbone, task))
-        where = f"the bare {family_of(backbone)}, with head.safetensors and a loader in its README"
-        return ExportPlan("features", f"{self.article} for {where}")
 
     def write(self, job: ExportJob, plan: ExportPlan) -> ExportReport:
         folded = Folded(job, plan, "ragged")

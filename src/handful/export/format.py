@@ -72,9 +72,12 @@ class AbstractFormat(ABC):
     def lacking(self, method: AbstractMethod, exports: Exports) -> str:
         """Why it cannot be made of any of these products."""
 
-    @abstractmethod
     def describe(self, backbone: Backbone | str, pooling: str, task: Task | None) -> ExportPlan:
-        """The plan for labels or numbers, where nothing stands in its way."""
+        """The plan for labels or numbers, where nothing stands in its way; as a rule with the head beside."""
+        if pooling == "family":
+            return ExportPlan("classifier", classifier_words(self.article, backbone, task))
+        where = f"the bare {family_of(backbone)}, with head.safetensors and a loader in its README"
+        return ExportPlan("features", f"{self.article} for {where}")
 
     @abstractmethod
     def write(self, job: ExportJob, plan: ExportPlan) -> ExportReport:

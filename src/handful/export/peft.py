@@ -30,7 +30,7 @@ from handful.errors import ConfigError
 from handful.evaluation.text.generate import GenerationOptions
 from handful.export.folded import labelled
 from handful.export.folder import ExportJob, ExportReport
-from handful.export.format import REFUSED, AbstractFormat, ExportPlan, classifier_words, family_of, plain
+from handful.export.format import REFUSED, AbstractFormat, ExportPlan, plain
 from handful.export.loaders import Loader
 from handful.methods.base import AbstractMethod
 from handful.methods.exports import Exports, PeftState, Product
@@ -61,12 +61,6 @@ class Peft(AbstractFormat):
         if "smaller model" in exports:
             return f"{method.name!r} makes the model smaller, which no PEFT adapter can"
         return f"method {method.name!r} adds nothing that PEFT could load"
-
-    def describe(self, backbone: Backbone | str, pooling: str, task: Task | None) -> ExportPlan:
-        if pooling == "family":
-            return ExportPlan("classifier", classifier_words(self.article, backbone, task))
-        where = f"the bare {family_of(backbone)}, with head.safetensors and a loader in its README"
-        return ExportPlan("features", f"{self.article} for {where}")
 
     def write(self, job: ExportJob, plan: ExportPlan) -> ExportReport:
         adapter, backbone = job.adapter, job.backbone

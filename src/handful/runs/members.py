@@ -64,7 +64,7 @@ def num_test_rows(task: Task) -> int:
 
 def without_rows(task: Task, rows: Sequence[Example]) -> list[str]:
     """A sentence on the labels that no training row has, where a text may have several; others are drawn with all."""
-    if task.kind != "multilabel":
+    if task.objective.has_classes or not task.objective.has_labels:
         return []
     found = task.objective.classes_in([row.label for row in rows])
     absent = [name for index, name in enumerate(task.labels) if index not in found]
