@@ -144,6 +144,7 @@ CASES = [
     (ScaledPrompt(prompt_length=4), "roberta", "family", "peft", SINGLE),
     (Peft(config={"peft_type": "P_TUNING", "num_virtual_tokens": 3}), "roberta", "mean", "peft", SINGLE),
     (Peft(config={"peft_type": "LOHA", "r": 2}), "bert", "mean", "peft", SINGLE),
+    (Peft(config={"peft_type": "VERA", "r": 2, "target_modules": ["query"]}), "electra", "mean", "peft", SINGLE),
     (LoRA(), "llama", "last", "dense", SINGLE),
     (IA3(), "gpt2", "mean", "dense", SINGLE),
     (Full(), "bert", "family", "dense", PAIR),

@@ -173,7 +173,8 @@ def whole_names(tensors: Mapping[str, torch.Tensor], model: nn.Module) -> str:
         parts = tensor.removeprefix("base_model.model.").split(".")
         names = [name for depth in range(1, len(parts)) if (name := ".".join(parts[:depth])) in modules]
         wrapped = (name for name in names if hasattr(modules[name], "base_layer"))  # PEFT's own layers, put in training
-        layers.add(next(wrapped, names[-1]))
+        if names:  # a tensor that layers share, as VeRA's, is of none
+            layers.add(next(wrapped, names[-1]))
     return "|".join(sorted(map(re.escape, layers)))
 
 
